@@ -1,0 +1,1 @@
+"""Morphline: from a few pictures to a smooth, tracked, reproducible morph."""
