@@ -1,0 +1,333 @@
+"""The whole of params.yaml as frozen models. Nothing else reads that file.
+
+A set or a morph may override values of its own sections under its key; `load_params` merges them, so that
+`params.sets["alps"].train` is the complete training section of that set.
+"""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipeline.errors import Problem, UserError
+
+KEY = r"^[a-z0-9-]+$"
+Key = Annotated[str, Field(pattern=KEY)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Colour = tuple[
+    Annotated[int, Field(ge=0, le=255)], Annotated[int, Field(ge=0, le=255)], Annotated[int, Field(ge=0, le=255)]
+]
+
+
+class Section(BaseModel):
+    """A frozen mapping of params.yaml: unknown keys and implicit conversions are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class BaseSection(Section):
+    """The frozen diffusion model that adapters are trained on."""
+
+    source: str = Field(min_length=1)
+    revision: str | None
+    config: str | None
+    dtype: Literal["float32", "bfloat16", "float16"]
+
+
+class PrepareSection(Section):
+    """How raw pictures become training pictures."""
+
+    width: int = Field(ge=64, le=4096, multiple_of=8)
+    height: int = Field(ge=64, le=4096, multiple_of=8)
+    resample: Literal["lanczos", "bicubic", "area"]
+    background: Colour = Field(strict=False)
+    max_megapixels: float = Field(gt=0, le=1000)
+
+
+class TrainSection(Section):
+    """How an adapter is trained."""
+
+    steps: int = Field(ge=1, le=1_000_000)
+    batch: int = Field(ge=1, le=1024)
+    learning_rate: float = Field(gt=0, le=1)
+    weight_decay: float = Field(ge=0, le=1)
+    max_grad_norm: float = Field(gt=0, le=1e6)
+    noise_offset: float = Field(ge=0, le=1)
+    rank: int = Field(ge=1, le=1024)
+    alpha: float = Field(gt=0, le=4096)
+    seed: int = Field(ge=0, lt=2**63)
+
+
+class SampleSection(Section):
+    """Which pictures show what a set's adapters learned."""
+
+    captions: int = Field(ge=1, le=64)
+    seeds: int = Field(ge=1, le=16)
+    weights: tuple[Annotated[float, Field(ge=-4, le=4)], ...] = Field(strict=False, min_length=1, max_length=16)
+    steps: int = Field(ge=2, le=1000)
+    guidance: float = Field(ge=1, le=50)
+    seed: int = Field(ge=0, lt=2**63)
+
+
+class MorphSection(Section):
+    """How the frames between keyframes are made."""
+
+    frames: int = Field(ge=3, le=10_000)
+    steps: int = Field(ge=2, le=1000)
+    adain: bool
+    fps: float = Field(gt=0, le=120)
+    hold: float = Field(ge=0, le=60)
+
+
+class EvaluateSection(Section):
+    """How a morph is measured."""
+
+    max_side: int = Field(ge=64, le=4096)
+
+
+class PocketSection(Section):
+    """How the small base that ships with the repository is made."""
+
+    seed: int = Field(ge=0, lt=2**31)
+    init_from: str | None
+    paintings: int = Field(ge=16, le=10_000_000)
+    textures: int = Field(ge=0, le=10_000_000)
+    autoencoder_steps: int = Field(ge=1, le=10_000_000)
+    autoencoder_batch: int = Field(ge=1, le=4096)
+    autoencoder_rate: float = Field(gt=0, le=1)
+    unet_steps: int = Field(ge=1, le=10_000_000)
+    unet_batch: int = Field(ge=1, le=4096)
+    unet_rate: float = Field(gt=0, le=1)
+    caption_dropout: Fraction
+    between: Fraction
+    ema: float = Field(ge=0, lt=1)
+
+
+class MachineSection(Section):
+    """What the work runs on. Never changes a result beyond float rounding, so it is not a DVC param."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    batch: Annotated[int, Field(ge=1, le=4096)] | None
+    workers: Annotated[int, Field(ge=1, le=1024)] | None
+    checkpoint_every: int = Field(ge=1, le=1_000_000)
+
+
+class TrackingSection(Section):
+    """Where runs are written down. Never changes a result, so it is not a DVC param."""
+
+    uri: str | None
+    experiment: str = Field(min_length=1)
+    required: bool
+
+
+class SetSpec(Section):
+    """One set: how many adapters it gives, and its sections with its own overrides merged in."""
+
+    SECTIONS: ClassVar[tuple[str, ...]] = ("prepare", "train", "sample")
+
+    adapter: Literal["image", "set"]
+    prepare: PrepareSection
+    train: TrainSection
+    sample: SampleSection
+
+
+class MorphSpec(Section):
+    """One morph: the keyframes (file names in its set) in order, and its section with overrides merged in."""
+
+    SECTIONS: ClassVar[tuple[str, ...]] = ("morph",)
+
+    set: Key
+    keyframes: tuple[Annotated[str, Field(min_length=1)], ...] = Field(strict=False, min_length=2)
+    morph: MorphSection
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    base: BaseSection
+    sets: dict[Key, SetSpec] = Field(min_length=1)
+    morphs: dict[Key, MorphSpec]
+    prepare: PrepareSection
+    train: TrainSection
+    sample: SampleSection
+    morph: MorphSection
+    evaluate: EvaluateSection
+    pocket: PocketSection
+    machine: MachineSection
+    tracking: TrackingSection
+
+
+def load_params(path: Path = Path("params.yaml")) -> Params:
+    """Read and validate params.yaml.
+
+    Raises:
+        UserError: with one problem for each mistake: the key's path, what was found and what is allowed.
+    """
+    raw = _read_yaml(path)
+    problems = _override_shape_problems(raw, path)
+    if problems:
+        raise UserError(*problems)
+    overrides = _merge_overrides(raw)
+    try:
+        params = Params.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(*_explain(error, raw, overrides, path)) from None
+    problems = [
+        Problem(
+            f"{path}: morphs.{key}.set",
+            f"there is no set {morph.set!r}",
+            f"Choose one of {', '.join(sorted(params.sets))}, or add it under `sets`.",
+        )
+        for key, morph in params.morphs.items()
+        if morph.set not in params.sets
+    ]
+    if problems:
+        raise UserError(*problems)
+    return params
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            Problem(str(path), "the file is missing", "Run morphline at the top of the repository.")
+        ) from None
+    except UnicodeDecodeError:
+        raise UserError(Problem(str(path), "the file is not UTF-8 text", "Save it as UTF-8.")) from None
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        found = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(
+            Problem(where, f"not valid YAML ({found})", "Correct that line; indentation is by spaces.")
+        ) from None
+    if not isinstance(raw, dict):
+        raise UserError(Problem(str(path), "no mapping of sections at the top", "Restore the file from Git."))
+    return raw
+
+
+def _override_shape_problems(raw: Mapping[str, Any], path: Path) -> list[Problem]:
+    """Overrides must be there, if only as `{}`: DVC can declare only params keys that exist."""
+    problems = []
+    for group, spec in (("sets", SetSpec), ("morphs", MorphSpec)):
+        entries = raw.get(group)
+        for key, entry in entries.items() if isinstance(entries, dict) else ():
+            for section in spec.SECTIONS if isinstance(entry, dict) else ():
+                if not isinstance(entry.get(section), dict):
+                    found = "the key is missing" if section not in entry else f"found {entry[section]!r}"
+                    problems.append(
+                        Problem(
+                            f"{path}: {group}.{key}.{section}",
+                            found,
+                            f"Write `{section}: {{}}`, or a mapping of values of `{section}` to override.",
+                        )
+                    )
+    return problems
+
+
+def _merge_overrides(raw: dict[str, Any]) -> dict[tuple[str, ...], set[str]]:
+    """Merge in place; returns which keys each entry overrides, so that an error is told where it was written."""
+    overrides: dict[tuple[str, ...], set[str]] = {}
+    for group, spec in (("sets", SetSpec), ("morphs", MorphSpec)):
+        entries = raw.get(group)
+        for key, entry in entries.items() if isinstance(entries, dict) else ():
+            for section in spec.SECTIONS if isinstance(entry, dict) else ():
+                overrides[group, key, section] = set(entry[section])
+                entry[section] = {**(raw.get(section) or {}), **entry[section]}
+    return overrides
+
+
+def _explain(
+    error: ValidationError, raw: Mapping[str, Any], overrides: Mapping[tuple[str, ...], set[str]], path: Path
+) -> list[Problem]:
+    problems = []
+    for detail in error.errors():
+        loc = tuple(str(part) for part in detail["loc"] if part != "[key]")
+        inherited = loc[:3] in overrides and (len(loc) < 4 or loc[3] not in overrides[loc[:3]])
+        if inherited and loc[2] in raw:
+            continue  # told once, where the shared section has it
+        where = f"{path}: {'.'.join(loc)}"
+        field, siblings = _field_at(loc)
+        if detail["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(loc[-1], siblings, n=1)
+            hint = f"Did you mean {near[0]!r}? " if near else ""
+            problems.append(Problem(where, "unknown key", f"{hint}Allowed here: {', '.join(siblings)}."))
+        elif detail["type"] == "missing":
+            allowed = f" ({_allowed(field)})" if field else ""
+            problems.append(Problem(where, "the key is missing", f"Add it{allowed}."))
+        elif detail["type"] == "string_pattern_mismatch":
+            found = f"found {detail['input']!r}"
+            problems.append(Problem(where, found, "Allowed: lower-case letters, digits and hyphens."))
+        else:
+            allowed = _allowed(field) if field else detail["msg"]
+            problems.append(Problem(where, f"found {detail['input']!r}", f"Allowed: {allowed}."))
+    return problems
+
+
+def _field_at(loc: tuple[str, ...]) -> tuple[FieldInfo | None, list[str]]:
+    """The model field that a location names, and the names allowed beside it."""
+    model: type[BaseModel] | None = Params
+    field: FieldInfo | None = None
+    siblings: list[str] = []
+    skip_key = False
+    for part in loc:
+        if skip_key:
+            skip_key = False
+            continue
+        if model is None:
+            break
+        siblings = list(model.model_fields)
+        field = model.model_fields.get(part)
+        if field is None:
+            return None, siblings
+        annotation = field.annotation
+        if getattr(annotation, "__origin__", None) is dict:
+            annotation = annotation.__args__[1]  # type: ignore[union-attr]
+            skip_key = True
+        model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    return field, siblings
+
+
+_NAMES = {int: "an integer", float: "a number", str: "a text", bool: "true or false"}
+
+
+def _allowed(field: FieldInfo) -> str:
+    """What a field accepts, in words: `an integer from 1 to 1024`."""
+    annotation: Any = field.annotation
+    optional = ""
+    metadata = list(field.metadata)
+    parts = getattr(annotation, "__args__", ())
+    if type(None) in parts:
+        optional = ", or null"
+        annotation = next(part for part in parts if part is not type(None))
+        metadata += [item for info in getattr(annotation, "__metadata__", ()) for item in getattr(info, "metadata", ())]
+        annotation = getattr(annotation, "__origin__", annotation)
+    if getattr(annotation, "__origin__", None) is Literal:
+        return "one of " + ", ".join(str(value) for value in annotation.__args__) + optional
+    if annotation == Colour:
+        return "three integers from 0 to 255 (red, green, blue)"
+    origin = getattr(annotation, "__origin__", None)
+    words = {tuple: "a list", dict: "a mapping"}.get(origin) or _NAMES.get(annotation, "a mapping")
+    for item in metadata:
+        if isinstance(item, Ge):
+            words += f" from {item.ge}"
+        elif isinstance(item, Gt):
+            words += f" above {item.gt}"
+        elif isinstance(item, Le):
+            words += f" to {item.le}"
+        elif isinstance(item, Lt):
+            words += f" below {item.lt}"
+        elif isinstance(item, MinLen) and origin in (tuple, dict):
+            words += f" of at least {item.min_length}"
+        elif isinstance(item, MaxLen) and origin in (tuple, dict):
+            words += f" and at most {item.max_length}"
+        elif getattr(item, "multiple_of", None):
+            words += f", a multiple of {item.multiple_of}"
+    return words + optional
