@@ -7,28 +7,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.images.palette import Light, Weights
+from pipeline.images.pines import Pines, draw_pines, paint_pines
 from pipeline.images.relief import Canvas
 from pipeline.images.strokes import Floats, below, dots, over, smooth_line, smooth_noise, smoothstep
 from pipeline.images.world import FOREGROUNDS
 
-LAKE, MEADOW, FOREST, DUNES, SNOWFIELD = range(len(FOREGROUNDS))
+FOREST = FOREGROUNDS.index("pine forest")
+_SOFT = 0.22
 _SWELL = np.array([0.0, 0.022, 0.016, 0.020, 0.020], dtype=np.float32)
 _GRASS = np.array([(128, 172, 70), (104, 160, 62), (76, 138, 56), (52, 112, 50)], dtype=np.float32) / 255
 _SAND = np.array([(226, 178, 116), (232, 172, 100), (226, 158, 84), (214, 142, 70)], dtype=np.float32) / 255
 _SNOW = np.array([(214, 224, 242), (222, 230, 244), (228, 234, 246), (232, 238, 248)], dtype=np.float32) / 255
 _FLOOR = np.array([(70, 104, 66), (58, 94, 60), (46, 82, 54), (36, 66, 46)], dtype=np.float32) / 255
-_NEEDLES = np.array([(62, 108, 84), (38, 82, 64), (20, 54, 46)], dtype=np.float32) / 255
 _FLOWERS = np.array([(255, 236, 120), (236, 96, 110), (250, 244, 240)], dtype=np.float32) / 255
 _WATER = np.array((30, 74, 104), dtype=np.float32) / 255
-
-
-@dataclass(frozen=True)
-class Plants:
-    """Rows of pines from far to near: each (trees,) of centre, height and width in picture heights, and foot y."""
-
-    shift: Floats
-    size: Floats
-    lean: Floats
 
 
 @dataclass(frozen=True)
@@ -42,7 +34,21 @@ class Ground:
     patches: Floats
     flowers: Floats
     dunes: Floats
-    pines: list[Plants]
+    pines: list[Pines]
+
+
+@dataclass(frozen=True)
+class _Site:
+    """Where a surface is painted: the picture so far, and the rows from the land's upper edge down."""
+
+    picture: Floats
+    ground: Ground
+    light: Light
+    canvas: Canvas
+    orb_x: float
+    orb: float
+    y: Floats
+    near: Floats
 
 
 def draw_ground(rng: np.random.Generator) -> Ground:
@@ -59,12 +65,12 @@ def draw_ground(rng: np.random.Generator) -> Ground:
         patches=rng.permutation(np.linspace(0, 1, 70)).astype(np.float32).reshape(10, 7),
         flowers=rng.random((4, 48)).astype(np.float32),
         dunes=rng.random((5, 5)).astype(np.float32),
-        pines=[Plants(*rng.random((3, count)).astype(np.float32)) for count in (30, 17, 9)],
+        pines=draw_pines(rng),
     )
 
 
-def paint_ground(picture: Floats, ground: Ground, weights: Weights, light: Light, canvas: Canvas, orb: float) -> None:
-    """Paints the foregrounds over picture (H, W, 3), in place; `orb` is the x of a sun that glitters on water."""
+def paint_ground(picture: Floats, ground: Ground, weights: Weights, light: Light, canvas: Canvas, orb_x: float) -> None:
+    """Paints the foregrounds over picture (H, W, 3), in place; `orb_x` is where a sun glitters on water."""
     swell = smooth_line(ground.swell, canvas.x) + 0.4
     top = canvas.horizon - np.maximum(swell, 0) * float(weights.foreground @ _SWELL)
     first = max(int(top.min() * len(canvas.y)) - 1, 0)
@@ -74,29 +80,28 @@ def paint_ground(picture: Floats, ground: Ground, weights: Weights, light: Light
     # Patches are cut so that nothing has changed at 0 and everything at 1; flatter far away, as land looks.
     patches = smooth_noise(ground.patches, canvas.x, near**0.6)
     patches = smoothstep((patches - 0.2) / 0.6)
-    land: Floats | None = None
+    site = _Site(picture, ground, light, canvas, orb_x, weights.orb, y, near)
+    land = np.zeros((0,), dtype=np.float32)
     sum_so_far = 0.0
+    # In the order of FOREGROUNDS.
     for kind, painter in enumerate((_lake, _meadow, _forest_floor, _dunes, _snowfield)):
         weight = float(weights.foreground[kind])
         if weight <= 0:
             continue
-        surface = painter(picture, ground, weights, light, canvas, y, near, orb)
+        surface = painter(site)
         sum_so_far += weight
-        if land is None:
+        if sum_so_far == weight:
             land = surface
         else:
-            soft = 0.22
-            over(land, surface, smoothstep((weight / sum_so_far * (1 + soft) - patches) / soft))
-    assert land is not None
+            over(land, surface, smoothstep((weight / sum_so_far * (1 + _SOFT) - patches) / _SOFT))
     over(picture[first:], land, below(top, y))
     if weights.foreground[FOREST] > 0:
-        _pines(picture, ground, light, canvas, float(weights.foreground[FOREST]))
+        paint_pines(picture, ground.pines, light, canvas, float(weights.foreground[FOREST]))
 
 
-def _layers(
-    ground: Ground, colours: Floats, light: Light, canvas: Canvas, y: Floats, fall: float, snow: bool = False
-) -> Floats:
+def _layers(site: _Site, colours: Floats, fall: float, snow: bool = False) -> Floats:
     """Rolling land in four bands, each bright along its crest and falling into shade: (rows, W, 3)."""
+    ground, light, canvas, y = site.ground, site.light, site.canvas, site.y
     land = np.empty((len(y), len(canvas.x), 3), dtype=np.float32)
     depth = 1 - canvas.horizon
     tops = [np.full_like(canvas.x, canvas.horizon - 0.03)]
@@ -116,34 +121,35 @@ def _layers(
     return land
 
 
-def _meadow(picture, ground, weights, light, canvas, y, near, orb) -> Floats:
-    land = _layers(ground, _GRASS, light, canvas, y, 0.62)
-    across, down, size, kind = ground.flowers
+def _meadow(site: _Site) -> Floats:
+    canvas = site.canvas
+    land = _layers(site, _GRASS, 0.62)
+    across, down, size, kind = site.ground.flowers
     down = 0.22 + 0.78 * down
     at_y = canvas.horizon + down * (1 - canvas.horizon)
     radius = (0.005 + 0.011 * down) * (0.7 + 0.5 * size)
     for number, colour in enumerate(_FLOWERS):
         mine = (kind * 3).astype(int) == number
-        cover = dots(
-            across[mine], at_y[mine], radius[mine], np.full(mine.sum(), 2.2, np.float32), canvas.x, y, canvas.aspect
-        )
-        over(land, light.on(colour, 0.85), np.clip(cover - 0.35, 0, 1))
+        full = np.full(mine.sum(), 2.2, dtype=np.float32)
+        cover = dots(across[mine], at_y[mine], radius[mine], full, canvas.x, site.y, canvas.aspect)
+        over(land, site.light.on(colour, 0.85), np.clip(cover - 0.35, 0, 1))
     return land
 
 
-def _snowfield(picture, ground, weights, light, canvas, y, near, orb) -> Floats:
-    return _layers(ground, _SNOW, light, canvas, y, 0.86, snow=True)
+def _snowfield(site: _Site) -> Floats:
+    return _layers(site, _SNOW, 0.86, snow=True)
 
 
-def _forest_floor(picture, ground, weights, light, canvas, y, near, orb) -> Floats:
-    return _layers(ground, _FLOOR, light, canvas, y, 0.6)
+def _forest_floor(site: _Site) -> Floats:
+    return _layers(site, _FLOOR, 0.6)
 
 
-def _dunes(picture, ground, weights, light, canvas, y, near, orb) -> Floats:
-    land = _layers(ground, _SAND, light, canvas, y, 0.35)
+def _dunes(site: _Site) -> Floats:
+    light, canvas, y = site.light, site.canvas, site.y
+    land = _layers(site, _SAND, 0.35)
     depth = 1 - canvas.horizon
-    for number, (a, b, c, d, e) in enumerate(ground.dunes):
-        share = number / (len(ground.dunes) - 1)
+    for number, (a, b, c, d, e) in enumerate(site.ground.dunes):
+        share = number / (len(site.ground.dunes) - 1)
         foot = canvas.horizon + depth * (0.16 + 0.98 * share)
         height = (0.07 + 0.10 * share) * (0.8 + 0.4 * a)
         centre = (0.18 + 0.64 * ((number * 0.618 + b) % 1)) if number else 0.2 + 0.6 * b
@@ -163,9 +169,10 @@ def _dunes(picture, ground, weights, light, canvas, y, near, orb) -> Floats:
     return land
 
 
-def _lake(picture, ground, weights, light, canvas, y, near, orb) -> Floats:
+def _lake(site: _Site) -> Floats:
+    picture, light, canvas, y, near = site.picture, site.light, site.canvas, site.y, site.near
     rows = len(canvas.y)
-    ripple = smooth_noise(ground.ripples, canvas.x, near**0.55)
+    ripple = smooth_noise(site.ground.ripples, canvas.x, near**0.55)
     wobble = ripple * (0.006 + 0.055 * near[:, None])
     source = canvas.horizon - np.maximum(y - canvas.horizon, 0)[:, None] * 1.04 + wobble
     source = np.clip(np.minimum(source, canvas.horizon) * rows - 0.5, 0, rows - 2)
@@ -179,48 +186,8 @@ def _lake(picture, ground, weights, light, canvas, y, near, orb) -> Floats:
     over(mirror, light.middle * 0.55 + light.low * 0.45, crest)
     shore = np.exp(-(((y - canvas.horizon) / 0.008) ** 2)) * 0.5
     over(mirror, light.low, np.broadcast_to(shore[:, None], ripple.shape))
-    if weights.orb > 0:
+    if site.orb > 0:
         spread = 0.030 + 0.06 * near[:, None]
-        path = np.exp(-((((canvas.x - orb) * canvas.aspect) / spread) ** 2))
-        over(
-            mirror, light.disc, weights.orb * 0.85 * path * smoothstep(ripple * 3.2 + 0.35) * (1 - 0.3 * near)[:, None]
-        )
+        path = np.exp(-((((canvas.x - site.orb_x) * canvas.aspect) / spread) ** 2))
+        over(mirror, light.disc, site.orb * 0.85 * path * smoothstep(ripple * 3.2 + 0.35) * (1 - 0.3 * near)[:, None])
     return mirror
-
-
-def _pines(picture: Floats, ground: Ground, light: Light, canvas: Canvas, grown: float) -> None:
-    rows = len(canvas.y)
-    depth = 1 - canvas.horizon
-    for row, plants in enumerate(ground.pines):
-        count = len(plants.size)
-        foot = canvas.horizon + depth * (0.20, 0.52, 1.10)[row]
-        heights = (0.085, 0.17, 0.33)[row] * (0.62 + 0.55 * plants.size) * grown
-        feet = foot + (plants.lean - 0.5) * 0.03 * (row + 1)
-        first = max(int((feet - heights).min() * rows) - 1, 0)
-        y = canvas.y[first:]
-        # Trees stand one to a cell, so that a pixel has to look at its own cell's and its two neighbours' alone.
-        cell = np.floor(canvas.x * (count - 1)).astype(int)
-        cover = np.zeros((len(y), len(canvas.x)), dtype=np.float32)
-        sunny = np.zeros_like(cover)
-        for step in (-1, 0, 1):
-            tree = np.clip(cell + step, 0, count - 1)
-            centre = (tree + 0.15 + 0.7 * plants.shift[tree]) / (count - 1)
-            height = np.maximum(heights[tree], 1e-4)
-            down = (y[:, None] - (feet - heights)[tree]) / height
-            tiers = (4, 5, 6)[row]
-            tier = down * tiers
-            tier = tier - np.floor(tier)
-            half = height * (0.25 + 0.06 * plants.lean[tree]) * np.minimum(down, 1) * (0.66 + 0.40 * tier)
-            offset = (canvas.x - centre) * canvas.aspect
-            mine = np.clip((half - np.abs(offset)) * rows * 0.8 + 0.5, 0, 1) * np.clip(down * height * rows + 0.5, 0, 1)
-            mine *= np.clip((1 - down) * height * rows + 0.5, 0, 1)
-            bright = smoothstep(offset * canvas.sun_side / (height * 0.10) + 0.2)
-            sunny = sunny + (bright - sunny) * mine
-            cover = cover + mine - cover * mine
-        # Between the trunks of a row it is dark: one soft band ties the trees into a wood.
-        ground_line = np.clip((y - foot) * rows * 0.12 / (row + 1) + 0.5, 0, 1)[:, None] * min(grown * 1.5, 1)
-        cover = np.maximum(cover, ground_line)
-        colour = light.on(_NEEDLES[row], 0.10 + 0.62 * sunny)
-        mist = (0.34, 0.16, 0.0)[row] + (0.22, 0.2, 0.0)[row] * smoothstep((y - foot + 0.08) / 0.14)
-        colour += (light.low - colour) * np.asarray(mist, dtype=np.float32)[:, None, None]
-        over(picture[first:], colour, cover)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating]
 
 
-def lerp(a: Floats, b: Floats, t: Floats | float) -> Floats:
+def lerp(a: Floats, b: Floats, t: Floats) -> Floats:
     """a where t is 0, b where t is 1."""
     return a + (b - a) * t
 
 
-def smoothstep(t: Floats | float) -> Floats:
+def smoothstep(t: Floats) -> Floats:
     """0 below 0, 1 above 1, and a smooth rise between."""
     t = np.clip(t, 0, 1)
     return t * t * (3 - 2 * t)
@@ -48,7 +48,7 @@ def jagged_line(tables: list[Floats], x: Floats, low: float, high: float) -> Flo
 
 def below(top: Floats, y: Floats) -> Floats:
     """How much of each pixel lies below the line top (W,), for pixel centres y (H,), both in [0, 1]: (H, W)."""
-    height = len(y) and 1 / (y[1] - y[0])
+    height = 1 / (y[1] - y[0])
     slope = np.gradient(top) * height
     # Across a steep edge the distance that counts is the one at right angles to it.
     sharpness = height / np.sqrt(1 + slope * slope)
