@@ -1,0 +1,97 @@
+"""Training the pocket's UNet and text encoder together on encoded paintings."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+from torch.nn import functional as F
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from pipeline.params import PocketSection
+from pipeline.pocket.layout import build_scheduler, build_text_encoder, build_unet
+from pipeline.pocket.paintings import Captioned
+from pipeline.pocket.progress import LogMetrics, Training, batches
+
+
+class CaptionedDenoiser(nn.Module):
+    """The UNet and its text encoder, trained as one."""
+
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
+        super().__init__()
+        self.unet = unet
+        self.text_encoder = text_encoder
+
+    def forward(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, tokens: torch.Tensor, pairs: torch.Tensor, mix: torch.Tensor
+    ) -> torch.Tensor:
+        """Predict v for latents (B, C, h, w).
+
+        tokens: (K, 64), the captions without repeats; pairs: (B, 2), which two of them a sample lies between;
+        mix: (B,), how far it is on the way from the first to the second.
+        """
+        embeddings = self.text_encoder(tokens).last_hidden_state
+        captions = torch.lerp(embeddings[pairs[:, 0]], embeddings[pairs[:, 1]], mix.view(-1, 1, 1).to(embeddings))
+        return self.unet(latents, timesteps, captions, return_dict=False)[0]
+
+
+def train_denoiser(
+    latents: torch.Tensor,
+    captions: Sequence[Captioned],
+    tokenizer: CLIPTokenizer,
+    settings: PocketSection,
+    work: Path,
+    device: torch.device,
+    log: LogMetrics,
+) -> tuple[UNet2DConditionModel, CLIPTextModel]:
+    """A v-predicting UNet and its text encoder from posteriors (N, 2, 8, 16, 16) and their captions.
+
+    A picture between two captions is learned on the same mixture of their embeddings, so that halfway in caption
+    space looks like halfway. A share of the samples has the empty caption, so that classifier-free guidance works
+    (Ho and Salimans 2022).
+    """
+    torch.manual_seed(settings.seed + 1)
+    model = CaptionedDenoiser(build_unet(), build_text_encoder(tokenizer))
+    if settings.init_from:
+        earlier_unet = UNet2DConditionModel.from_pretrained(settings.init_from, subfolder="unet")
+        model.unet.load_state_dict(earlier_unet.state_dict())
+        earlier_text = CLIPTextModel.from_pretrained(settings.init_from, subfolder="text_encoder")
+        model.text_encoder.load_state_dict(earlier_text.state_dict())
+    model.to(device, memory_format=torch.channels_last)
+    training = Training(model, settings.unet_rate, settings.unet_steps, settings.ema, work / "denoiser.pt")
+    scheduler = build_scheduler()
+    alphas_cumprod = scheduler.alphas_cumprod
+    indices = list(batches(len(latents), settings.unet_batch, settings.unet_steps, settings.seed + 1))
+    texts = ["", *sorted({text for item in captions for text in (item.first, item.second)})]
+    number = {text: place for place, text in enumerate(texts)}
+    all_tokens = tokenizer(texts, padding="max_length", return_tensors="pt").input_ids
+    all_pairs = torch.tensor([[number[item.first], number[item.second]] for item in captions])
+    all_mixes = torch.tensor([item.mix for item in captions])
+
+    def loss_at(step: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
+        chosen = indices[step]
+        mean, std = latents[chosen].float().unbind(1)
+        clean = mean + std * torch.randn(mean.shape, generator=generator)
+        noise = torch.randn(mean.shape, generator=generator)
+        timesteps = torch.randint(1000, (len(chosen),), generator=generator)
+        keep = torch.rand(len(chosen), 1, generator=generator) >= settings.caption_dropout
+        pairs = torch.where(keep, all_pairs[chosen], 0)
+        used, pairs = torch.unique(pairs, return_inverse=True)
+        signal = alphas_cumprod[timesteps].sqrt().view(-1, 1, 1, 1)
+        scale = (1 - alphas_cumprod[timesteps]).sqrt().view(-1, 1, 1, 1)
+        noisy, target = signal * clean + scale * noise, signal * noise - scale * clean
+        with torch.autocast(device.type, torch.bfloat16):
+            predicted = model(
+                noisy.to(device, memory_format=torch.channels_last),
+                timesteps.to(device),
+                all_tokens[used].to(device),
+                pairs.to(device),
+                all_mixes[chosen].to(device),
+            )
+        return F.mse_loss(predicted.float(), target.to(device))
+
+    training.run(loss_at, log, "denoiser")
+    training.use_average()
+    return model.unet.eval(), model.text_encoder.eval()
