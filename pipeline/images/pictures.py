@@ -1,0 +1,172 @@
+"""Opening one picture file of any kind, without trusting it."""
+
+import math
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+# What Pillow opens with decoders of its own or well-kept C libraries: nothing that starts a program (EPS) or is rare.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+
+# File names that are pictures to a person, whether or not they can be read here (HEIC cannot).
+SUFFIXES = frozenset(
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".apng",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".dib",
+        ".tif",
+        ".tiff",
+        ".avif",
+        ".avifs",
+        ".jp2",
+        ".j2k",
+        ".jpx",
+        ".jpc",
+        ".jpf",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".heic",
+        ".heif",
+    ]
+)
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class UnreadablePicture(Exception):
+    """A file that is not a whole picture of reasonable size. found: what it is instead; mend: how to mend it."""
+
+    def __init__(self, found: str, mend: str) -> None:
+        super().__init__(found, mend)
+        self.found = found
+        self.mend = mend
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One decoded picture: image is its first frame, upright, in the mode of the file; format and mode are the
+    file's; orientation is what EXIF said, 1 to 8 (1: upright as stored); frames counts animation frames or pages."""
+
+    image: Image.Image
+    format: str
+    mode: str
+    orientation: int
+    frames: int
+
+
+def load_picture(path: Path, max_megapixels: float) -> Picture:
+    """Decode the first frame of a picture file and turn it upright.
+
+    Raises:
+        UnreadablePicture: whatever is wrong with the file. One with more than `max_megapixels` is refused by its
+            header, before anything is decoded.
+    """
+    with _no_more_pixels_than(max_megapixels), _told_plainly(path, max_megapixels), path.open("rb") as file:
+        if not file.read(1):
+            raise UnreadablePicture("the file is empty", "Replace it with the picture, or remove it and its row.")
+        with _open(file) as image:
+            width, height = image.size
+            if not 1 <= width * height <= max_megapixels * 1e6:
+                raise _oversized(width * height, max_megapixels)
+            stored, mode = _orientation(image), image.mode
+            image.load()
+            left = _orientation(image)  # Pillow itself turns a TIFF while it decodes
+            turned = image.transpose(_TURNS[left]) if left in _TURNS else image.copy()
+            return Picture(turned, image.format or "", mode, stored, _count_frames(file))
+
+
+def _open(file: BinaryIO) -> Image.Image:
+    Image.init()
+    return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # noqa: BLE001, broken EXIF is no reason to refuse a whole picture
+        return 1
+    return orientation if isinstance(orientation, int) and orientation in _TURNS else 1
+
+
+def _count_frames(file: BinaryIO) -> int:
+    """Counted on a second look at the file: counting moves through an animation."""
+    file.seek(0)
+    try:
+        with _open(file) as image:
+            return int(getattr(image, "n_frames", 1))
+    except Exception:  # noqa: BLE001, later frames are not used, so they may be broken
+        return 1
+
+
+@contextmanager
+def _no_more_pixels_than(megapixels: float) -> Iterator[None]:
+    """Set Pillow's own limit, which its decoders ask before they reserve memory: it refuses above twice its number."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = max(1, math.ceil(megapixels * 1e6 / 2))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+@contextmanager
+def _told_plainly(path: Path, max_megapixels: float) -> Iterator[None]:
+    replace = "Replace it with a whole picture, or remove it and its row."
+    try:
+        yield
+    except UnreadablePicture:
+        raise
+    except Image.DecompressionBombError as error:
+        pixels = re.search(r"\d+", str(error))
+        raise _oversized(int(pixels[0]) if pixels else None, max_megapixels) from None
+    except UnidentifiedImageError:
+        if path.suffix.lower() in (".heic", ".heif"):
+            raise UnreadablePicture("HEIC pictures cannot be read", "Convert it to JPEG or PNG.") from None
+        found = f"corrupt, or not a picture of a known kind ({', '.join(FORMATS)})"
+        raise UnreadablePicture(found, replace) from None
+    except OSError as error:
+        if error.errno is not None:
+            raise UnreadablePicture(f"the file cannot be opened ({error.strerror})", "Make it readable.") from None
+        raise UnreadablePicture(f"corrupt or truncated picture ({_brief(error)})", replace) from None
+    except Exception as error:  # noqa: BLE001, decoders raise whatever a broken file leads them to
+        raise UnreadablePicture(f"corrupt picture ({_brief(error)})", replace) from None
+
+
+def _oversized(pixels: int | None, max_megapixels: float) -> UnreadablePicture:
+    if pixels is not None and pixels < 1:
+        return UnreadablePicture("a picture without pixels", "Replace it, or remove it and its row.")
+    size = f"{pixels / 1e6:.4g} megapixels" if pixels else "too many pixels"
+    return UnreadablePicture(
+        f"{size}, more than the {max_megapixels:g} allowed",
+        "Shrink the picture, or raise prepare.max_megapixels in params.yaml if you trust it.",
+    )
+
+
+def _brief(error: Exception) -> str:
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ascii(text)[1:-1][:120]
