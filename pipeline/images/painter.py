@@ -131,7 +131,7 @@ def _orb(
 ) -> Floats:
     skyline = np.min([range_top(p, stone, r, canvas) for p, r in zip(geometry.ranges, rises, strict=True)], axis=0)
     behind = float(np.interp(geometry.orb_x, canvas.x, skyline))
-    # However high the mountains stand, at least two thirds of the disc show above them.
+    # However high the mountains stand, about half of the disc shows above them at the least.
     at_y = min(light.orb_height + geometry.orb_shift, behind - 0.35 * _ORB_RADIUS)
     away = np.hypot((canvas.x - geometry.orb_x)[None] * canvas.aspect, (canvas.y - at_y)[:, None])
     glow = np.exp(-((away / light.glow_size) ** 1.25) * 1.4) * 0.85

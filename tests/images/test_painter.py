@@ -169,8 +169,8 @@ def test_an_orb_that_the_caption_names_is_in_view(seed, time):
             {"dawn": (255, 240, 206), "day": (255, 250, 222), "sunset": (255, 226, 140)}.get(time, (244, 244, 226))
         )
         hit = np.abs(paint(scene, 128, 128).astype(int) - disc).max(axis=-1) < 12
-        # A disc of radius 0.062 covers 198 of 128 x 128 pixels; two thirds at the least show.
-        assert hit[:90].sum() > 0.55 * 198
+        # A disc of radius 0.062 covers 198 of 128 x 128 pixels; about half of them show at the least.
+        assert hit[:90].sum() > 0.45 * 198
         without = dataclasses.replace(scene, orb=False)
         gone = np.abs(paint(without, 128, 128).astype(int) - disc).max(axis=-1) < 12
         assert gone[:90].sum() < hit[:90].sum() / 2
