@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import unicodedata
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,16 +14,9 @@ from pipeline.errors import Problem
 from pipeline.images.metadata import METADATA, Line, folded, prepared_name, read_metadata, read_rows
 from pipeline.images.parallel import in_order, with_progress, worker_count
 from pipeline.images.pictures import SUFFIXES, UnreadablePicture, load_picture
-from pipeline.images.rows import (
-    Fault,
-    Row,
-    printable,
-    shown,
-)
+from pipeline.images.rows import Fault, Row, printable, shown
 
 __all__ = ["METADATA", "Row", "find_problems", "prepared_name", "read_rows"]
-
-METADATA = "metadata.jsonl"
 
 CaptionLength = Callable[[str], tuple[int, int]]
 """A caption to (tokens it has, tokens that the base reads)."""
@@ -42,64 +35,70 @@ def find_problems(
     the base would cut off are told too.
     """
     lines, problems = read_metadata(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return problems
     if caption_length:
-        for line in lines:
-            if line.row:
-                tokens, allowed = caption_length(line.row.text)
-                if tokens > allowed:
-                    found = f"the caption has {tokens} tokens, the base reads {allowed}"
-                    problems.append(Problem(line.where, found, f"Shorten it by {tokens - allowed} tokens or more."))
+        problems += _cut_off(lines, caption_length)
     try:
-        entries = sorted(entry.name for entry in os.scandir(folder))
+        entries = {entry.name for entry in os.scandir(folder)}
     except OSError as error:
         return [*problems, Problem(str(folder), f"the folder cannot be read ({error.strerror})", "Make it readable.")]
     problems += _missing_and_extra(folder, entries, lines)
-    problems += _unreadable(folder, set(entries), lines, max_megapixels, workers)
+    problems += _unreadable(folder, entries, lines, max_megapixels, workers)
     return problems
 
 
-def _missing_and_extra(folder: Path, entries: Sequence[str], lines: Sequence[Line]) -> Iterator[Problem]:
-    named = {line.name: line for line in lines if line.name is not None}
-    pictures = [name for name in entries if _is_picture(name) and name not in named and not (folder / name).is_dir()]
+def _cut_off(lines: Iterable[Line], caption_length: CaptionLength) -> Iterator[Problem]:
+    for line in lines:
+        tokens, allowed = caption_length(line.row.text) if line.row else (0, 0)
+        if tokens > allowed:
+            found = f"the caption has {tokens} tokens, the base reads {allowed}"
+            yield Problem(line.where, found, f"Shorten it by {tokens - allowed} or more.")
+
+
+def _missing_and_extra(folder: Path, entries: set[str], lines: Iterable[Line]) -> Iterator[Problem]:
+    rows = {line.name: line.where for line in lines if line.name is not None}
+    written = {line.written for line in lines}
+    extra = [name for name in sorted(entries) if _is_picture(name) and name not in written]
+    extra = [name for name in extra if not os.path.isdir(folder / name)]
     meant = set()
-    for name, line in named.items():
-        if name not in entries:
-            near = _near(name, pictures)
-            meant.add(near)
-            yield Problem(line.where, f"the picture {shown(name)} is missing", _mend_missing(folder, name, near))
-        elif _leaves(folder, name):
-            yield Problem(
-                line.where, f"{shown(name)} is a link that leaves the folder", "Put the picture itself there."
-            )
-        elif not (folder / name).is_file():
-            yield Problem(line.where, f"{shown(name)} is not a file", "Put the picture there.")
-    broken = [line.source for line in lines if line.row is None]
-    for name in pictures:
-        if name not in meant and not any(name in line or json.dumps(name)[1:-1] in line for line in broken):
+    for name, near in _near_names([name for name in rows if name not in entries], extra):
+        meant.add(near)
+        yield Problem(rows[name], f"the picture {shown(name)} is missing", _mend_missing(folder, name, near))
+    for name in (name for name in rows if name in entries):
+        if _leaves(folder, name):
+            mend = "Put the picture itself there."
+            yield Problem(rows[name], f"{shown(name)} is a link that leaves the folder", mend)
+        elif not os.path.isfile(folder / name):
+            yield Problem(rows[name], f"{shown(name)} is not a file", "Put the picture there.")
+    for name in extra:
+        if name not in meant:
             mend = f'Add a row for it, {{"file_name": {json.dumps(name)}, "text": "..."}}, or move it away.'
             yield Problem(printable(folder / name), f"the picture has no row in {METADATA}", mend)
-    for name in entries:
-        if (folder / name).is_dir() and not name.startswith(".") and _holds_pictures(folder / name):
+    for name in sorted(entries):
+        if os.path.isdir(folder / name) and not name.startswith(".") and _holds_pictures(folder / name):
             mend = "Move its pictures beside metadata.jsonl and write a row for each, or move it away."
             yield Problem(printable(folder / name), "a subfolder with pictures; a set is one flat folder", mend)
 
 
+def _near_names(missing: Sequence[str], extra: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """Each missing name with the picture without a row that it probably means."""
+    same = {folded(name): name for name in extra}
+    few = extra if len(missing) * len(extra) <= 10_000 else ()  # comparing all with all takes too long for many
+    for name in missing:
+        alike = difflib.get_close_matches(name, few, n=1, cutoff=0.8)
+        yield name, same.get(folded(name)) or next(iter(alike), None)
+
+
 def _mend_missing(folder: Path, name: str, near: str | None) -> str:
     if near is None:
-        dvc = "run `dvc pull`" if (folder / f"{name}.dvc").exists() else "put it there"
+        dvc = "run `dvc pull`" if os.path.isfile(folder / f"{name}.dvc") else "put the picture there"
         return f"Correct the name, {dvc}, or remove the row."
     if unicodedata.normalize("NFC", near) == unicodedata.normalize("NFC", name):
         # They look the same on the screen, so only a command can mend it.
         move = shlex.join(["mv", "--", str(folder / near), str(folder / name)])
         return f"The folder has it in another Unicode spelling: `{move}`."
     return f"Did you mean {shown(near)}?"
-
-
-def _near(name: str, pictures: Sequence[str]) -> str | None:
-    same = [other for other in pictures if folded(other) == folded(name)]
-    return next(iter(same or difflib.get_close_matches(name, pictures, n=1, cutoff=0.8)), None)
 
 
 def _is_picture(name: str) -> bool:
@@ -119,10 +118,12 @@ def _leaves(folder: Path, name: str) -> bool:
 
 
 def _unreadable(
-    folder: Path, entries: Container[str], lines: Iterable[Line], max_megapixels: float, workers: int | None
+    folder: Path, entries: set[str], lines: Iterable[Line], max_megapixels: float, workers: int | None
 ) -> Iterator[Problem]:
     named = {line.name: line.where for line in lines if line.name is not None and line.name in entries}
-    named = {name: where for name, where in named.items() if (folder / name).is_file() and not _leaves(folder, name)}
+    named = {
+        name: where for name, where in named.items() if os.path.isfile(folder / name) and not _leaves(folder, name)
+    }
     processes = worker_count(workers, len(named), alone_below=51)
     faults: Iterator[Fault | None] = in_order(
         partial(_picture_fault, max_megapixels=max_megapixels), (folder / name for name in named), processes

@@ -15,35 +15,11 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 
 # File names that are pictures to a person, whether or not they can be read here (HEIC cannot).
-SUFFIXES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".apng",
-        ".webp",
-        ".gif",
-        ".bmp",
-        ".dib",
-        ".tif",
-        ".tiff",
-        ".avif",
-        ".avifs",
-        ".jp2",
-        ".j2k",
-        ".jpx",
-        ".jpc",
-        ".jpf",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".heic",
-        ".heif",
-    ]
-)
+_SUFFIXES = """
+.jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .dib .tif .tiff .avif .avifs .jp2 .j2k .jpx .jpc .jpf
+.ppm .pgm .pbm .pnm .heic .heif
+"""
+SUFFIXES = frozenset(_SUFFIXES.split())
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

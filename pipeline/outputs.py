@@ -1,0 +1,67 @@
+"""Outputs that appear whole or not at all: written under a temporary name beside their place, then renamed."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield a new, empty folder that becomes `path` when the block succeeds; an existing `path` is then replaced.
+
+    If the block raises, Ctrl-C included, the new folder is deleted and `path` is as it was before.
+    Missing parent folders are made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _sibling(path, "partial")
+    partial.mkdir()
+    try:
+        yield partial
+        _replace(partial, path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield the name of a file to write, with the suffix of `path`, that becomes `path` when the block succeeds.
+
+    If the block raises, Ctrl-C included, what was written is deleted and `path` is as it was before.
+    Missing parent folders are made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _sibling(path, "partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _sibling(path: Path, purpose: str) -> Path:
+    # On the same file system, so that renaming is atomic; hidden, so that nothing mistakes it for a result.
+    return path.with_name(f".{path.stem[:100]}.{secrets.token_hex(8)}.{purpose}{path.suffix}")
+
+
+def _replace(new: Path, path: Path) -> None:
+    """Rename a folder over whatever stands at `path`. A folder in use cannot be replaced in one step, so the old one
+    steps aside first, and back again if the renaming fails."""
+    if not os.path.lexists(path):
+        os.rename(new, path)
+        return
+    aside = _sibling(path, "old")
+    os.rename(path, aside)
+    try:
+        os.rename(new, path)
+    except BaseException:
+        os.rename(aside, path)
+        raise
+    if aside.is_dir() and not aside.is_symlink():
+        shutil.rmtree(aside)
+    else:
+        aside.unlink()
