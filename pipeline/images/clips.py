@@ -1,0 +1,98 @@
+"""Frames as files that play: PNGs, an animated WebP and an MP4. The same frames always give the same bytes."""
+
+from collections.abc import Collection, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+Frame = npt.NDArray[np.uint8]
+"""One picture: (H, W, 3) uint8, sRGB."""
+
+_MP4_SHORT_SIDE = 256  # players show a smaller clip as a stamp, and half of its colour resolution is lost in 4:2:0
+_BT709 = 1  # the number that H.264 has for this colour space, primaries and transfer, and for the narrow range
+
+
+def write_frames(folder: Path, frames: Sequence[Frame]) -> None:
+    """Write 0000.png, 0001.png and so on into an existing folder; more digits where 10,000 frames need them."""
+    _check(frames)
+    digits = max(4, len(str(len(frames) - 1)))
+    for number, frame in enumerate(frames):
+        Image.fromarray(frame).save(folder / f"{number:0{digits}}.png", format="PNG")
+
+
+def write_webp(path: Path, frames: Sequence[Frame], fps: float, hold_at: Collection[int] = (), hold: float = 0) -> None:
+    """Write an endless animated WebP in the frames' own size, lossy at quality 90.
+
+    Each frame is shown for 1/fps seconds, those with an index in `hold_at` for `hold` seconds more. WebP counts in
+    milliseconds; rounding does not add up over the clip.
+    """
+    _check(frames, hold_at)
+    seconds = [1 / fps + (hold if number in hold_at else 0) for number in range(len(frames))]
+    ends = np.rint(np.cumsum([0.0, *seconds]) * 1000).astype(int)
+    first, *others = [Image.fromarray(frame) for frame in frames]
+    first.save(
+        path,
+        format="WEBP",
+        save_all=True,
+        append_images=others,
+        duration=np.diff(ends).tolist(),
+        loop=0,
+        quality=90,
+        method=4,
+    )
+
+
+def write_mp4(path: Path, frames: Sequence[Frame], fps: float, hold_at: Collection[int] = (), hold: float = 0) -> None:
+    """Write an H.264 MP4 that plays everywhere: 4:2:0, BT.709, its index at the front for the web.
+
+    The frame rate is constant, so frames with an index in `hold_at` are repeated round(hold * fps) times. Frames with
+    a short side under 256 pixels are enlarged by a whole factor (Lanczos) to at least that; odd sides get one more
+    row or column of edge pixels.
+    """
+    _check(frames, hold_at)
+    height, width = _playable(frames[0]).shape[:2]
+    rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))
+    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        # One thread: the number of threads is written into the stream.
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "16", "preset": "slow", "threads": "1"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        codec = stream.codec_context
+        codec.colorspace = codec.color_primaries = codec.color_trc = codec.color_range = _BT709
+        for frame in _held(frames, hold_at, round(hold * fps)):
+            picture = av.VideoFrame.from_ndarray(_playable(frame), format="rgb24")
+            picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+
+
+def _held(frames: Sequence[Frame], hold_at: Collection[int], repeats: int) -> Iterator[Frame]:
+    for number, frame in enumerate(frames):
+        for _ in range(1 + (repeats if number in hold_at else 0)):
+            yield frame
+
+
+def _playable(frame: Frame) -> Frame:
+    height, width = frame.shape[:2]
+    factor = -(-_MP4_SHORT_SIDE // min(height, width))
+    if factor > 1:
+        picture = Image.fromarray(frame).resize((width * factor, height * factor), Image.Resampling.LANCZOS)
+        frame = np.asarray(picture)
+    odd = (frame.shape[0] % 2, frame.shape[1] % 2)
+    return np.ascontiguousarray(np.pad(frame, ((0, odd[0]), (0, odd[1]), (0, 0)), mode="edge"))
+
+
+def _check(frames: Sequence[Frame], hold_at: Collection[int] = ()) -> None:
+    if not len(frames):
+        raise ValueError("a clip needs at least one frame")
+    shape = frames[0].shape
+    if len(shape) != 3 or shape[2] != 3 or 0 in shape:
+        raise ValueError(f"frames must be (H, W, 3), found {shape}")
+    for number, frame in enumerate(frames):
+        if frame.shape != shape or frame.dtype != np.uint8:
+            raise ValueError(f"frame {number} is {frame.dtype} {frame.shape}, expected uint8 {shape}")
+    if outside := [number for number in hold_at if not 0 <= number < len(frames)]:
+        raise ValueError(f"hold_at names frames {outside}, but there are {len(frames)}")
