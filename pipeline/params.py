@@ -7,7 +7,7 @@ A set or a morph may override values of its own sections under its key; `load_pa
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -23,6 +23,9 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Colour = tuple[
     Annotated[int, Field(ge=0, le=255)], Annotated[int, Field(ge=0, le=255)], Annotated[int, Field(ge=0, le=255)]
 ]
+
+
+Entry = TypeVar("Entry")
 
 
 class Section(BaseModel):
@@ -161,6 +164,21 @@ class Params(Section):
     pocket: PocketSection
     machine: MachineSection
     tracking: TrackingSection
+
+    def the_set(self, key: str) -> SetSpec:
+        """The set of that key. Raises UserError when there is none."""
+        return _entry("sets", self.sets, key)
+
+    def the_morph(self, key: str) -> MorphSpec:
+        """The morph of that key. Raises UserError when there is none."""
+        return _entry("morphs", self.morphs, key)
+
+
+def _entry(group: str, entries: Mapping[str, Entry], key: str) -> Entry:
+    if key not in entries:
+        there = ", ".join(sorted(entries)) or "none yet"
+        raise UserError(Problem(f"params.yaml: {group}", f"there is no {key!r}", f"There are: {there}."))
+    return entries[key]
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:

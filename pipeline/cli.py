@@ -1,0 +1,163 @@
+"""The command line: parse, import the stage, call it. Nothing heavy is imported before a command runs."""
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.errors import UserError
+
+app = typer.Typer(
+    help="Turn a few pictures into a smooth, tracked, reproducible morph. The whole pipeline runs with `dvc repro`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+SetKey = Annotated[str, typer.Argument(metavar="SET", help="A key under `sets` in params.yaml.")]
+MorphKey = Annotated[str, typer.Argument(metavar="MORPH", help="A key under `morphs` in params.yaml.")]
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Register a command. A user's mistake becomes its message and exit code 1; Ctrl-C becomes exit code 130."""
+
+    @wraps(function)
+    def told(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except UserError as error:
+            print(f"morphline {function.__name__}: {len(error.problems)} problem(s)", file=sys.stderr)
+            for problem in error.problems:
+                print(f"  {problem}", file=sys.stderr)
+            raise typer.Exit(1) from None
+        except FloatingPointError as error:
+            print(f"morphline {function.__name__}: {error}", file=sys.stderr)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            print(f"morphline {function.__name__}: stopped; `dvc repro` goes on from here", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+    return app.command()(told)
+
+
+@command
+def check() -> None:
+    """Validate params.yaml, every raw set, every morph's keyframes and the base; list every problem at once.
+
+    Example: morphline check
+    """
+    from pipeline.stages import check
+
+    check.run()
+
+
+@command
+def prepare(key: SetKey) -> None:
+    """Crop and resize a set's pictures into data/prepared/SET, with a ledger of what was done.
+
+    Example: morphline prepare alps
+    """
+    from pipeline.stages import prepare
+
+    prepare.run(key)
+
+
+@command
+def train(key: SetKey) -> None:
+    """Train a set's LoRA adapters into models/adapters/SET. Goes on where a killed training was.
+
+    Example: morphline train alps
+    """
+    from pipeline.stages import train
+
+    train.run(key)
+
+
+@command
+def sample(key: SetKey) -> None:
+    """Paint a grid of pictures from a set's adapters, over seeds and adapter weights.
+
+    Example: morphline sample woodcut
+    """
+    from pipeline.stages import sample
+
+    sample.run(key)
+
+
+@command
+def morph(key: MorphKey) -> None:
+    """Make a morph's frames and clips in data/morphs/MORPH.
+
+    Example: morphline morph alps
+    """
+    from pipeline.stages import morph
+
+    morph.run(key)
+
+
+@command
+def evaluate(key: MorphKey) -> None:
+    """Measure a morph's fidelity and smoothness beside its baselines.
+
+    Example: morphline evaluate alps
+    """
+    from pipeline.stages import evaluate
+
+    evaluate.run(key)
+
+
+@command
+def report() -> None:
+    """Write reports/index.html, one page with everything to look at.
+
+    Example: morphline report
+    """
+    from pipeline.stages import report
+
+    report.run()
+
+
+@command
+def pocket() -> None:
+    """Paint landscapes and train the pocket base from them: hours on a CPU. `dvc repro` never does this by itself.
+
+    Example: morphline pocket
+    """
+    from pipeline.stages import pocket
+
+    pocket.run()
+
+
+@command
+def add(
+    key: Annotated[str, typer.Argument(help="Key of the new set and morph: lower-case letters, digits, hyphens.")],
+    pictures: Annotated[list[Path], typer.Argument(help="Two or more pictures, in the order of the morph.")],
+    caption: Annotated[list[str], typer.Option(help="What a picture shows; once for each picture, in order.")],
+) -> None:
+    """Add your own pictures: copies them to data/raw/KEY, writes metadata.jsonl, and adds set and morph to params.yaml.
+
+    Example: morphline add holiday a.jpg b.jpg --caption "a beach by day" --caption "a beach at night"
+    """
+    from pipeline.stages import add
+
+    add.run(key, pictures, caption)
+
+
+@command
+def ui(port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 5000) -> None:
+    """Open the MLflow dashboard of all runs in a local server.
+
+    Example: morphline ui --port 5001
+    """
+    import subprocess
+
+    from pipeline.params import load_params
+    from pipeline.tracking import dashboard_command
+
+    try:
+        raise typer.Exit(subprocess.call(dashboard_command(load_params().tracking, port)))
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None

@@ -1,0 +1,37 @@
+"""What lies between two keyframes: noise, its statistics, captions and adapter weights."""
+
+import torch
+
+
+def slerp(x0: torch.Tensor, x1: torch.Tensor, alphas: torch.Tensor) -> torch.Tensor:
+    """Spherical interpolation (Shoemake 1985) of two tensors (C, h, w) as vectors: (F, C, h, w) for alphas (F,).
+
+    Between nearly parallel vectors, where the arc vanishes, it is the straight line.
+    """
+    cosine = torch.dot(x0.flatten().double(), x1.flatten().double()) / (x0.double().norm() * x1.double().norm())
+    angle = torch.acos(cosine.clamp(-1, 1))
+    steps = alphas.to(x0.device).double()
+    if not angle.sin() > 1e-6:  # also for a vector of zeros, whose angle is not a number
+        w0, w1 = 1 - steps, steps
+    else:
+        w0, w1 = torch.sin((1 - steps) * angle) / angle.sin(), torch.sin(steps * angle) / angle.sin()
+    w0, w1 = (weight.to(x0.dtype).view(-1, 1, 1, 1) for weight in (w0, w1))
+    return w0 * x0 + w1 * x1
+
+
+def lerp(c0: torch.Tensor, c1: torch.Tensor, alphas: torch.Tensor) -> torch.Tensor:
+    """Linear interpolation of two tensors (...): (F, ...) for alphas (F,)."""
+    weights = alphas.to(c0).view(-1, *[1] * c0.ndim)
+    return torch.lerp(c0.expand(len(alphas), *c0.shape), c1.expand(len(alphas), *c1.shape), weights)
+
+
+def adain(latents: torch.Tensor, x0: torch.Tensor, x1: torch.Tensor, alphas: torch.Tensor) -> torch.Tensor:
+    """Give each latent (F, C, h, w) the channel means and stds that lie linearly between x0's and x1's (C, h, w).
+
+    Adaptive instance normalisation (Huang and Belongie 2017), as DiffMorpher (Zhang et al. 2024, eq. 9) applies it.
+    """
+    means = lerp(x0.mean(dim=(1, 2)), x1.mean(dim=(1, 2)), alphas)[..., None, None]
+    stds = lerp(x0.std(dim=(1, 2)), x1.std(dim=(1, 2)), alphas)[..., None, None]
+    own_mean = latents.mean(dim=(2, 3), keepdim=True)
+    own_std = latents.std(dim=(2, 3), keepdim=True).clamp_min(torch.finfo(latents.dtype).tiny)
+    return (latents - own_mean) / own_std * stds + means

@@ -1,0 +1,66 @@
+"""Stage `check`: everything is validated before anything is made or removed."""
+
+from pathlib import Path
+
+from pipeline.base.checking import find_base_problems, tokenizer_folder
+from pipeline.errors import Problem, UserError
+from pipeline.images.imagefolder import CaptionLength, find_problems, read_rows
+from pipeline.outputs import whole_file
+from pipeline.params import Params, load_params
+
+CHECKED = Path("data/checked.txt")
+RAW = Path("data/raw")
+
+
+def run() -> None:
+    """Write a constant file when all is well; every prepare depends on it.
+
+    Raises:
+        UserError: with every problem of the params, the sets, the morphs and the base.
+    """
+    params = load_params()
+    problems = find_base_problems(params.base)
+    measure = None if problems else _caption_length(params)
+    for key, spec in params.sets.items():
+        problems += find_problems(
+            RAW / key,
+            max_megapixels=spec.prepare.max_megapixels,
+            caption_length=measure,
+            workers=params.machine.workers,
+        )
+    problems += _keyframe_problems(params)
+    if problems:
+        raise UserError(*problems)
+    with whole_file(CHECKED) as path:
+        path.write_text("params, sets, morphs and base are in order\n", encoding="utf-8")
+
+
+def _caption_length(params: Params) -> CaptionLength:
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder(params.base), subfolder="tokenizer")
+
+    def caption_length(text: str) -> tuple[int, int]:
+        return len(tokenizer(text).input_ids), tokenizer.model_max_length
+
+    return caption_length
+
+
+def _keyframe_problems(params: Params) -> list[Problem]:
+    problems = []
+    for key, morph in params.morphs.items():
+        try:
+            names = [row.file_name for row in read_rows(RAW / morph.set)]
+        except UserError:
+            continue  # the set's own problems are told already
+        for index, keyframe in enumerate(morph.keyframes):
+            if keyframe not in names:
+                shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+                problems.append(
+                    Problem(
+                        f"params.yaml: morphs.{key}.keyframes.{index}",
+                        f"{keyframe!r} is not in the set {morph.set}",
+                        f"Choose from: {shown}.",
+                    )
+                )
+    return problems

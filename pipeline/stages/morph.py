@@ -1,0 +1,129 @@
+"""Stage `morph@<morph>`: frames between keyframes, with adapters, without them, and the cross-fade."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from pipeline.adapters.lora import load_adapter
+from pipeline.adapters.store import read_index
+from pipeline.base.opening import choose_device, open_base
+from pipeline.base.stable_diffusion import StableDiffusion
+from pipeline.images.clips import write_frames, write_mp4, write_webp
+from pipeline.images.metadata import prepared_name, read_rows
+from pipeline.images.sheets import strip
+from pipeline.images.tensors import read_pictures, to_arrays
+from pipeline.morphing.ddim import Progress
+from pipeline.morphing.engine import Keyframe, cross_fade, morph_segment
+from pipeline.outputs import whole_folder
+from pipeline.params import MorphSection, load_params
+from pipeline.tracking import track
+
+FOLDERS = {"morph": "frames", "without adapters": "no-lora", "cross-fade": "cross-fade"}
+
+
+@dataclass(frozen=True)
+class Take:
+    """One way through all keyframes: decoded frames, and the mean std of the inverted noise (1 is ideal)."""
+
+    frames: list[NDArray[np.uint8]]
+    noise_std: float
+
+
+def run(key: str) -> None:
+    """Write data/morphs/<morph>/: frames, the two baselines, the autoencoder's floor, clips, strip and morph.json."""
+    params = load_params()
+    spec = params.the_morph(key)
+    settings = spec.morph
+    prepared, adapters = Path("data/prepared", spec.set), Path("models/adapters", spec.set)
+    section = {"base": params.base.model_dump(), **spec.model_dump()}
+    with track(f"morph@{key}", params.tracking, section, datasets={spec.set: prepared}) as tracker:
+        base = open_base(params.base, choose_device(params.machine.device))
+        captions = {row.file_name: row.text for row in read_rows(prepared)}
+        names = [prepared_name(name) for name in spec.keyframes]
+        pictures = read_pictures(prepared / name for name in names)
+        latents = base.encode(pictures).mean
+        conditioning = base.condition([captions[name] for name in names])
+        files = read_index(adapters)
+        for file in dict.fromkeys(files[name] for name in names):
+            load_adapter(base.unet, adapters / file, Path(file).stem, base.digest)
+
+        takes = {}
+        for label, with_adapters in (("morph", True), ("without adapters", False)):
+            keyframes = [
+                Keyframe(latents[i], conditioning[i], Path(files[name]).stem if with_adapters else None)
+                for i, name in enumerate(names)
+            ]
+            takes[label] = run_through(base, keyframes, settings, params.machine.batch, label)
+        alphas = segment_alphas(settings.frames).tolist()
+        faded = [cross_fade(a, b, alphas) for a, b in zip(pictures, pictures[1:], strict=False)]
+        shown = {label: take.frames for label, take in takes.items()}
+        shown["cross-fade"] = to_arrays(torch.cat([part if i == 0 else part[1:] for i, part in enumerate(faded)]))
+
+        stops = [index * (settings.frames - 1) for index in range(len(names))]
+        out = Path("data/morphs", key)
+        with whole_folder(out) as folder:
+            for label, frames in shown.items():
+                (folder / FOLDERS[label]).mkdir()
+                write_frames(folder / FOLDERS[label], frames)
+            (folder / "floor").mkdir()
+            write_frames(folder / "floor", to_arrays(base.decode(latents)))
+            write_webp(folder / "morph.webp", shown["morph"], settings.fps, stops, settings.hold)
+            write_mp4(folder / "morph.mp4", shown["morph"], settings.fps, stops, settings.hold)
+            strip(list(shown.items()), keyframes=stops, columns=13).save(folder / "strip.png")
+            facts = {
+                "set": spec.set,
+                "base": base.digest,
+                "keyframes": [
+                    {"file_name": name, "text": captions[name], "frame": stop}
+                    for name, stop in zip(names, stops, strict=True)
+                ],
+                "positions": [round(i / (settings.frames - 1), 9) for i in range(stops[-1] + 1)],
+                "inverted_noise_std": {label: round(take.noise_std, 6) for label, take in takes.items()},
+                "settings": settings.model_dump(),
+            }
+            (folder / "morph.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        tracker.metric("inverted_noise_std", takes["morph"].noise_std)
+        tracker.picture("strip", out / "strip.png")
+        for clip in ("morph.webp", "morph.mp4", "morph.json"):
+            tracker.artifact(out / clip, "clips")
+
+
+def segment_alphas(frames: int) -> torch.Tensor:
+    """Evenly spaced alphas of one segment, both ends included, (frames,)."""
+    return torch.linspace(0, 1, frames)
+
+
+def run_through(
+    base: StableDiffusion, keyframes: Sequence[Keyframe], settings: MorphSection, batch: int | None, label: str
+) -> Take:
+    """All segments in a row; a keyframe between two of them appears once."""
+    frames, stds = [], []
+    for number, (first, second) in enumerate(zip(keyframes, keyframes[1:], strict=False)):
+        where = f"{label} {number + 1}/{len(keyframes) - 1}"
+        segment = morph_segment(
+            base,
+            first,
+            second,
+            segment_alphas(settings.frames),
+            steps=settings.steps,
+            use_adain=settings.adain,
+            batch=batch,
+            progress=lambda part, where=where: _bar(f"{where} {part}"),
+        )
+        decoded = to_arrays(base.decode(segment.latents))
+        frames += decoded if number == 0 else decoded[1:]
+        stds.append(float(segment.noise.std()))
+    return Take(frames, sum(stds) / len(stds))
+
+
+def _bar(label: str) -> Progress:
+    def progress(steps: Iterable[int]) -> Iterable[int]:
+        return tqdm(list(steps), desc=label, unit="step")
+
+    return progress

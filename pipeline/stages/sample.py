@@ -1,0 +1,71 @@
+"""Stage `sample@<set>`: pictures from a set's adapters, and from the base alone, on the same noise."""
+
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from pipeline.adapters.lora import keyed_seed, load_adapter
+from pipeline.adapters.store import read_index
+from pipeline.base.opening import choose_device, open_base
+from pipeline.base.stable_diffusion import StableDiffusion
+from pipeline.images.metadata import read_rows
+from pipeline.images.sheets import grid
+from pipeline.images.tensors import read_pictures, to_arrays
+from pipeline.morphing.guidance import sample_captions
+from pipeline.outputs import whole_file
+from pipeline.params import SampleSection, load_params
+from pipeline.tracking import track
+
+
+def run(key: str) -> None:
+    """Write reports/sets/<set>/samples.png: a row for each caption and seed, a column for each adapter weight."""
+    params = load_params()
+    settings = params.the_set(key).sample
+    prepared, adapters = Path("data/prepared", key), Path("models/adapters", key)
+    section = {"base": params.base.model_dump(), "sample": settings.model_dump()}
+    with track(f"sample@{key}", params.tracking, section, datasets={key: prepared}) as tracker:
+        base = open_base(params.base, choose_device(params.machine.device))
+        files = read_index(adapters)
+        rows, labels = [], []
+        for row in read_rows(prepared)[: settings.captions]:
+            keyframe = read_pictures([prepared / row.file_name])
+            load_adapter(base.unet, adapters / files[row.file_name], "shown", base.digest)
+            pictures = paint_grid(base, row.text, "shown", settings, tuple(keyframe.shape[-2:]))
+            base.unet.delete_adapters("shown")
+            for seed, line in enumerate(pictures, start=settings.seed):
+                rows.append([*to_arrays(keyframe), *to_arrays(line)])
+                labels.append(f"{row.text} (seed {seed})")
+        columns = ["the set's picture", *(f"weight {weight:g}" for weight in settings.weights)]
+        out = Path("reports/sets", key, "samples.png")
+        with whole_file(out) as partial:
+            grid(rows, labels, columns).save(partial)
+        tracker.picture("samples", out)
+
+
+def paint_grid(
+    base: StableDiffusion, caption: str, adapter: str, settings: SampleSection, size: tuple[int, int]
+) -> torch.Tensor:
+    """Pictures (seeds, weights, 3, H, W) of one caption. Weight 0 is the base alone; a row starts from one noise."""
+    channels, factor = base.unet.config.in_channels, base.pixels_per_latent
+    seeds, weights = range(settings.seed, settings.seed + settings.seeds), torch.tensor(settings.weights)
+    noise = torch.cat(
+        [
+            torch.randn(
+                1, channels, size[0] // factor, size[1] // factor,
+                generator=torch.Generator().manual_seed(keyed_seed("sample", seed)),
+            )
+            for seed in seeds
+        ]
+    )  # fmt: skip
+    noise = noise.repeat_interleave(len(weights), dim=0).to(base.device)
+    latents = sample_captions(
+        base,
+        noise,
+        base.condition([caption]).expand(len(noise), -1, -1),
+        {adapter: weights.repeat(len(seeds)).to(base.device)},
+        steps=settings.steps,
+        guidance=settings.guidance,
+        progress=lambda steps: tqdm(list(steps), desc=caption[:40], unit="step"),
+    )
+    return base.decode(latents).unflatten(0, (len(seeds), len(weights)))
