@@ -1,0 +1,159 @@
+"""What is told to the tracking server, one operation each. As JSON lines they are also how it is kept while it is down.
+
+Each can be sent twice without harm: a request that timed out may have arrived all the same.
+"""
+
+import json
+import time
+from abc import abstractmethod
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from pipeline.tracking.legal import model_name
+from pipeline.tracking.server import Server, patience
+
+
+class Run(BaseModel):
+    """MLflow's ids of a stage's run and of its parent."""
+
+    model_config = ConfigDict(frozen=True)
+
+    child: str
+    parent: str
+
+
+class Operation(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    @abstractmethod
+    def send(self, server: Server, run: Run) -> None: ...
+
+
+class Params(Operation):
+    """to: which of the two runs; the parent carries each stage's, prefixed, so that states can be compared."""
+
+    kind: Literal["params"] = "params"
+    to: Literal["child", "parent"]
+    values: dict[str, str]
+
+    def send(self, server: Server, run: Run) -> None:
+        from mlflow.entities import Param
+
+        params = [Param(key, value) for key, value in self.values.items()]
+        for start in range(0, len(params), 100):  # as many as MLflow takes at once
+            server.client.log_batch(getattr(run, self.to), params=params[start : start + 100])
+
+
+class Metrics(Operation):
+    """rows: (name, value, milliseconds since 1970, step); a value of None was not finite."""
+
+    kind: Literal["metrics"] = "metrics"
+    to: Literal["child", "parent"] = "child"
+    rows: tuple[tuple[str, float | None, int, int], ...]
+
+    def send(self, server: Server, run: Run) -> None:
+        from mlflow.entities import Metric
+
+        rows = [
+            Metric(name, float("nan") if value is None else value, stamp, step)
+            for name, value, stamp, step in self.rows
+        ]
+        server.client.log_batch(getattr(run, self.to), metrics=rows)
+
+
+class Tags(Operation):
+    kind: Literal["tags"] = "tags"
+    to: Literal["child", "parent"] = "child"
+    values: dict[str, str]
+
+    def send(self, server: Server, run: Run) -> None:
+        from mlflow.entities import RunTag
+
+        server.client.log_batch(getattr(run, self.to), tags=[RunTag(key, text) for key, text in self.values.items()])
+
+
+class Dataset(Operation):
+    """A dataset by its place in the project and DVC's digest."""
+
+    kind: Literal["dataset"] = "dataset"
+    name: str
+    digest: str
+    source: str
+
+    def send(self, server: Server, run: Run) -> None:
+        from mlflow.entities import Dataset as MlflowDataset
+        from mlflow.entities import DatasetInput, InputTag
+
+        dataset = MlflowDataset(self.name, self.digest, "local", json.dumps({"uri": self.source}))
+        server.client.log_inputs(run.child, [DatasetInput(dataset, [InputTag("mlflow.data.context", "input")])])
+
+
+class Picture(Operation):
+    """One picture of a row that the dashboard shows with a step slider."""
+
+    kind: Literal["picture"] = "picture"
+    key: str
+    path: Path
+    step: int
+    stamp: int
+
+    def send(self, server: Server, run: Run) -> None:
+        import PIL.Image
+
+        with PIL.Image.open(self.path) as picture, patience(server.uri):
+            server.client.log_image(run.child, picture, key=self.key, step=self.step, timestamp=self.stamp)
+
+
+class Artifact(Operation):
+    kind: Literal["artifact"] = "artifact"
+    path: Path
+    folder: str | None
+
+    def send(self, server: Server, run: Run) -> None:
+        with patience(server.uri):
+            if self.path.is_dir():
+                server.client.log_artifacts(run.child, str(self.path), self.folder or self.path.name)
+            else:
+                server.client.log_artifact(run.child, str(self.path), self.folder)
+
+
+class Adapter(Operation):
+    """A LoRA as a model that `mlflow.diffusers.load_model` loads.
+
+    base: a Hub id, or the path of a local base. size: (width, height) of the pictures it was trained on, in pixels.
+    """
+
+    kind: Literal["adapter"] = "adapter"
+    path: Path
+    base: str
+    revision: str | None
+    name: str
+    size: tuple[int, int] | None
+
+    def send(self, server: Server, run: Run) -> None:
+        from pipeline.tracking.adapters import log_adapter
+
+        with patience(server.uri):
+            log_adapter(server, run.child, self.path, self.base, self.revision, model_name(self.name), self.size)
+
+
+class End(Operation):
+    kind: Literal["end"] = "end"
+    status: Literal["FINISHED", "FAILED", "KILLED"]
+    stamp: int
+
+    def send(self, server: Server, run: Run) -> None:
+        server.client.set_terminated(run.child, self.status, self.stamp)
+
+
+AnyOperation = Annotated[
+    Params | Metrics | Tags | Dataset | Picture | Artifact | Adapter | End, Field(discriminator="kind")
+]
+OPERATION: TypeAdapter[AnyOperation] = TypeAdapter(AnyOperation)
+
+
+def now() -> int:
+    """Milliseconds since 1970, as MLflow stamps."""
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,142 @@
+"""Sends a stage's operations, and keeps them while they cannot be sent."""
+
+import logging
+import shutil
+import time
+import uuid
+from pathlib import Path
+
+from pipeline.tracking.legal import legal_key
+from pipeline.tracking.operations import OPERATION, Adapter, AnyOperation, Artifact, Picture, Run
+from pipeline.tracking.parents import Beginning, begin
+from pipeline.tracking.server import Server, first_line
+from pipeline.tracking.state import spool
+
+FIRST_PAUSE = 30.0
+
+log = logging.getLogger(__name__)
+
+
+class Sender:
+    """Sends in order. After a failure all is kept in `<run>.jsonl` (a Beginning, then one operation a line) and, when the
+    server answers again, sent from there; the pauses between tries double, so that a hanging server costs little.
+    What the server refuses for good goes to `<run>.refused.jsonl`, so that it does not stand in the way of the rest.
+    """
+
+    def __init__(self, beginning: Beginning) -> None:
+        self.beginning = beginning
+        self.server: Server | None = None
+        self.folder = spool() / f"{legal_key(beginning.stage)}-{beginning.id[:12]}"
+        self.kept = self.folder.with_name(f"{self.folder.name}.jsonl")
+        self.refused = self.folder.with_name(f"{self.folder.name}.refused.jsonl")
+        self._pause = FIRST_PAUSE
+        self._next_try = 0.0
+        self._told: set[str] = set()
+
+    def open(self) -> None:
+        """Make the run. Raises what MLflow raises."""
+        self.server, run = begin(self.beginning)
+        self.beginning = self.beginning.model_copy(update={"run": run})
+
+    def send(self, operation: AnyOperation) -> None:
+        if self.server is None and time.monotonic() >= self._next_try:
+            self.catch_up()
+        if self.server is None or not self._sent(operation):
+            self._keep(operation, self.kept)
+
+    def keep_from_now(self, error: Exception) -> None:
+        """The server is away: keep what follows."""
+        self.server = None
+        self._next_try = time.monotonic() + self._pause
+        self._pause *= 2
+        self._tell(
+            "away",
+            f"The tracking server {self.beginning.uri} does not answer ({first_line(error)}). The work goes on;"
+            f" its numbers are kept in {self.kept}",
+        )
+
+    def catch_up(self) -> None:
+        """Try once to reach the server and send it what was kept."""
+        try:
+            self.open()
+        except Exception as error:  # noqa: BLE001
+            self.keep_from_now(error)
+            return
+        if not self.kept.is_file():
+            return
+        lines = self.kept.read_text(encoding="utf-8").splitlines()[1:]
+        for done, line in enumerate(lines):
+            if not self._sent(OPERATION.validate_json(line)):
+                self._rewrite(lines[done:])
+                return
+        self.kept.unlink()
+        if not self.refused.exists():
+            shutil.rmtree(self.folder, ignore_errors=True)
+        log.warning("The tracking server %s answers again and has all numbers.", self.beginning.uri)
+        self._pause = FIRST_PAUSE
+        self._told.discard("away")
+
+    def close(self) -> None:
+        if self.server is None:
+            self._pause = 0.0
+            self.catch_up()
+        if not self.kept.exists() and not self.refused.exists():
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def new_file(self, suffix: str) -> Path:
+        """A place for a file that waits to be sent."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.folder / f"{uuid.uuid4().hex[:12]}{suffix}"
+
+    @property
+    def run(self) -> Run:
+        assert self.beginning.run is not None, "opened before anything is sent"
+        return self.beginning.run
+
+    def _sent(self, operation: AnyOperation) -> bool:
+        assert self.server is not None
+        try:
+            operation.send(self.server, self.run)
+        except Exception as error:  # noqa: BLE001
+            if not _is_refusal(error):
+                self.keep_from_now(error)
+                return False
+            self._keep(operation, self.refused)
+            self._tell("refused", f"MLflow refuses {operation.kind}: {first_line(error)}. Kept in {self.refused}")
+        if isinstance(operation, Picture) and not self.refused.exists():
+            operation.path.unlink(missing_ok=True)
+        return True
+
+    def _keep(self, operation: AnyOperation, file: Path) -> None:
+        if isinstance(operation, Artifact | Adapter) and self.folder not in operation.path.parents:
+            copy = self.new_file("") / operation.path.name
+            copy.parent.mkdir()
+            (shutil.copytree if operation.path.is_dir() else shutil.copy2)(operation.path, copy)
+            operation = operation.model_copy(update={"path": copy})
+        file.parent.mkdir(parents=True, exist_ok=True)
+        new = not file.exists()
+        with file.open("a", encoding="utf-8") as stream:
+            if new:
+                stream.write(self.beginning.model_dump_json() + "\n")
+            stream.write(operation.model_dump_json() + "\n")
+
+    def _rewrite(self, lines: list[str]) -> None:
+        fresh = self.kept.with_suffix(".new")
+        fresh.write_text("\n".join([self.beginning.model_dump_json(), *lines]) + "\n", encoding="utf-8")
+        fresh.replace(self.kept)
+
+    def _tell(self, what: str, message: str) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            log.warning(message)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether the server answered, and sending the same again would be answered the same."""
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+
+    if isinstance(error, MlflowException):
+        status = int(error.get_http_status_code())
+        return 400 <= status < 500 and status not in (401, 403, 408, 429)
+    return not isinstance(error, ConnectionError | TimeoutError | RequestException)

@@ -1,0 +1,152 @@
+"""Where runs are written down: which server or database, how it is opened, how it is looked at."""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import Problem
+from pipeline.params import TrackingSection
+from pipeline.tracking.state import project_top, spool
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+LOCK_SECONDS = 120
+UPLOAD_SECONDS = 60
+
+# A server that hangs may hold up a stage for one request and one retry, then the stage goes on without it.
+# MLflow's own messages are quieted because progress bars live on stderr; its failures are told in our words.
+SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+
+@dataclass(frozen=True)
+class Server:
+    """An opened tracking server or database, and the experiment in it."""
+
+    uri: str
+    client: "MlflowClient"
+    experiment_id: str
+
+
+def tracking_uri(params: TrackingSection) -> str:
+    """MLFLOW_TRACKING_URI, else `tracking.uri`, else mlflow.db at the top of the project."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or params.uri or f"sqlite:///{project_top() / 'mlflow.db'}"
+
+
+def open_server(uri: str, experiment: str) -> Server:
+    """Connect, create the database and the experiment if they are not there.
+
+    Raises whatever MLflow, SQLAlchemy or requests raise when it cannot be reached.
+    """
+    _apply_settings()
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        root = artifact_root(uri)
+        experiment_id = client.create_experiment(experiment, artifact_location=root and f"{root}/{experiment}")
+    elif found.lifecycle_stage == "deleted":
+        raise MlflowException(
+            f"the experiment {experiment!r} was deleted; `mlflow experiments restore -x {found.experiment_id}` brings it"
+            " back, or choose another name in tracking.experiment"
+        )
+    else:
+        experiment_id = found.experiment_id
+    return Server(uri, client, experiment_id)
+
+
+@contextmanager
+def only_one() -> Iterator[None]:
+    """One process of this project at a time: two that create a database or a parent run at once do harm."""
+    from filelock import FileLock, Timeout
+
+    try:
+        spool().mkdir(parents=True, exist_ok=True)
+        lock = FileLock(spool() / "lock", timeout=LOCK_SECONDS)
+        lock.acquire()
+    except (OSError, Timeout):  # a read-only project, or a process stopped in the midst: better unlocked than never
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def patience(uri: str) -> Iterator[None]:
+    """Uploads may take longer than the short answers of which a training waits for many."""
+    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    if not uri.startswith("http") or os.environ.get(name) != SETTINGS[name]:
+        yield
+        return
+    os.environ[name] = str(UPLOAD_SECONDS)
+    try:
+        yield
+    finally:
+        os.environ[name] = SETTINGS[name]
+
+
+def artifact_root(uri: str) -> str | None:
+    """mlartifacts beside a sqlite database, at the top of the project for others; a server has its own."""
+    if uri.startswith(("http:", "https:", "databricks")):
+        return None
+    place = uri.partition("sqlite:///")[2].partition("?")[0]
+    folder = Path(place).absolute().parent if place and place != ":memory:" else project_top()
+    return (folder / "mlartifacts").as_uri()
+
+
+def unreachable(uri: str, error: Exception) -> Problem:
+    if uri.startswith("http"):
+        mend = "Start that server or correct the address"
+    elif uri.startswith("sqlite"):
+        mend = "Make that file readable and writable, move it away (a new one is made)"
+    else:
+        mend = "Make that database reachable or correct the address"
+    if "out-of-date" in str(error):
+        mend = f"Run `mlflow db upgrade {uri}` after saving a copy"
+    return Problem(
+        f"tracking server {uri}",
+        f"cannot be used ({first_line(error)})",
+        f"{mend} (MLFLOW_TRACKING_URI in the environment wins over tracking.uri in params.yaml),"
+        " or set tracking.required to false to go on without it.",
+    )
+
+
+def first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    text = lines[0] if lines else type(error).__name__
+    return text if len(text) <= 300 else text[:299] + "…"
+
+
+def dashboard_command(params: TrackingSection, port: int = 5000) -> list[str]:
+    """The command that shows the runs: MLflow's own server on loopback, or the browser where a server already runs."""
+    _apply_settings()
+    uri = tracking_uri(params)
+    root = artifact_root(uri)
+    if root is None:
+        return [sys.executable, "-m", "webbrowser", "-t", uri]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    return [*command, "--backend-store-uri", uri, "--default-artifact-root", root, "--artifacts-destination", root]
+
+
+def _apply_settings() -> None:
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)

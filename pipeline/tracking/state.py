@@ -1,0 +1,152 @@
+"""What the pipeline's state is: where the project lies, its commit, experiment, and DVC's record of its data."""
+
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+
+def workspace() -> Path:
+    """The checkout that this stage runs in: the nearest folder upward that holds dvc.yaml or params.yaml."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "dvc.yaml").is_file() or (folder / "params.yaml").is_file():
+            return folder
+    return here
+
+
+def project_top() -> Path:
+    """Where the dashboard lies. Not the workspace under `dvc exp run --temp`: DVC_ROOT stays at the main checkout."""
+    root = os.environ.get("DVC_ROOT")
+    return Path(root).resolve() if root else workspace()
+
+
+def spool() -> Path:
+    """The git-ignored folder for locks and for what could not be sent."""
+    return project_top() / ".work" / "tracking"
+
+
+@dataclass(frozen=True)
+class PipelineState:
+    """What one parent run stands for.
+
+    key: the same for all stages of one state: the DVC experiment, else the commit and a hash of params.yaml and
+    dvc.yaml. name: for people. commit, branch, subject: empty outside Git. edited: files that differ from the commit,
+    the pipeline's own outputs apart.
+    """
+
+    key: str
+    name: str
+    commit: str
+    branch: str
+    subject: str
+    edited: tuple[str, ...]
+    experiment: str
+
+
+def read_state() -> PipelineState:
+    top = workspace()
+    commit, _, subject = _git(top, "log", "-1", "--format=%H %s").partition(" ")
+    branch = _git(top, "rev-parse", "--abbrev-ref", "HEAD") if commit else ""
+    edited = _edited(top) if commit else ()
+    experiment = os.environ.get("DVC_EXP_NAME", "")
+    digest = hashlib.sha256()
+    for name in ("params.yaml", "dvc.yaml"):
+        path = top / name
+        digest.update(hashlib.sha256(path.read_bytes() if path.is_file() else b"").digest())
+    if experiment:
+        baseline = os.environ.get("DVC_EXP_BASELINE_REV", commit)
+        key, name = f"{experiment} {baseline[:12]}", experiment
+    else:
+        key = f"{commit[:12] or top.name} {digest.hexdigest()[:12]}"
+        name = f"{commit[:7]} {subject}" if commit else top.name
+        name += " (edited)" if edited else ""
+    return PipelineState(key, name, commit, branch, subject, edited, experiment)
+
+
+def dataset_digest(path: Path) -> str:
+    """DVC's hash of a file or folder, read from the entry of the stage (or .dvc file) that makes it.
+
+    Never from a consumer's `deps`: during a stage dvc.lock may still hold that stage's previous entry. What DVC
+    does not make (raw pictures in Git) is hashed as DVC would hash it, so that the digest equals the one in dvc.lock.
+    """
+    top = workspace()
+    place = Path(os.path.relpath(path.resolve(), top.resolve())).as_posix()
+    for entry in _outs(top):
+        if entry.get("path") == place and entry.get("md5"):
+            return str(entry["md5"])
+    beside = _load(path.parent / f"{path.name}.dvc")
+    for entry in beside.get("outs") or ():
+        if entry.get("md5"):
+            return str(entry["md5"])
+    return content_digest(path)
+
+
+def content_digest(path: Path) -> str:
+    """MD5 as DVC computes it: of a file's bytes, or of the JSON list of a folder's files (then `<md5>.dir`)."""
+    if path.is_file():
+        return _md5(path)
+    files = sorted(path.rglob("*"), key=lambda file: file.relative_to(path).as_posix())
+    listing = [
+        {"md5": _md5(file), "relpath": file.relative_to(path).as_posix()}
+        for file in files
+        if file.is_file() and "__pycache__" not in file.parts
+    ]
+    return hashlib.md5(json.dumps(listing, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+def locked_stages() -> list[str]:
+    """Stage instances that dvc.lock has a result of and dvc.yaml still names, in dvc.yaml's order."""
+    top = workspace()
+    order = list(_load(top / "dvc.yaml").get("stages") or ())
+    names = [name for name in _load(top / "dvc.lock").get("stages") or () if name.partition("@")[0] in order]
+    return sorted(names, key=lambda name: (order.index(name.partition("@")[0]), name))
+
+
+def _outs(top: Path) -> Iterator[dict[str, Any]]:
+    for stage in (_load(top / "dvc.lock").get("stages") or {}).values():
+        yield from stage.get("outs") or ()
+
+
+def _edited(top: Path) -> tuple[str, ...]:
+    made = {"dvc.lock", *(str(entry.get("path", "")) for entry in _outs(top))}
+    status = _git(top, "status", "--porcelain", "--no-renames", "--untracked-files=no", "-z", "--", ".")
+    prefix = _git(top, "rev-parse", "--show-prefix")
+    names = [line[3:].removeprefix(prefix) for line in status.split("\0") if line]
+    return tuple(name for name in names if not any(f"{name}/".startswith(f"{out}/") for out in made))
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    """Git's answer, empty where there is no Git or no repository: tracking can do without."""
+    try:
+        answer = subprocess.run(
+            ["git", "--no-optional-locks", *arguments],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return answer.stdout.strip("\n")
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -1,0 +1,138 @@
+"""What a stage tells while it works."""
+
+import functools
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, ParamSpec
+
+from pipeline.tracking.legal import LONGEST_TAG, cut, legal_key
+from pipeline.tracking.operations import Adapter, Artifact, Dataset, End, Metrics, Params, Picture, Tags, now
+from pipeline.tracking.sender import Sender
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+BATCH = 1000  # as many as MLflow takes at once
+SECONDS = 5.0
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+
+
+def _never_raises(method: Callable[P, None]) -> Callable[P, None]:
+    @functools.wraps(method)
+    def wrapped(*arguments: P.args, **keywords: P.kwargs) -> None:
+        try:
+            method(*arguments, **keywords)
+        except Exception as error:  # noqa: BLE001
+            log.warning("Not tracked (%s): %s: %s", method.__name__, type(error).__name__, error)
+
+    return wrapped
+
+
+class Tracker:
+    """Writes down one stage instance. No method raises, none waits long for a server."""
+
+    def __init__(self, sender: Sender) -> None:
+        self._sender = sender
+        self._rows: list[tuple[str, float | None, int, int]] = []
+        self._last: dict[str, tuple[str, float | None, int, int]] = {}
+        self._flushed = time.monotonic()
+        self._not_finite: dict[str, str] = {}
+
+    def metric(self, name: str, value: float, step: int | None = None) -> None:
+        """Cheap enough for every training step: sent in batches of 1000, or after 5 seconds.
+
+        value: anything `float` takes. NaN and infinities are drawn as gaps, and named in the tag `not finite`.
+        step: from 0; None for a single figure.
+        """
+        self.metrics({name: value}, step)
+
+    @_never_raises
+    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        """Several metrics of one step."""
+        stamp = now()
+        for name, given in values.items():
+            value: float | None = float(given)
+            if value is None or not math.isfinite(value):
+                self._not_finite.setdefault(name, f"{name} ({value} at step {step or 0})")
+                value = None
+            row = (legal_key(name), value, stamp, step or 0)
+            self._rows.append(row)
+            self._last[row[0]] = row
+        if len(self._rows) >= BATCH or time.monotonic() - self._flushed > SECONDS:
+            self._flush()
+
+    @_never_raises
+    def picture(self, key: str, picture: "Image | Path", step: int | None = None) -> None:
+        """With a step: one of a row under a slider. Without: a file under `pictures/`, as it is (clips too)."""
+        if step is None and isinstance(picture, Path):
+            self._sender.send(Artifact(path=picture, folder="pictures"))
+            return
+        import PIL.Image
+
+        if isinstance(picture, Path):
+            with PIL.Image.open(picture) as opened:
+                picture = opened.convert("RGB")
+        path = self._sender.new_file(".png")
+        if step is None:
+            path = path.with_suffix("") / f"{legal_key(key).replace('/', '-')}.png"
+            path.parent.mkdir()
+            picture.save(path)
+            self._sender.send(Artifact(path=path, folder="pictures"))
+            return
+        picture.save(path)
+        self._sender.send(Picture(key=legal_key(key), path=path, step=step, stamp=now()))
+
+    @_never_raises
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """A file or a folder, under `folder` in the run's artifacts."""
+        self._sender.send(Artifact(path=path.absolute(), folder=folder))
+
+    @_never_raises
+    def adapter(
+        self,
+        path: Path,
+        base_source: str,
+        base_revision: str | None,
+        name: str,
+        size: tuple[int, int] | None = None,
+    ) -> None:
+        """One LoRA .safetensors as a model. size: (width, height) in pixels that its pictures have by default."""
+        self._sender.send(Adapter(path=path.absolute(), base=base_source, revision=base_revision, name=name, size=size))
+
+    @_never_raises
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        self._sender.send(Tags(values={legal_key(key): cut(str(text), LONGEST_TAG) for key, text in tags.items()}))
+
+    @_never_raises
+    def params(self, values: Mapping[str, str], parent_values: Mapping[str, str]) -> None:
+        self._sender.send(Params(to="child", values=dict(values)))
+        self._sender.send(Params(to="parent", values=dict(parent_values)))
+
+    @_never_raises
+    def dataset(self, name: str, digest: str, source: str) -> None:
+        self._sender.send(Dataset(name=name, digest=digest, source=source))
+
+    @_never_raises
+    def end(self, stage: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+        """Send what is left, and each metric's last value to the parent, so that states can be compared."""
+        self._flush()
+        prefix = legal_key(stage)
+        rows = [(legal_key(f"{prefix}/{name}"), *rest) for name, *rest in self._last.values()]
+        for start in range(0, len(rows), BATCH):
+            self._sender.send(Metrics(to="parent", rows=tuple(rows[start : start + BATCH])))
+        if self._not_finite:
+            self.set_tags({"not finite": ", ".join(self._not_finite.values())})
+        self._sender.send(End(status=status, stamp=now()))
+        self._sender.close()
+
+    def _flush(self) -> None:
+        self._flushed = time.monotonic()
+        rows, self._rows = self._rows, []
+        for start in range(0, len(rows), BATCH):
+            self._sender.send(Metrics(rows=tuple(rows[start : start + BATCH])))
