@@ -17,11 +17,15 @@ _BT709 = 1  # the number that H.264 has for this colour space, primaries and tra
 
 
 def write_frames(folder: Path, frames: Sequence[Frame]) -> None:
-    """Write 0000.png, 0001.png and so on into an existing folder; more digits where 10,000 frames need them."""
+    """Write 0000.png, 0001.png and so on into an existing folder."""
     _check(frames)
-    digits = max(4, len(str(len(frames) - 1)))
     for number, frame in enumerate(frames):
-        Image.fromarray(frame).save(folder / f"{number:0{digits}}.png", format="PNG")
+        Image.fromarray(frame).save(folder / frame_name(number, len(frames)), format="PNG")
+
+
+def frame_name(number: int, count: int) -> str:
+    """The file name of one of `count` frames: four digits, or as many as keep the names in order."""
+    return f"{number:0{max(4, len(str(count - 1)))}}.png"
 
 
 def write_webp(path: Path, frames: Sequence[Frame], fps: float, hold_at: Collection[int] = (), hold: float = 0) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 _SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK", "LAB": "Lab"}
+_DEEP = ("I", "F")  # modes of 16 and 32 bits: I, I;16, I;16B, F
 # 16 bits to 8, rounded: 65535 is exactly 257 times 255.
 _TO_8_BIT = ((np.arange(65536, dtype=np.uint32) + 128) // 257).astype(np.uint8)
 
@@ -20,7 +21,7 @@ def to_srgb(picture: Image.Image, background: Sequence[int]) -> tuple[Image.Imag
     done: list[str] = []
     profile = picture.info.get("icc_profile")
     colour, alpha = _split_alpha(picture, done)
-    if colour.mode != picture.mode:
+    if colour.mode != picture.mode and not picture.mode.startswith(_DEEP):
         done.append(f"{picture.mode} to {colour.mode}")
     if profile:
         colour = _through_profile(colour, profile, done)
@@ -37,7 +38,7 @@ def to_srgb(picture: Image.Image, background: Sequence[int]) -> tuple[Image.Imag
 
 def _split_alpha(picture: Image.Image, done: list[str]) -> tuple[Image.Image, Image.Image | None]:
     """The colours in a mode of 8 bits that a profile can speak of (L, RGB, CMYK, LAB), and the alpha if it matters."""
-    if picture.mode.startswith(("I", "F")):
+    if picture.mode.startswith(_DEEP):
         return _scale_to_8_bit(picture, done)
     if picture.mode == "1" and not picture.has_transparency_data:
         return picture.convert("L"), None
@@ -65,7 +66,7 @@ def _scale_to_8_bit(picture: Image.Image, done: list[str]) -> tuple[Image.Image,
     values = np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
     low, high = float(values.min()), float(values.max())
     whites = (1.0, 255.0) if picture.mode == "F" else (255.0, 65535.0)
-    white = next((white for white in whites if 0 <= low and high <= white), None)
+    white = next((white for white in whites if low >= 0 and high <= white), None)
     if white is None:
         done.append(f"{picture.mode} from {low:g}..{high:g} stretched to 8 bits")
         values = (values - low) / max(high - low, 1e-30) * 255

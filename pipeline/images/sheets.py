@@ -1,5 +1,6 @@
 """Many pictures on one: strips of frames, and grids of samples, with labels."""
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from itertools import pairwise
@@ -132,9 +133,9 @@ def _shortened(text: str, font: Font, width: int) -> str:
     text = " ".join(text.split())
     if font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "...") > width:
-        text = text[:-1]
-    return text.rstrip() + "..."
+    # Bisected, because measuring a caption of thousands of letters at each length takes long.
+    fits = bisect_left(range(len(text)), True, key=lambda length: font.getlength(text[:length] + "...") > width) - 1
+    return text[: max(fits, 0)].rstrip() + "..."
 
 
 def _wrapped(text: str, font: Font, width: int, most_lines: int) -> list[str]:
