@@ -1,0 +1,116 @@
+"""Stage `pocket` (frozen): paint landscapes and train the pocket base from them."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+
+import pipeline
+from pipeline.adapters.checkpoints import work_folder
+from pipeline.base.opening import choose_device
+from pipeline.images.world import VOCABULARY
+from pipeline.outputs import whole_folder
+from pipeline.params import PocketSection, load_params
+from pipeline.pocket.autoencoder import encode_all, train_autoencoder
+from pipeline.pocket.denoiser import train_denoiser
+from pipeline.pocket.layout import save_pocket
+from pipeline.pocket.paintings import Captioned, make_many, paint_captioned, paint_texture
+from pipeline.pocket.progress import LogMetrics
+from pipeline.pocket.tokenizer import build_tokenizer
+from pipeline.tracking import Tracker, track
+
+OUT = Path("models/pocket")
+OUTPUTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "model_index.json", "made.json")
+CODE = ("pocket", "images")
+
+
+def run() -> None:
+    """Write the model folders of models/pocket/ and made.json. A killed run goes on where it was."""
+    params = load_params()
+    settings = params.pocket
+    made = {"code": code_digest(), "params": settings.model_dump()}
+    name = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16]
+    with (
+        track("pocket", params.tracking, settings.model_dump()) as tracker,
+        work_folder(Path(".work/pocket", name)) as work,
+        whole_folder(work / "out") as folder,
+    ):
+        train_pocket(settings, choose_device(params.machine.device), work, folder, tracker, params.machine.workers)
+        made["weights"] = weight_digests(folder)
+        (folder / "made.json").write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
+        OUT.mkdir(parents=True, exist_ok=True)
+        for name in OUTPUTS:  # beside the card, which is not an output
+            target = OUT / name
+            shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+            shutil.move(folder / name, target)
+
+
+def train_pocket(
+    settings: PocketSection, device: torch.device, work: Path, out: Path, tracker: Tracker, workers: int | None
+) -> None:
+    """Paint, train the autoencoder, encode, train the denoiser, save."""
+    workers = workers or os.cpu_count() or 1
+    paintings, captions = _paintings(settings, work, workers)
+    textures = make_many(paint_texture, settings.textures, settings.seed, label="textures", workers=workers)
+    share = paintings[: max(1, settings.textures * 3 // 2)]
+    pictures = torch.cat([share, *(_tensor(texture)[None] for texture in textures)])
+    autoencoder = train_autoencoder(pictures, settings, work, device, _logger(tracker, "autoencoder"))
+    _log_reconstructions(autoencoder, paintings, device, tracker)
+    latents = encode_all(autoencoder, paintings, device)
+    tokenizer = build_tokenizer(VOCABULARY)
+    unet, text_encoder = train_denoiser(
+        latents, captions, tokenizer, settings, work, device, _logger(tracker, "denoiser")
+    )
+    save_pocket(out, autoencoder.cpu(), unet.cpu(), text_encoder.cpu(), tokenizer)
+
+
+def _paintings(settings: PocketSection, work: Path, workers: int) -> tuple[torch.Tensor, list[Captioned]]:
+    painted = make_many(
+        paint_captioned, settings.paintings, settings.seed, settings.between, label="paint", workers=workers
+    )
+    pictures, captions = [], []
+    for picture, captioned in painted:
+        pictures.append(_tensor(picture))
+        captions.append(captioned)
+    return torch.stack(pictures), captions
+
+
+def _tensor(picture: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(picture).permute(2, 0, 1)
+
+
+def _logger(tracker: Tracker, name: str) -> LogMetrics:
+    return lambda values, step: tracker.metrics({f"{name}/{key}": value for key, value in values.items()}, step)
+
+
+@torch.no_grad()
+def _log_reconstructions(
+    autoencoder: AutoencoderKL, paintings: torch.Tensor, device: torch.device, tracker: Tracker
+) -> None:
+    """Eight paintings above what the autoencoder makes of them."""
+    pixels = paintings[:8].to(device).float() / 127.5 - 1
+    decoded = autoencoder.decode(autoencoder.encode(pixels).latent_dist.mean).sample
+    sheet = torch.cat([torch.cat(list(rows), dim=-1) for rows in (pixels, decoded)], dim=-2)
+    array = ((sheet.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+    tracker.picture("reconstructions", Image.fromarray(array))
+
+
+def weight_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every weights file of a base."""
+    files = sorted(folder.rglob("*.safetensors"))
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def code_digest() -> str:
+    """SHA-256 over the rooms that paint and train the pocket."""
+    root = Path(pipeline.__file__).parent
+    total = hashlib.sha256()
+    for path in sorted(path for room in CODE for path in (root / room).glob("*.py")):
+        total.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
+    return total.hexdigest()
