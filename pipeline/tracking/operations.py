@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from typing_extensions import override
 
 from pipeline.tracking.legal import model_name
 from pipeline.tracking.server import Server, patience
@@ -23,12 +24,19 @@ class Run(BaseModel):
     child: str
     parent: str
 
+    def id_of(self, which: Literal["child", "parent"]) -> str:
+        """MLflow's id of one of the two."""
+        return self.child if which == "child" else self.parent
+
 
 class Operation(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    """One thing to tell."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     @abstractmethod
-    def send(self, server: Server, run: Run) -> None: ...
+    def send(self, server: Server, run: Run) -> None:
+        """Tell it. Raises whatever MLflow raises."""
 
 
 class Params(Operation):
@@ -38,12 +46,13 @@ class Params(Operation):
     to: Literal["child", "parent"]
     values: dict[str, str]
 
+    @override
     def send(self, server: Server, run: Run) -> None:
         from mlflow.entities import Param
 
         params = [Param(key, value) for key, value in self.values.items()]
         for start in range(0, len(params), 100):  # as many as MLflow takes at once
-            server.client.log_batch(getattr(run, self.to), params=params[start : start + 100])
+            server.client.log_batch(run.id_of(self.to), params=params[start : start + 100])
 
 
 class Metrics(Operation):
@@ -53,6 +62,7 @@ class Metrics(Operation):
     to: Literal["child", "parent"] = "child"
     rows: tuple[tuple[str, float | None, int, int], ...]
 
+    @override
     def send(self, server: Server, run: Run) -> None:
         from mlflow.entities import Metric
 
@@ -60,18 +70,21 @@ class Metrics(Operation):
             Metric(name, float("nan") if value is None else value, stamp, step)
             for name, value, stamp, step in self.rows
         ]
-        server.client.log_batch(getattr(run, self.to), metrics=rows)
+        server.client.log_batch(run.id_of(self.to), metrics=rows)
 
 
 class Tags(Operation):
+    """Tags of either run; a later value replaces an earlier one."""
+
     kind: Literal["tags"] = "tags"
     to: Literal["child", "parent"] = "child"
     values: dict[str, str]
 
+    @override
     def send(self, server: Server, run: Run) -> None:
         from mlflow.entities import RunTag
 
-        server.client.log_batch(getattr(run, self.to), tags=[RunTag(key, text) for key, text in self.values.items()])
+        server.client.log_batch(run.id_of(self.to), tags=[RunTag(key, text) for key, text in self.values.items()])
 
 
 class Dataset(Operation):
@@ -82,6 +95,7 @@ class Dataset(Operation):
     digest: str
     source: str
 
+    @override
     def send(self, server: Server, run: Run) -> None:
         from mlflow.entities import Dataset as MlflowDataset
         from mlflow.entities import DatasetInput, InputTag
@@ -99,6 +113,7 @@ class Picture(Operation):
     step: int
     stamp: int
 
+    @override
     def send(self, server: Server, run: Run) -> None:
         import PIL.Image
 
@@ -107,10 +122,13 @@ class Picture(Operation):
 
 
 class Artifact(Operation):
+    """A file or a folder, as it is."""
+
     kind: Literal["artifact"] = "artifact"
     path: Path
     folder: str | None
 
+    @override
     def send(self, server: Server, run: Run) -> None:
         with patience(server.uri):
             if self.path.is_dir():
@@ -132,6 +150,7 @@ class Adapter(Operation):
     name: str
     size: tuple[int, int] | None
 
+    @override
     def send(self, server: Server, run: Run) -> None:
         from pipeline.tracking.adapters import log_adapter
 
@@ -140,12 +159,16 @@ class Adapter(Operation):
 
 
 class End(Operation):
+    """The stage is over, and its parent rests until another stage starts."""
+
     kind: Literal["end"] = "end"
     status: Literal["FINISHED", "FAILED", "KILLED"]
     stamp: int
 
+    @override
     def send(self, server: Server, run: Run) -> None:
         server.client.set_terminated(run.child, self.status, self.stamp)
+        server.client.set_terminated(run.parent, self.status, self.stamp)
 
 
 AnyOperation = Annotated[

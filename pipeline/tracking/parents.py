@@ -1,12 +1,16 @@
-"""The runs themselves: one parent for one pipeline state, one child for one stage instance."""
+"""The runs themselves: one parent for one pipeline state, one child for one stage instance.
+
+A parent is open from its first stage until the report closes it, also while no stage of it runs; MLflow's status of it is
+that of its last stage. So a state that failed is carried on in the same parent, a finished one that is run again (`dvc
+repro -f`) gets a new parent, and one that no report followed (a single stage) is closed when another state begins.
+"""
 
 import getpass
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import psutil
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.tracking.legal import LONGEST_TAG, cut
@@ -17,14 +21,16 @@ from pipeline.tracking.state import PipelineState, workspace
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
 
-STATE, PLACE, PROCESS, IDENTITY = "morphline.state", "morphline.place", "morphline.process", "morphline.id"
+STATE, OPEN, PLACE = "morphline.state", "morphline.open", "morphline.place"
+PROCESS, IDENTITY = "morphline.process", "morphline.id"
 NOTE, PARENT = "mlflow.note.content", "mlflow.parentRunId"
 
 
 class Beginning(BaseModel):
     """All that a stage's run is made of; written down first where the server is away.
 
-    id: of ours, so that a run is not made twice. run: MLflow's ids, once it has given them.
+    id: of ours, so that a run is not made twice. started: milliseconds since 1970. run: MLflow's ids, once it has given
+    them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,21 +59,33 @@ def begin(beginning: Beginning) -> tuple[Server, Run]:
         parent = _open_parent(server, beginning)
         for run in _search(server, f"tags.`{IDENTITY}` = '{beginning.id}'"):
             return server, Run(child=run.info.run_id, parent=parent)
-    tags = {**beginning.tags, PARENT: parent, PROCESS: _process(), IDENTITY: beginning.id}
-    child = server.client.create_run(server.experiment_id, beginning.started, tags, beginning.stage)
-    return server, Run(child=child.info.run_id, parent=parent)
+        tags = {**beginning.tags, PARENT: parent, PROCESS: _process(), IDENTITY: beginning.id}
+        child = server.client.create_run(server.experiment_id, beginning.started, tags, beginning.stage)
+        return server, Run(child=child.info.run_id, parent=parent)
 
 
-def find_parent(server: Server, state: str) -> "MlflowRun | None":
-    """The newest parent of this state that no report has closed."""
-    return next(_search(server, f"tags.`{STATE}` = '{state}' and attributes.status != 'FINISHED'"), None)
-
-
-def children(server: Server, parent: str) -> "list[MlflowRun]":
-    return list(_search(server, f"tags.`{PARENT}` = '{parent}'"))
+def close(
+    server: Server, state_key: str, state: PipelineState, not_run: Sequence[str] | None, locked: list[str]
+) -> None:
+    """Close the open parent of a state, if there is one, and describe it. See `close_parent`."""
+    parent = _find_open(server, state_key)
+    if parent is None:
+        return
+    run_id = parent.info.run_id
+    last = {run.info.run_name: run.info.status for run in reversed(_children(server, run_id))}
+    unneeded = [name for name in locked if name not in last] if not_run is None else list(not_run)
+    for key, text in {
+        NOTE: describe(state, list(last), unneeded),
+        "stages.ran": cut(", ".join(last), LONGEST_TAG),
+        "stages.not_run": cut(", ".join(unneeded), LONGEST_TAG),
+        OPEN: "false",
+    }.items():
+        server.client.set_tag(run_id, key, text)
+    server.client.set_terminated(run_id, _worst(set(last.values())), now())
 
 
 def common_tags(state: PipelineState) -> dict[str, str]:
+    """What parent and children carry: who, and the state of the code."""
     tags = {
         "mlflow.user": _user(),
         "mlflow.source.type": "LOCAL",
@@ -79,7 +97,7 @@ def common_tags(state: PipelineState) -> dict[str, str]:
     return {key: text for key, text in tags.items() if text}
 
 
-def describe(state: PipelineState, ran: list[str], unneeded: list[str]) -> str:
+def describe(state: PipelineState, ran: Sequence[str], unneeded: Sequence[str]) -> str:
     """The parent's description in the dashboard, as Markdown."""
     lines = []
     if state.commit:
@@ -98,30 +116,57 @@ def describe(state: PipelineState, ran: list[str], unneeded: list[str]) -> str:
     return cut("\n\n".join(lines), LONGEST_TAG)
 
 
+def again(stage: str) -> str:
+    """The command that runs one stage again."""
+    return f"dvc repro --force --single-item {stage}"
+
+
 def _open_parent(server: Server, beginning: Beginning) -> str:
-    parent = find_parent(server, beginning.state)
+    parent = _find_open(server, beginning.state)
     if parent is None:
-        _close_left_open(server)
-        tags = {**beginning.parent_tags, STATE: beginning.state, PLACE: _place()}
+        for other in _search(server, f"tags.`{PLACE}` = '{_place()}' and tags.`{OPEN}` = 'true'"):
+            _close_abandoned(server, other)
+        tags = {**beginning.parent_tags, STATE: beginning.state, PLACE: _place(), OPEN: "true"}
         parent = server.client.create_run(server.experiment_id, beginning.started, tags, beginning.parent_name)
-    elif parent.info.status != "RUNNING":  # a stage failed or was stopped; this one carries on from there
+    elif parent.info.status != "RUNNING":
         server.client.update_run(parent.info.run_id, status="RUNNING")
+    else:  # another stage runs beside this one, or was killed without a chance to say so
+        _bury(server, _children(server, parent.info.run_id))
     return str(parent.info.run_id)
 
 
-def _close_left_open(server: Server) -> None:
-    """Close this checkout's parents that no report closed: of a single rerun stage, or of a killed machine."""
-    for parent in _search(server, f"tags.`{PLACE}` = '{_place()}' and attributes.status = 'RUNNING'"):
-        statuses = set()
-        for child in children(server, parent.info.run_id):
-            status = child.info.status
-            if status == "RUNNING" and _died(child):
-                server.client.set_terminated(child.info.run_id, "KILLED", now())
-                status = "KILLED"
-            statuses.add(status)
-        if "RUNNING" not in statuses:
-            status = next((status for status in ("FAILED", "KILLED") if status in statuses), "FINISHED")
-            server.client.set_terminated(parent.info.run_id, status, now())
+def _find_open(server: Server, state: str) -> "MlflowRun | None":
+    return next(_search(server, f"tags.`{STATE}` = '{state}' and tags.`{OPEN}` = 'true'"), None)
+
+
+def _children(server: Server, parent: str) -> "list[MlflowRun]":
+    """Newest first."""
+    return list(_search(server, f"tags.`{PARENT}` = '{parent}'"))
+
+
+def _close_abandoned(server: Server, parent: "MlflowRun") -> None:
+    statuses = _bury(server, _children(server, parent.info.run_id))
+    if "RUNNING" in statuses:
+        return
+    server.client.set_tag(parent.info.run_id, OPEN, "false")
+    if parent.info.status == "RUNNING":
+        server.client.set_terminated(parent.info.run_id, _worst(statuses), now())
+
+
+def _bury(server: Server, runs: "list[MlflowRun]") -> set[str]:
+    """Mark the runs whose process is gone as killed; returns the statuses of all."""
+    statuses = set()
+    for run in runs:
+        status = run.info.status
+        if status == "RUNNING" and _died(run):
+            status = "KILLED"
+            server.client.set_terminated(run.info.run_id, status, now())
+        statuses.add(status)
+    return statuses
+
+
+def _worst(statuses: set[str]) -> str:
+    return next((status for status in ("FAILED", "KILLED") if status in statuses), "FINISHED")
 
 
 def _search(server: Server, condition: str) -> "Iterator[MlflowRun]":
@@ -138,10 +183,18 @@ def _search(server: Server, condition: str) -> "Iterator[MlflowRun]":
         token = page.token or ""
 
 
-def _died(child: "MlflowRun") -> bool:
-    """Whether its process is gone; one of another host is taken to live."""
-    host, _, pid = child.data.tags.get(PROCESS, "").rpartition(" ")
-    return host == socket.gethostname() and not psutil.pid_exists(int(pid))
+def _died(run: "MlflowRun") -> bool:
+    """Whether its process is gone; what cannot be known is taken to live."""
+    host, _, pid = run.data.tags.get(PROCESS, "").rpartition(" ")
+    if host != socket.gethostname() or os.name == "nt":
+        return False
+    try:
+        os.kill(int(pid), 0)  # signal 0 only asks whether the process is there
+    except ProcessLookupError:
+        return True
+    except (PermissionError, ValueError):
+        return False
+    return False
 
 
 def _process() -> str:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.params import TrackingSection
-from pipeline.tracking.legal import LONGEST_TAG, cut, flatten, legal_key
+from pipeline.tracking.legal import LONGEST_TAG, cut, legal_key
 from pipeline.tracking.operations import now
-from pipeline.tracking.parents import NOTE, Beginning, children, common_tags, describe, find_parent
+from pipeline.tracking.parents import NOTE, Beginning, again, close, common_tags, describe
 from pipeline.tracking.sender import Sender
 from pipeline.tracking.server import first_line, only_one, open_server, tracking_uri, unreachable
-from pipeline.tracking.state import PipelineState, dataset_digest, locked_stages, read_state, workspace
+from pipeline.tracking.state import PipelineState, locked_stages, read_state
 from pipeline.tracking.tracker import Tracker
 
 LIBRARIES = ("torch", "diffusers", "peft")
@@ -36,8 +36,8 @@ def track(
 ) -> Iterator[Tracker]:
     """Write down one stage instance, such as `train@alps`, for as long as the block runs.
 
-    section: the stage's own params, nested. datasets: name -> a file or folder that the stage reads. An error in the block
-    is written down and raised again.
+    section: the stage's own params, nested. datasets: name -> a file or folder that the stage reads. An error in the
+    block is written down and raised again.
 
     Raises:
         UserError: the server cannot be used at the start, and `tracking.required` is true.
@@ -46,27 +46,21 @@ def track(
     sender = Sender(_beginning(stage, params, state, tags))
     try:
         sender.open()
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         if params.required:
             raise UserError(unreachable(sender.beginning.uri, error)) from None
         sender.keep_from_now(error)
     tracker = Tracker(sender)
-    values = flatten(section)
-    tracker.params(values, {legal_key(f"{legal_key(stage)}.{key}"): value for key, value in values.items()})
-    for name, path in datasets.items():
-        if path.exists():
-            source = os.path.relpath(path.resolve(), workspace().resolve())
-            tracker.dataset(name, dataset_digest(path), Path(source).as_posix())
+    tracker.begin(section, datasets)
     try:
         yield tracker
     except BaseException as error:
-        killed = isinstance(error, KeyboardInterrupt)
-        clean = isinstance(error, SystemExit) and not error.code
-        if not clean:
-            tracker.set_tags({"error": str(error) or type(error).__name__, "error.type": type(error).__name__})
-        tracker.end(stage, "KILLED" if killed else "FINISHED" if clean else "FAILED")
+        if isinstance(error, SystemExit) and not error.code:
+            tracker.end("FINISHED")
+        else:
+            tracker.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", error)
         raise
-    tracker.end(stage, "FINISHED")
+    tracker.end("FINISHED")
 
 
 def close_parent(params: TrackingSection, stages_not_run: Sequence[str] | None = None) -> None:
@@ -80,21 +74,9 @@ def close_parent(params: TrackingSection, stages_not_run: Sequence[str] | None =
     try:
         with only_one():
             server = open_server(uri, params.experiment)
-            parent = find_parent(server, _key(state))
-            if parent is None:
-                return
-            run_id = parent.info.run_id
-            runs = sorted(children(server, run_id), key=lambda run: run.info.start_time)
-            ran = list(dict.fromkeys(run.info.run_name for run in runs))
-            unneeded = stages_not_run
-            if unneeded is None:
-                unneeded = [name for name in locked_stages() if name not in ran]
-            server.client.set_tag(run_id, NOTE, describe(state, ran, list(unneeded)))
-            server.client.set_tag(run_id, "stages.ran", cut(", ".join(ran), LONGEST_TAG))
-            server.client.set_tag(run_id, "stages.not_run", cut(", ".join(unneeded), LONGEST_TAG))
-            server.client.set_terminated(run_id, "FINISHED", now())
-    except Exception as error:  # noqa: BLE001
-        log.warning("The parent run stays open, %s does not answer: %s", uri, first_line(error))
+            close(server, _key(state), state, stages_not_run, locked_stages())
+    except Exception as error:
+        log.warning("The parent run in %s stays open: %s", uri, first_line(error))
 
 
 def _beginning(stage: str, params: TrackingSection, state: PipelineState, tags: Mapping[str, str]) -> Beginning:
@@ -103,7 +85,7 @@ def _beginning(stage: str, params: TrackingSection, state: PipelineState, tags: 
         **common,
         "mlflow.source.name": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "dvc.stage": os.environ.get("DVC_STAGE", stage),
-        NOTE: f"Run it again: `dvc repro --force --single-item {stage}`",
+        NOTE: f"Run it again: `{again(stage)}`",
         **_versions(),
         **tags,
     }

@@ -7,7 +7,7 @@ import uuid
 from pathlib import Path
 
 from pipeline.tracking.legal import legal_key
-from pipeline.tracking.operations import OPERATION, Adapter, AnyOperation, Artifact, Picture, Run
+from pipeline.tracking.operations import OPERATION, Adapter, AnyOperation, Artifact
 from pipeline.tracking.parents import Beginning, begin
 from pipeline.tracking.server import Server, first_line
 from pipeline.tracking.state import spool
@@ -18,9 +18,9 @@ log = logging.getLogger(__name__)
 
 
 class Sender:
-    """Sends in order. After a failure all is kept in `<run>.jsonl` (a Beginning, then one operation a line) and, when the
-    server answers again, sent from there; the pauses between tries double, so that a hanging server costs little.
-    What the server refuses for good goes to `<run>.refused.jsonl`, so that it does not stand in the way of the rest.
+    """Sends in order. After a failure all is kept in `<run>.jsonl` (a Beginning, then one operation a line; files beside
+    it) and, when the server answers again, sent from there; the pauses between tries double, so that a hanging server
+    costs little. What the server refuses for good goes to `<run>.refused.jsonl` and out of the way of the rest.
     """
 
     def __init__(self, beginning: Beginning) -> None:
@@ -39,6 +39,7 @@ class Sender:
         self.beginning = self.beginning.model_copy(update={"run": run})
 
     def send(self, operation: AnyOperation) -> None:
+        """Send it, or keep it."""
         if self.server is None and time.monotonic() >= self._next_try:
             self.catch_up()
         if self.server is None or not self._sent(operation):
@@ -59,7 +60,7 @@ class Sender:
         """Try once to reach the server and send it what was kept."""
         try:
             self.open()
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             self.keep_from_now(error)
             return
         if not self.kept.is_file():
@@ -70,47 +71,39 @@ class Sender:
                 self._rewrite(lines[done:])
                 return
         self.kept.unlink()
-        if not self.refused.exists():
-            shutil.rmtree(self.folder, ignore_errors=True)
         log.warning("The tracking server %s answers again and has all numbers.", self.beginning.uri)
         self._pause = FIRST_PAUSE
         self._told.discard("away")
 
     def close(self) -> None:
+        """After the last operation: try once more for what is kept."""
         if self.server is None:
             self._pause = 0.0
             self.catch_up()
         if not self.kept.exists() and not self.refused.exists():
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def new_file(self, suffix: str) -> Path:
-        """A place for a file that waits to be sent."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return self.folder / f"{uuid.uuid4().hex[:12]}{suffix}"
-
-    @property
-    def run(self) -> Run:
-        assert self.beginning.run is not None, "opened before anything is sent"
-        return self.beginning.run
+    def new_file(self, name: str) -> Path:
+        """A place for a file that waits to be sent, in a folder of its own."""
+        folder = self.folder / uuid.uuid4().hex[:12]
+        folder.mkdir(parents=True)
+        return folder / name
 
     def _sent(self, operation: AnyOperation) -> bool:
-        assert self.server is not None
+        assert self.server is not None and self.beginning.run is not None
         try:
-            operation.send(self.server, self.run)
-        except Exception as error:  # noqa: BLE001
+            operation.send(self.server, self.beginning.run)
+        except Exception as error:
             if not _is_refusal(error):
                 self.keep_from_now(error)
                 return False
             self._keep(operation, self.refused)
             self._tell("refused", f"MLflow refuses {operation.kind}: {first_line(error)}. Kept in {self.refused}")
-        if isinstance(operation, Picture) and not self.refused.exists():
-            operation.path.unlink(missing_ok=True)
         return True
 
     def _keep(self, operation: AnyOperation, file: Path) -> None:
         if isinstance(operation, Artifact | Adapter) and self.folder not in operation.path.parents:
-            copy = self.new_file("") / operation.path.name
-            copy.parent.mkdir()
+            copy = self.new_file(operation.path.name)
             (shutil.copytree if operation.path.is_dir() else shutil.copy2)(operation.path, copy)
             operation = operation.model_copy(update={"path": copy})
         file.parent.mkdir(parents=True, exist_ok=True)

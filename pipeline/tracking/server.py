@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,11 +21,10 @@ LOCK_SECONDS = 120
 UPLOAD_SECONDS = 60
 
 # A server that hangs may hold up a stage for one request and one retry, then the stage goes on without it.
-# MLflow's own messages are quieted because progress bars live on stderr; its failures are told in our words.
+# What MLflow prints is quieted because progress bars live on stderr; its failures are told in our words.
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -50,22 +50,22 @@ def open_server(uri: str, experiment: str) -> Server:
 
     Raises whatever MLflow, SQLAlchemy or requests raise when it cannot be reached.
     """
-    _apply_settings()
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    _quiet()
     client = mlflow.MlflowClient(tracking_uri=uri)
     found = client.get_experiment_by_name(experiment)
     if found is None:
         root = artifact_root(uri)
-        experiment_id = client.create_experiment(experiment, artifact_location=root and f"{root}/{experiment}")
+        folder = re.sub(r"[^\w.-]", "-", experiment)
+        experiment_id = client.create_experiment(experiment, artifact_location=root and f"{root}/{folder}")
     elif found.lifecycle_stage == "deleted":
         raise MlflowException(
-            f"the experiment {experiment!r} was deleted; `mlflow experiments restore -x {found.experiment_id}` brings it"
-            " back, or choose another name in tracking.experiment"
+            f"the experiment {experiment!r} was deleted there: `mlflow experiments restore -x {found.experiment_id}`"
+            " brings it back; or choose another name in tracking.experiment"
         )
     else:
         experiment_id = found.experiment_id
@@ -114,6 +114,7 @@ def artifact_root(uri: str) -> str | None:
 
 
 def unreachable(uri: str, error: Exception) -> Problem:
+    """Why the server cannot be used, and what to do."""
     if uri.startswith("http"):
         mend = "Start that server or correct the address"
     elif uri.startswith("sqlite"):
@@ -131,6 +132,7 @@ def unreachable(uri: str, error: Exception) -> Problem:
 
 
 def first_line(error: BaseException) -> str:
+    """An error in one line of at most 300 characters."""
     lines = str(error).strip().splitlines()
     text = lines[0] if lines else type(error).__name__
     return text if len(text) <= 300 else text[:299] + "…"
@@ -138,7 +140,7 @@ def first_line(error: BaseException) -> str:
 
 def dashboard_command(params: TrackingSection, port: int = 5000) -> list[str]:
     """The command that shows the runs: MLflow's own server on loopback, or the browser where a server already runs."""
-    _apply_settings()
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     uri = tracking_uri(params)
     root = artifact_root(uri)
     if root is None:
@@ -147,6 +149,8 @@ def dashboard_command(params: TrackingSection, port: int = 5000) -> list[str]:
     return [*command, "--backend-store-uri", uri, "--default-artifact-root", root, "--artifacts-destination", root]
 
 
-def _apply_settings() -> None:
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
+def _quiet() -> None:
+    if "MLFLOW_LOGGING_LEVEL" not in os.environ:
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)

@@ -52,6 +52,7 @@ class PipelineState:
 
 
 def read_state() -> PipelineState:
+    """The state of the checkout that this stage runs in."""
     top = workspace()
     commit, _, subject = _git(top, "log", "-1", "--format=%H %s").partition(" ")
     branch = _git(top, "rev-parse", "--abbrev-ref", "HEAD") if commit else ""
@@ -78,7 +79,7 @@ def dataset_digest(path: Path) -> str:
     does not make (raw pictures in Git) is hashed as DVC would hash it, so that the digest equals the one in dvc.lock.
     """
     top = workspace()
-    place = Path(os.path.relpath(path.resolve(), top.resolve())).as_posix()
+    place = place_of(path)
     for entry in _outs(top):
         if entry.get("path") == place and entry.get("md5"):
             return str(entry["md5"])
@@ -87,6 +88,11 @@ def dataset_digest(path: Path) -> str:
         if entry.get("md5"):
             return str(entry["md5"])
     return content_digest(path)
+
+
+def place_of(path: Path) -> str:
+    """A path as dvc.yaml writes it: relative to the checkout, with slashes."""
+    return Path(os.path.relpath(path.resolve(), workspace().resolve())).as_posix()
 
 
 def content_digest(path: Path) -> str:

@@ -3,14 +3,17 @@
 import functools
 import logging
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, ParamSpec
 
-from pipeline.tracking.legal import LONGEST_TAG, cut, legal_key
+from pipeline.tracking.legal import LONGEST_TAG, cut, flatten, legal_key
 from pipeline.tracking.operations import Adapter, Artifact, Dataset, End, Metrics, Params, Picture, Tags, now
+from pipeline.tracking.parents import NOTE, again
 from pipeline.tracking.sender import Sender
+from pipeline.tracking.state import dataset_digest, place_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,7 +31,7 @@ def _never_raises(method: Callable[P, None]) -> Callable[P, None]:
     def wrapped(*arguments: P.args, **keywords: P.kwargs) -> None:
         try:
             method(*arguments, **keywords)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             log.warning("Not tracked (%s): %s: %s", method.__name__, type(error).__name__, error)
 
     return wrapped
@@ -39,6 +42,7 @@ class Tracker:
 
     def __init__(self, sender: Sender) -> None:
         self._sender = sender
+        self._stage = legal_key(sender.beginning.stage)
         self._rows: list[tuple[str, float | None, int, int]] = []
         self._last: dict[str, tuple[str, float | None, int, int]] = {}
         self._flushed = time.monotonic()
@@ -69,24 +73,21 @@ class Tracker:
 
     @_never_raises
     def picture(self, key: str, picture: "Image | Path", step: int | None = None) -> None:
-        """With a step: one of a row under a slider. Without: a file under `pictures/`, as it is (clips too)."""
-        if step is None and isinstance(picture, Path):
-            self._sender.send(Artifact(path=picture, folder="pictures"))
-            return
-        import PIL.Image
+        """With a step: one of a row under a slider. Without: a file `pictures/<key>`, clips as they are.
 
+        key: a name, with `/` for folders.
+        """
+        name = legal_key(key)
+        suffix = picture.suffix if isinstance(picture, Path) else ".png"
+        path = self._sender.new_file(f"{Path(name).name}{suffix}")
         if isinstance(picture, Path):
-            with PIL.Image.open(picture) as opened:
-                picture = opened.convert("RGB")
-        path = self._sender.new_file(".png")
+            shutil.copyfile(picture, path)
+        else:
+            picture.convert("RGB").save(path)
         if step is None:
-            path = path.with_suffix("") / f"{legal_key(key).replace('/', '-')}.png"
-            path.parent.mkdir()
-            picture.save(path)
-            self._sender.send(Artifact(path=path, folder="pictures"))
-            return
-        picture.save(path)
-        self._sender.send(Picture(key=legal_key(key), path=path, step=step, stamp=now()))
+            self._sender.send(Artifact(path=path, folder=(Path("pictures") / name).parent.as_posix()))
+        else:
+            self._sender.send(Picture(key=name, path=path, step=step, stamp=now()))
 
     @_never_raises
     def artifact(self, path: Path, folder: str | None = None) -> None:
@@ -107,27 +108,33 @@ class Tracker:
 
     @_never_raises
     def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Tags of this stage's run; values longer than 8000 characters are cut."""
         self._sender.send(Tags(values={legal_key(key): cut(str(text), LONGEST_TAG) for key, text in tags.items()}))
 
     @_never_raises
-    def params(self, values: Mapping[str, str], parent_values: Mapping[str, str]) -> None:
-        self._sender.send(Params(to="child", values=dict(values)))
-        self._sender.send(Params(to="parent", values=dict(parent_values)))
+    def begin(self, section: Mapping[str, object], datasets: Mapping[str, Path]) -> None:
+        """For `track`: params (to the parent too, under the stage's name) and datasets."""
+        values = flatten(section)
+        self._sender.send(Params(to="child", values=values))
+        prefixed = {legal_key(f"{self._stage}.{key}"): text for key, text in values.items()}
+        self._sender.send(Params(to="parent", values=prefixed))
+        for name, path in datasets.items():
+            if path.exists():
+                self._sender.send(Dataset(name=name, digest=dataset_digest(path), source=place_of(path)))
 
     @_never_raises
-    def dataset(self, name: str, digest: str, source: str) -> None:
-        self._sender.send(Dataset(name=name, digest=digest, source=source))
-
-    @_never_raises
-    def end(self, stage: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
-        """Send what is left, and each metric's last value to the parent, so that states can be compared."""
+    def end(self, status: Literal["FINISHED", "FAILED", "KILLED"], error: BaseException | None = None) -> None:
+        """For `track`: what is left, and each metric's last value to the parent, so that states can be compared."""
         self._flush()
-        prefix = legal_key(stage)
-        rows = [(legal_key(f"{prefix}/{name}"), *rest) for name, *rest in self._last.values()]
+        rows = [(legal_key(f"{self._stage}/{name}"), *rest) for name, *rest in self._last.values()]
         for start in range(0, len(rows), BATCH):
             self._sender.send(Metrics(to="parent", rows=tuple(rows[start : start + BATCH])))
         if self._not_finite:
             self.set_tags({"not finite": ", ".join(self._not_finite.values())})
+        if error is not None:
+            said = str(error) or type(error).__name__
+            note = f"**{type(error).__name__}**: {said}\n\nRun it again: `{again(self._sender.beginning.stage)}`"
+            self.set_tags({"error": said, "error.type": type(error).__name__, NOTE: note})
         self._sender.send(End(status=status, stamp=now()))
         self._sender.close()
 
