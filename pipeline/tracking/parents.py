@@ -1,8 +1,8 @@
 """The runs themselves: one parent for one pipeline state, one child for one stage instance.
 
-A parent is open from its first stage until the report closes it, also while no stage of it runs; MLflow's status of it is
-that of its last stage. So a state that failed is carried on in the same parent, a finished one that is run again (`dvc
-repro -f`) gets a new parent, and one that no report followed (a single stage) is closed when another state begins.
+A parent is open from its first stage until the report closes it, also while no stage of it runs; MLflow's status of it
+is that of its last stage. So a state that failed is carried on in the same parent, a finished one that is run again
+(`dvc repro -f`) gets a new parent, and one that no report followed (a single stage) is closed when another begins.
 """
 
 import getpass
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.tracking.legal import LONGEST_TAG, cut
 from pipeline.tracking.operations import Run, now
 from pipeline.tracking.server import Server, only_one, open_server
-from pipeline.tracking.state import PipelineState, workspace
+from pipeline.tracking.state import PipelineState, locked_stages, workspace
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
@@ -64,16 +64,14 @@ def begin(beginning: Beginning) -> tuple[Server, Run]:
         return server, Run(child=child.info.run_id, parent=parent)
 
 
-def close(
-    server: Server, state_key: str, state: PipelineState, not_run: Sequence[str] | None, locked: list[str]
-) -> None:
+def close(server: Server, state: PipelineState, not_run: Sequence[str] | None) -> None:
     """Close the open parent of a state, if there is one, and describe it. See `close_parent`."""
-    parent = _find_open(server, state_key)
+    parent = _find_open(server, state.digest)
     if parent is None:
         return
     run_id = parent.info.run_id
     last = {run.info.run_name: run.info.status for run in reversed(_children(server, run_id))}
-    unneeded = [name for name in locked if name not in last] if not_run is None else list(not_run)
+    unneeded = [name for name in locked_stages() if name not in last] if not_run is None else list(not_run)
     for key, text in {
         NOTE: describe(state, list(last), unneeded),
         "stages.ran": cut(", ".join(last), LONGEST_TAG),
@@ -140,7 +138,6 @@ def _find_open(server: Server, state: str) -> "MlflowRun | None":
 
 
 def _children(server: Server, parent: str) -> "list[MlflowRun]":
-    """Newest first."""
     return list(_search(server, f"tags.`{PARENT}` = '{parent}'"))
 
 
@@ -170,12 +167,12 @@ def _worst(statuses: set[str]) -> str:
 
 
 def _search(server: Server, condition: str) -> "Iterator[MlflowRun]":
+    """Newest first."""
     token: str | None = None
     while token != "":
         page = server.client.search_runs(
             [server.experiment_id],
             condition,
-            max_results=500,
             order_by=["attributes.start_time DESC"],
             page_token=token,
         )

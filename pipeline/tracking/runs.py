@@ -1,6 +1,5 @@
 """`track` for a stage, `close_parent` for the report."""
 
-import hashlib
 import logging
 import os
 import sys
@@ -17,7 +16,7 @@ from pipeline.tracking.operations import now
 from pipeline.tracking.parents import NOTE, Beginning, again, close, common_tags, describe
 from pipeline.tracking.sender import Sender
 from pipeline.tracking.server import first_line, only_one, open_server, tracking_uri, unreachable
-from pipeline.tracking.state import PipelineState, locked_stages, read_state
+from pipeline.tracking.state import PipelineState, read_state
 from pipeline.tracking.tracker import Tracker
 
 LIBRARIES = ("torch", "diffusers", "peft")
@@ -74,7 +73,7 @@ def close_parent(params: TrackingSection, stages_not_run: Sequence[str] | None =
     try:
         with only_one():
             server = open_server(uri, params.experiment)
-            close(server, _key(state), state, stages_not_run, locked_stages())
+            close(server, state, stages_not_run)
     except Exception as error:
         log.warning("The parent run in %s stays open: %s", uri, first_line(error))
 
@@ -97,14 +96,10 @@ def _beginning(stage: str, params: TrackingSection, state: PipelineState, tags: 
         id=uuid.uuid4().hex,
         started=now(),
         tags={legal_key(key): cut(str(text), LONGEST_TAG) for key, text in own.items()},
-        state=_key(state),
+        state=state.digest,
         parent_name=state.name,
         parent_tags=parent,
     )
-
-
-def _key(state: PipelineState) -> str:
-    return hashlib.sha256(state.key.encode()).hexdigest()[:16]
 
 
 def _versions() -> dict[str, str]:

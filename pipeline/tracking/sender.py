@@ -18,9 +18,9 @@ log = logging.getLogger(__name__)
 
 
 class Sender:
-    """Sends in order. After a failure all is kept in `<run>.jsonl` (a Beginning, then one operation a line; files beside
-    it) and, when the server answers again, sent from there; the pauses between tries double, so that a hanging server
-    costs little. What the server refuses for good goes to `<run>.refused.jsonl` and out of the way of the rest.
+    """Sends in order. After a failure all is kept in `<run>.jsonl` (a Beginning, then one operation a line; files in a
+    folder beside it) and, when the server answers again, sent from there; the pauses between tries double, so that a
+    hanging server costs little. What the server refuses for good goes to `<run>.refused.jsonl`, out of the others' way.
     """
 
     def __init__(self, beginning: Beginning) -> None:

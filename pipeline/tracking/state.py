@@ -37,12 +37,12 @@ def spool() -> Path:
 class PipelineState:
     """What one parent run stands for.
 
-    key: the same for all stages of one state: the DVC experiment, else the commit and a hash of params.yaml and
-    dvc.yaml. name: for people. commit, branch, subject: empty outside Git. edited: files that differ from the commit,
+    digest: the same for all stages of one state: of the DVC experiment, else of the commit, params.yaml and dvc.yaml.
+    name: for people. commit, branch, subject: empty outside Git. edited: files that differ from the commit,
     the pipeline's own outputs apart.
     """
 
-    key: str
+    digest: str
     name: str
     commit: str
     branch: str
@@ -58,18 +58,14 @@ def read_state() -> PipelineState:
     branch = _git(top, "rev-parse", "--abbrev-ref", "HEAD") if commit else ""
     edited = _edited(top) if commit else ()
     experiment = os.environ.get("DVC_EXP_NAME", "")
-    digest = hashlib.sha256()
-    for name in ("params.yaml", "dvc.yaml"):
-        path = top / name
-        digest.update(hashlib.sha256(path.read_bytes() if path.is_file() else b"").digest())
     if experiment:
-        baseline = os.environ.get("DVC_EXP_BASELINE_REV", commit)
-        key, name = f"{experiment} {baseline[:12]}", experiment
+        parts = ["experiment", experiment, os.environ.get("DVC_EXP_BASELINE_REV", commit)]
+        name = experiment
     else:
-        key = f"{commit[:12] or top.name} {digest.hexdigest()[:12]}"
-        name = f"{commit[:7]} {subject}" if commit else top.name
-        name += " (edited)" if edited else ""
-    return PipelineState(key, name, commit, branch, subject, edited, experiment)
+        parts = ["commit", commit or str(top), *(_md5(top / file) for file in ("params.yaml", "dvc.yaml"))]
+        name = (f"{commit[:7]} {subject}" if commit else top.name) + (" (edited)" if edited else "")
+    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    return PipelineState(digest, name, commit, branch, subject, edited, experiment)
 
 
 def dataset_digest(path: Path) -> str:
@@ -154,5 +150,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _md5(path: Path) -> str:
+    if not path.is_file():
+        return ""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
