@@ -63,7 +63,7 @@ def _scale_to_8_bit(picture: Image.Image, done: list[str]) -> tuple[Image.Image,
             alpha = Image.fromarray(np.where(values == transparent, np.uint8(0), np.uint8(255)))
         done.append("16 bits scaled to 8")
         return Image.fromarray(_TO_8_BIT[values]), alpha
-    values = np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    values = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     low, high = float(values.min()), float(values.max())
     whites = (1.0, 255.0) if picture.mode == "F" else (255.0, 65535.0)
     white = next((white for white in whites if low >= 0 and high <= white), None)
@@ -72,7 +72,7 @@ def _scale_to_8_bit(picture: Image.Image, done: list[str]) -> tuple[Image.Image,
         values = (values - low) / max(high - low, 1e-30) * 255
     else:
         done.append(f"{picture.mode} with white {white:g} scaled to 8 bits")
-        values = values * np.float32(255 / white)
+        values = values * (255 / white)
     return Image.fromarray(np.rint(values).clip(0, 255).astype(np.uint8)), None
 
 

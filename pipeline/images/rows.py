@@ -20,6 +20,8 @@ _SPLIT_WORD = re.compile(
     r"(?:^|[-._ 0-9])(train|training|validation|valid|dev|val|test|testing|eval|evaluation)(?=[-._ 0-9]|$)"
 )
 
+_DATE = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d(:\d\d){0,2}(\.\d+)?(Z|[-+]\d\d:?\d\d)?)?")
+
 ALLOWED: Final = {
     "file_name": 'a text: the name of a picture in the same folder, "dawn.jpg"',
     "text": 'a text: the caption, "a mountain lake at dawn"',
@@ -155,6 +157,9 @@ def name_faults(name: str) -> list[Fault]:
 def _text_faults(text: str) -> list[Fault]:
     if not text.strip():
         return [("the caption is blank", "Write into 'text' what the picture shows.")]
+    if _DATE.fullmatch(text.strip()):
+        found = f"the caption {shown(text)} is only a date, which `datasets` would not read as a text"
+        return [(found, "Write into 'text' what the picture shows.")]
     if any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\t\n\r" for c in text):
         return [(f"the caption {shown(text)} has a control character", "Remove it.")]
     return []

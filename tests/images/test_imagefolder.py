@@ -103,6 +103,7 @@ def test_missing_folder_and_missing_metadata(tmp_path: Path) -> None:
         ('{"file_name": "b.png", "text": NaN}', "text is nan"),
         ('{"file_name": "b.png", "text": 7}', "text is 7"),
         ('{"file_name": "b.png", "text": " \\t"}', "the caption is blank"),
+        ('{"file_name": "b.png", "text": "2024-05-01T10:00"}', "the caption '2024-05-01T10:00' is only a date"),
         ('{"file_name": "b.png", "text": "bell\\u0007"}', "the caption 'bell\\x07' has a control character"),
         ('{"file_name": "b.png", "text": "\\ud800"}', "the caption '\\ud800' has a control character"),
         ('{"file_name": "b.png", "text": "two", "focus": [0.5, 1.5]}', "focus is [0.5, 1.5]"),
@@ -355,7 +356,22 @@ def test_many_pictures_in_several_processes(folder: Path, capsys: pytest.Capture
 
 def test_garbage_raises_nothing(folder: Path) -> None:
     chance = random.Random(7)
-    values = [None, True, -1, 10**400, math.nan, math.inf, "", "\0", "é" * 300, "../x", [], [[[]]], {}, {"": [None]}]
+    values: list[object] = [
+        None,
+        True,
+        -1,
+        10**400,
+        math.nan,
+        math.inf,
+        "",
+        "\0",
+        "é" * 300,
+        "../x",
+        [],
+        [[[]]],
+        {},
+        {"": [None]},
+    ]
     keys = ["file_name", "text", "focus", "box", "Box", "", "\x1b[2J", "é"]
     for _ in range(150):
         rows: list[object] = [

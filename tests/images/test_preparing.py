@@ -200,6 +200,7 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path, suffix: str) -> Non
         (np.int32, [0, 255, 7], [0, 255, 7], "I with white 255 scaled to 8 bits"),
         (np.int32, [-1000, 1000, 0], [0, 255, 128], "I from -1000..1000 stretched to 8 bits"),
         (np.float32, [0.0, 1.0, 0.2], [0, 255, 51], "F with white 1 scaled to 8 bits"),
+        (np.float32, [-3e38, 3e38, 0.0], [0, 255, 128], "F from -3e+38..3e+38 stretched to 8 bits"),
         (np.float32, [0.0, 300.0, np.nan], [0, 255, 0], "F from 0..300 stretched to 8 bits"),
     ],
 )
