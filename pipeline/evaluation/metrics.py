@@ -1,0 +1,138 @@
+"""What the distances say about a morph: how evenly it moves, how long a way it takes, how true its ends are.
+
+Figures are Python floats and NumPy float64, always finite: they go to JSON and to a tracking server as they are.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from pipeline.evaluation.distances import perceptual, psnr, ssim
+from pipeline.evaluation.features import Features, extract, feature_distance
+from pipeline.evaluation.pictures import check_pictures
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Smoothness:
+    """How a path is spread over its steps, from the distances d_i between neighbouring frames.
+
+    sum: the path's length, sum of d_i. variance: mean of (d_i - mean)^2, over the steps at hand and not an estimate for
+    more. std: its root. max_over_mean: the longest step over the mean step; 1 for an even pace, N - 1 for one jump
+    between stills.
+    """
+
+    sum: float
+    variance: float
+    std: float
+    max_over_mean: float
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How near a generated endpoint comes to its prepared keyframe, and how near the autoencoder alone: the floor.
+
+    psnr, floor_psnr: dB. ssim, floor_ssim: at most 1. perceptual, floor_perceptual: at least 0. psnr_gap: floor_psnr -
+    psnr in dB, what inversion and sampling cost beyond the autoencoder; negative where the endpoint is nearer than the
+    floor.
+    """
+
+    psnr: float
+    ssim: float
+    perceptual: float
+    floor_psnr: float
+    floor_ssim: float
+    floor_perceptual: float
+    psnr_gap: float
+
+
+def neighbour_distances(frames: Tensor | Features) -> Floats:
+    """Perceptual distance between each frame and the next, (N - 1,): N frames cost N passes of the extractor.
+
+    frames: (N, 3, H, W) in [0, 1], or their features. One frame gives none. Raises ValueError that names the frame for
+    other shapes and values, NaN included.
+    """
+    if isinstance(frames, Features):
+        features = frames
+    else:
+        check_pictures(frames, "frames")
+        features = extract(frames)
+    if len(features) < 2:
+        return np.zeros(0)
+    distances = feature_distance(features[:-1], features[1:]).double().cpu().numpy()
+    return _checked(distances)
+
+
+def cumulative(distances: ArrayLike) -> Floats:
+    """Way covered at each frame, (N,), from 0 at the first: running sum of (N - 1,) distances."""
+    return np.concatenate([[0.0], np.cumsum(_checked(distances))])
+
+
+def smoothness(distances: ArrayLike) -> Smoothness:
+    """Sum, variance, standard deviation and max over mean of the distances between neighbouring frames, (N - 1,).
+
+    The raw figures behind PPL and PDV, which papers scale in ways of their own. Frames that are all alike, and a single
+    frame, move evenly by definition: everything 0 and max_over_mean 1. Raises ValueError for a distance that is NaN,
+    infinite or negative, naming its frames.
+    """
+    steps = _checked(distances)
+    if not steps.any():
+        return Smoothness(sum=0.0, variance=0.0, std=0.0, max_over_mean=1.0)
+    return Smoothness(
+        sum=float(steps.sum()),
+        variance=float(steps.var()),
+        std=float(steps.std()),
+        max_over_mean=float(steps.max() / steps.mean()),
+    )
+
+
+def directness(distances: ArrayLike, keyframe_distances: ArrayLike) -> float | None:
+    """Length of the path over the length of the straight way: 1 is the shortest there is, more is a detour.
+
+    distances: (N - 1,) between neighbouring frames. keyframe_distances: (K - 1,), or one number, between each generated
+    keyframe and the next: with one segment the distance of the path's own ends, with more of them each segment counts
+    for itself, so that a morph which returns to its start has a straight way too. A cross-fade lies near 1, a motion
+    well above: a low figure alone is no praise.
+
+    A path of no length between equal keyframes gives 1. One that leaves and returns to an equal keyframe has no such
+    figure: None. Raises ValueError for a distance that is NaN, infinite or negative.
+    """
+    path = float(_checked(distances).sum())
+    straight = float(_checked(np.atleast_1d(np.asarray(keyframe_distances, dtype=np.float64))).sum())
+    if straight == 0:
+        return 1.0 if path == 0 else None
+    return path / straight
+
+
+def fidelity(generated: Tensor, reconstructed: Tensor, keyframes: Tensor) -> tuple[Fidelity, ...]:
+    """Fidelity of each generated endpoint, one a keyframe.
+
+    generated: endpoints as the sampler made them; reconstructed: keyframes encoded and decoded by the autoencoder;
+    keyframes: as prepared. All (K, 3, H, W) in [0, 1]. Raises ValueError, naming the picture, for other shapes and
+    values.
+    """
+    for name, pictures in (("generated", generated), ("reconstructed", reconstructed), ("keyframes", keyframes)):
+        check_pictures(pictures, name)
+    columns = [
+        measure(pictures, keyframes).double().cpu().tolist()
+        for pictures in (generated, reconstructed)
+        for measure in (psnr, ssim, perceptual)
+    ]
+    columns.append([floor - reached for reached, floor in zip(columns[0], columns[3], strict=True)])
+    return tuple(Fidelity(*row) for row in zip(*columns, strict=True))
+
+
+def _checked(distances: ArrayLike) -> Floats:
+    steps = np.asarray(distances, dtype=np.float64)
+    if steps.ndim != 1:
+        raise ValueError(f"distances: expected one row, found shape {steps.shape}")
+    wrong = np.flatnonzero(~(np.isfinite(steps) & (steps >= 0)))
+    if wrong.size:
+        first = int(wrong[0])
+        raise ValueError(
+            f"distance between frames {first} and {first + 1} is {steps[first]}, expected a finite number of 0 or more"
+        )
+    return steps

@@ -1,0 +1,182 @@
+import json
+import math
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+
+from pipeline.evaluation import features
+from pipeline.evaluation.distances import perceptual, psnr, ssim
+from pipeline.evaluation.features import extract
+from pipeline.evaluation.metrics import Smoothness, cumulative, directness, fidelity, neighbour_distances, smoothness
+from tests.evaluation.samples import PHOTOGRAPHS, picture, tensor
+
+FRAMES = 13
+
+
+def stack(pictures):
+    return torch.cat([tensor(pixels) for pixels in pictures])
+
+
+def cross_fade(first, second, frames=FRAMES):
+    return stack([(1 - share) * first + share * second for share in np.linspace(0, 1, frames)])
+
+
+def ball(x, y, side=96):
+    """A soft dark ball on a light ground with its centre at (x, y) px."""
+    rows, columns = np.mgrid[:side, :side]
+    inside = 1 / (1 + np.exp(np.hypot(columns - x, rows - y) - 10))
+    return 0.8 - inside[..., None] * np.array([0.6, 0.5, 0.2])
+
+
+def motion(frames=FRAMES):
+    return stack([ball(x, 48) for x in np.linspace(20, 76, frames)])
+
+
+# Smoothness
+
+
+def test_smoothness_of_known_distances():
+    # Mean 2, deviations -1, -1, 2: variance (1 + 1 + 4) / 3 = 2.
+    assert smoothness([1, 1, 4]) == Smoothness(sum=6, variance=2, std=math.sqrt(2), max_over_mean=2)
+
+
+def test_an_even_pace_has_no_variance():
+    assert smoothness([0.25] * 8) == Smoothness(sum=2, variance=0, std=0, max_over_mean=1)
+
+
+def test_one_jump_between_stills_is_the_worst_pace():
+    frames = torch.cat([tensor(picture("coffee"))] * 6 + [tensor(picture("rocket"))] * 6)
+    jump = smoothness(neighbour_distances(frames))
+    assert jump.max_over_mean == pytest.approx(11)
+    assert jump.sum == pytest.approx(perceptual(frames[:1], frames[-1:]).item())
+    assert (
+        jump.variance > 20 * smoothness(neighbour_distances(cross_fade(picture("coffee"), picture("rocket")))).variance
+    )
+
+
+def test_a_jump_inside_a_smooth_path_shows():
+    smooth = motion()
+    jumpy = smooth[[0, 1, 2, 3, 4, 5, 10, 11, 12]]
+    assert smoothness(neighbour_distances(smooth)).max_over_mean < 1.25
+    assert smoothness(neighbour_distances(jumpy)).max_over_mean > 2
+
+
+def test_flicker_lengthens_the_path():
+    clean = motion()
+    noisy = (clean + 0.1 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    assert smoothness(neighbour_distances(noisy)).sum > 2 * smoothness(neighbour_distances(clean)).sum
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_frames_that_are_all_alike_move_evenly_and_nowhere(frames):
+    still = tensor(picture("coffee")).repeat(frames, 1, 1, 1)
+    distances = neighbour_distances(still)
+    assert distances.tolist() == [0] * (frames - 1)
+    assert smoothness(distances) == Smoothness(sum=0, variance=0, std=0, max_over_mean=1)
+    assert directness(distances, perceptual(still[:1], still[-1:]).numpy()) == 1
+    assert cumulative(distances).tolist() == [0] * frames
+
+
+# Paths
+
+
+def test_directness_of_known_distances():
+    assert directness([0.2, 0.3, 0.1], 0.4) == pytest.approx(1.5)
+    # Out and back: each segment counts for itself.
+    assert directness([1, 1, 1, 1], [2, 2]) == 1
+    assert directness([1, 1], 0) is None
+
+
+def test_cumulative_starts_at_nothing_and_ends_at_the_sum():
+    assert cumulative([1, 2, 3]).tolist() == [0, 1, 3, 6]
+
+
+def test_a_cross_fade_takes_the_straight_way_and_a_motion_does_not():
+    moved = motion()
+    faded = cross_fade(ball(20, 48), ball(76, 48))
+    ends = perceptual(moved[:1], moved[-1:]).item()
+    assert ends == pytest.approx(perceptual(faded[:1], faded[-1:]).item(), rel=1e-4)
+    of_motion, of_fade = neighbour_distances(moved), neighbour_distances(faded)
+    assert 1 - 1e-6 <= directness(of_fade, ends) < 1.2
+    assert directness(of_motion, ends) > 1.5
+    # Evenness does not tell them apart: a cross-fade is smooth. It is only no motion.
+    assert smoothness(of_fade).max_over_mean < 2
+
+
+@pytest.mark.parametrize("pair", [("astronaut", "chelsea"), ("rocket", "coffee")])
+def test_no_path_is_shorter_than_the_straight_way_however_finely_it_is_cut(pair):
+    first, second = (picture(name) for name in pair)
+    straight = perceptual(tensor(first), tensor(second)).item()
+    fades = [cross_fade(first, second, frames) for frames in (2, 5, 9, 17)]
+    lengths = [directness(neighbour_distances(fade), straight) for fade in fades]
+    assert lengths[0] == pytest.approx(1, abs=1e-6)
+    assert all(np.diff(lengths) > -1e-6)
+    # The length settles as the cut gets finer, so morphs of 9 and of 17 frames can be set side by side.
+    assert lengths[3] < 1.02 * lengths[2]
+
+
+def test_neighbour_distances_cost_one_pass_a_frame(monkeypatch):
+    passes = []
+    plain_lab = features.lab
+    monkeypatch.setattr(features, "lab", lambda pictures: passes.append(len(pictures)) or plain_lab(pictures))
+    frames = motion(7)
+    distances = neighbour_distances(frames)
+    assert sum(passes) == 7
+    assert distances.dtype == np.float64 and distances.shape == (6,)
+    expected = [perceptual(frames[i : i + 1], frames[i + 1 : i + 2]).item() for i in range(6)]
+    assert distances.tolist() == expected
+    assert neighbour_distances(extract(frames)).tolist() == expected
+
+
+# Fidelity
+
+
+def test_fidelity_sets_the_floor_beside_each_endpoint():
+    names = PHOTOGRAPHS[:2]
+    keyframes = stack([picture(name) for name in names])
+    reconstructed = stack([gaussian_filter(picture(name), (0.6, 0.6, 0)) for name in names])
+    generated = stack([gaussian_filter(picture(name), (1.2, 1.2, 0)) for name in names])
+    rows = fidelity(generated, reconstructed, keyframes)
+    assert len(rows) == 2
+    for index, row in enumerate(rows):
+        one = slice(index, index + 1)
+        assert row.psnr == psnr(generated[one], keyframes[one]).item()
+        assert row.floor_ssim == ssim(reconstructed[one], keyframes[one]).item()
+        assert row.perceptual == perceptual(generated[one], keyframes[one]).item()
+        assert row.psnr_gap == row.floor_psnr - row.psnr > 1
+        assert row.ssim < row.floor_ssim and row.perceptual > row.floor_perceptual
+
+
+def test_fidelity_of_a_perfect_endpoint_is_finite_and_of_another_picture_is_bad():
+    keyframe, other = tensor(picture("coffee")), tensor(picture("rocket"))
+    (perfect,) = fidelity(keyframe, keyframe, keyframe)
+    assert (perfect.psnr, perfect.psnr_gap, perfect.perceptual) == (100, 0, 0)
+    assert json.loads(json.dumps(asdict(perfect), allow_nan=False))["ssim"] == pytest.approx(1)
+    (wrong,) = fidelity(other, keyframe, keyframe)
+    assert wrong.psnr < 15 and wrong.ssim < 0.6 and wrong.perceptual > 0.3 and wrong.psnr_gap > 80
+
+
+# What must not pass in silence
+
+
+def test_a_broken_frame_is_named():
+    frames = motion(5)
+    frames[3, 0, 10, 10] = float("nan")
+    with pytest.raises(ValueError, match=r"frames\[3\]: holds NaN"):
+        neighbour_distances(frames)
+    with pytest.raises(ValueError, match=r"generated\[3\]"):
+        fidelity(frames, motion(5), motion(5))
+    with pytest.raises(ValueError, match=r"reconstructed\[3\]"):
+        fidelity(motion(5), frames, motion(5))
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -0.1])
+def test_a_broken_distance_is_named(wrong):
+    for measure in (smoothness, cumulative, lambda distances: directness(distances, 1)):
+        with pytest.raises(ValueError, match="between frames 2 and 3"):
+            measure([0.1, 0.1, wrong, 0.1])
+    with pytest.raises(ValueError, match="one row"):
+        smoothness([[0.1]])
