@@ -284,7 +284,7 @@ def _explain(
             found = f"found {detail['input']!r}"
             problems.append(Problem(where, found, "Allowed: lower-case letters, digits and hyphens."))
         else:
-            allowed = _allowed(field) if field else detail["msg"]
+            allowed = _allowed(field, of_items=loc[-1].isdigit()) if field else detail["msg"]
             problems.append(Problem(where, f"found {detail['input']!r}", f"Allowed: {allowed}."))
     return problems
 
@@ -314,10 +314,11 @@ def _field_at(loc: tuple[str, ...]) -> tuple[FieldInfo | None, list[str]]:
 
 
 _NAMES = {int: "an integer", float: "a number", str: "a text", bool: "true or false"}
+_PLURALS = {int: "integers", float: "numbers", str: "texts"}
 
 
-def _allowed(field: FieldInfo) -> str:
-    """What a field accepts, in words: `an integer from 1 to 1024`."""
+def _allowed(field: FieldInfo, of_items: bool = False) -> str:
+    """What a field accepts, in words: `an integer from 1 to 1024`; of_items: what each item of a list may be."""
     annotation: Any = field.annotation
     optional = ""
     metadata = list(field.metadata)
@@ -333,6 +334,10 @@ def _allowed(field: FieldInfo) -> str:
         return "three integers from 0 to 255 (red, green, blue)"
     origin = getattr(annotation, "__origin__", None)
     words = {tuple: "a list", dict: "a mapping"}.get(origin) or _NAMES.get(annotation, "a mapping")
+    if of_items and origin is tuple:
+        item = annotation.__args__[0]
+        origin, words = None, _PLURALS[item.__origin__]
+        metadata = [bound for info in item.__metadata__ for bound in info.metadata]
     for item in metadata:
         if isinstance(item, Ge):
             words += f" from {item.ge}"

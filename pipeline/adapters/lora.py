@@ -3,6 +3,7 @@
 import hashlib
 import json
 import struct
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,17 @@ def add_adapter(unet: UNet2DConditionModel, name: str, rank: int, alpha: float, 
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(TARGETS), init_lora_weights=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        unet.add_adapter(config, name)
+        _add(unet, config, name)
     weights = adapter_weights(unet, name)
     for parameter in weights.values():
         parameter.data = parameter.data.float()  # in a lower precision most updates would round away
     return list(weights.values())
+
+
+def _add(unet: UNet2DConditionModel, config: LoraConfig, name: str) -> None:
+    with warnings.catch_warnings():  # a second adapter on one UNet is what morphs are made of
+        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+        unet.add_adapter(config, name)
 
 
 def adapter_weights(unet: UNet2DConditionModel, name: str) -> dict[str, torch.nn.Parameter]:
@@ -106,7 +113,8 @@ def load_adapter(unet: UNet2DConditionModel, path: Path, name: str, base_digest:
     with safe_open(path, framework="pt") as file:
         config = json.loads(file.metadata()[_CONFIG_KEY])
         state = {key.removeprefix(_PREFIX): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    unet.add_adapter(
+    _add(
+        unet,
         LoraConfig(
             r=config[_PREFIX + "r"],
             lora_alpha=config[_PREFIX + "lora_alpha"],

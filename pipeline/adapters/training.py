@@ -138,9 +138,7 @@ def batch_loss(base: StableDiffusion, batch: Batch) -> torch.Tensor:
     return F.mse_loss(prediction, base.schedule.target(batch.clean, batch.noise, batch.timesteps))
 
 
-def _state(
-    base: StableDiffusion, name: str, optimizer: torch.optim.Optimizer, curves: Curves, step: int
-) -> TrainState:
+def _state(base: StableDiffusion, name: str, optimizer: torch.optim.Optimizer, curves: Curves, step: int) -> TrainState:
     tensors = {"curve/loss": curves.loss, "curve/grad_norm": curves.grad_norm}
     for key, weight in adapter_weights(base.unet, name).items():
         tensors[f"weight/{key}"] = weight.detach()

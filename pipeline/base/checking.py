@@ -96,7 +96,9 @@ def _hub_problems(section: BaseSection) -> list[Problem]:
     try:
         index = Path(hf_hub_download(section.source, "model_index.json", revision=section.revision))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        found = f"the Hub has no {section.source} at {section.revision[:12]}, or cannot be reached ({_first_line(error)})"
+        found = (
+            f"the Hub has no {section.source} at {section.revision[:12]}, or cannot be reached ({_first_line(error)})"
+        )
         mend = "Correct the id and the revision, log in with `hf auth login`, or use a local folder."
         return [Problem("params.yaml: base.source", found, mend)]
     return _index_problems(index)

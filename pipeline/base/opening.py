@@ -11,6 +11,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # notices about
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from pipeline.base.checking import base_digest, find_base_problems, is_hub_id, is_single_file
 from pipeline.base.schedule import NoiseSchedule
@@ -28,6 +29,7 @@ def open_base(section: BaseSection, device: torch.device) -> StableDiffusion:
     problems = find_base_problems(section)
     if problems:
         raise UserError(*problems)
+    disable_progress_bar()  # a bar for reading a file from disk hides the bars that matter
     dtype = getattr(torch, section.dtype)
     parts = _load_single_file(section, dtype) if is_single_file(section) else _load_folder(section, dtype)
     for model in (parts["unet"], parts["vae"], parts["text_encoder"]):
@@ -62,7 +64,10 @@ def _load_folder(section: BaseSection, dtype: torch.dtype) -> dict[str, Any]:
     if is_hub_id(section):
         from huggingface_hub import snapshot_download
 
-        patterns = ["model_index.json", *(f"{part}/*{end}" for part in _PARTS for end in (".json", ".txt", ".safetensors"))]
+        patterns = [
+            "model_index.json",
+            *(f"{part}/*{end}" for part in _PARTS for end in (".json", ".txt", ".safetensors")),
+        ]
         root = Path(snapshot_download(section.source, revision=section.revision, allow_patterns=patterns))
     unet, vae = (
         kind.from_pretrained(root, subfolder=part, use_safetensors=True, torch_dtype=dtype, **_variant(root / part))

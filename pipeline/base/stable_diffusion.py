@@ -71,7 +71,5 @@ class StableDiffusion:
         timesteps: (B,) integers. Under a base of lower precision the adapters' float32 weights need autocast.
         """
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            prediction = self.unet(
-                latents.to(self.dtype), timesteps, conditioning.to(self.dtype), return_dict=False
-            )[0]
+            prediction = self.unet(latents.to(self.dtype), timesteps, conditioning.to(self.dtype), return_dict=False)[0]
         return prediction.float()

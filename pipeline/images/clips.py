@@ -6,11 +6,9 @@ from pathlib import Path
 
 import av
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
-Frame = npt.NDArray[np.uint8]
-"""One picture: (H, W, 3) uint8, sRGB."""
+from pipeline.images.tensors import Frame
 
 _MP4_SHORT_SIDE = 256  # players show a smaller clip as a stamp, and half of its colour resolution is lost in 4:2:0
 _BT709 = 1  # the number that H.264 has for this colour space, primaries and transfer, and for the narrow range

@@ -82,7 +82,7 @@ def _open(file: BinaryIO) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # noqa: BLE001, broken EXIF is no reason to refuse a whole picture
+    except Exception:
         return 1
     return orientation if isinstance(orientation, int) and orientation in _TURNS else 1
 
@@ -93,7 +93,7 @@ def _count_frames(file: BinaryIO) -> int:
     try:
         with _open(file) as image:
             return int(getattr(image, "n_frames", 1))
-    except Exception:  # noqa: BLE001, later frames are not used, so they may be broken
+    except Exception:
         return 1
 
 
@@ -129,7 +129,7 @@ def _told_plainly(path: Path, max_megapixels: float) -> Iterator[None]:
         if error.errno is not None:
             raise UnreadablePicture(f"the file cannot be opened ({error.strerror})", "Make it readable.") from None
         raise UnreadablePicture(f"corrupt or truncated picture ({_brief(error)})", replace) from None
-    except Exception as error:  # noqa: BLE001, decoders raise whatever a broken file leads them to
+    except Exception as error:
         raise UnreadablePicture(f"corrupt picture ({_brief(error)})", replace) from None
 
 

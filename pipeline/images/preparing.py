@@ -10,9 +10,10 @@ from PIL import Image
 
 from pipeline.errors import Problem, UserError
 from pipeline.images.colours import to_srgb
-from pipeline.images.imagefolder import METADATA, Row, prepared_name, read_rows
+from pipeline.images.metadata import METADATA, prepared_name, read_rows
 from pipeline.images.parallel import in_order, with_progress, worker_count
 from pipeline.images.pictures import UnreadablePicture, load_picture
+from pipeline.images.rows import Row
 from pipeline.outputs import whole_folder
 from pipeline.params import PrepareSection
 

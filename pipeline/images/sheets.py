@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.images.clips import Frame
+from pipeline.images.tensors import Frame
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 

@@ -8,8 +8,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+Frame = NDArray[np.uint8]
+"""One picture: (H, W, 3) uint8, sRGB."""
 
-def to_arrays(pictures: torch.Tensor) -> list[NDArray[np.uint8]]:
+
+def to_arrays(pictures: torch.Tensor) -> list[Frame]:
     """(N, 3, H, W) in [0, 1] to N arrays (H, W, 3) uint8, rounded to the nearest."""
     scaled = (pictures.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
     return list(scaled.permute(0, 2, 3, 1).cpu().numpy())

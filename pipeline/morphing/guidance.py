@@ -25,9 +25,7 @@ def sample_captions(
     """
     if guidance == 1:
         with mixed_adapters(base.unet, adapters):
-            return sample(
-                noise, lambda x, t: base.predict(x, _all(t, x), conditioning), base.schedule, steps, progress
-            )
+            return sample(noise, lambda x, t: base.predict(x, _all(t, x), conditioning), base.schedule, steps, progress)
     empty = base.condition([""]).expand_as(conditioning)
     both = torch.cat([empty, conditioning])
 

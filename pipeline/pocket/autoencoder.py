@@ -29,9 +29,7 @@ def train_autoencoder(
     training = Training(
         model, settings.autoencoder_rate, settings.autoencoder_steps, settings.ema, work / "autoencoder.pt"
     )
-    indices = list(
-        batches(len(pictures), settings.autoencoder_batch, settings.autoencoder_steps, settings.seed)
-    )
+    indices = list(batches(len(pictures), settings.autoencoder_batch, settings.autoencoder_steps, settings.seed))
 
     def loss_at(step: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)

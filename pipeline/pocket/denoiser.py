@@ -24,7 +24,12 @@ class CaptionedDenoiser(nn.Module):
         self.text_encoder = text_encoder
 
     def forward(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, tokens: torch.Tensor, pairs: torch.Tensor, mix: torch.Tensor
+        self,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        tokens: torch.Tensor,
+        pairs: torch.Tensor,
+        mix: torch.Tensor,
     ) -> torch.Tensor:
         """Predict v for latents (B, C, h, w).
 

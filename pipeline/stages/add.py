@@ -55,7 +55,9 @@ def _problems(key: str, pictures: Sequence[Path], captions: Sequence[str], taken
     if len(captions) != len(pictures):
         found = f"{len(captions)} captions for {len(pictures)} pictures"
         problems.append(Problem("--caption", found, "Give one for each picture, in the same order."))
-    problems += [Problem(str(path), "there is no such file", "Correct the path.") for path in pictures if not path.is_file()]
+    problems += [
+        Problem(str(path), "there is no such file", "Correct the path.") for path in pictures if not path.is_file()
+    ]
     names = [_file_name(path) for path in pictures]
     stems = [Path(name).stem.casefold() for name in names]
     problems += [

@@ -110,18 +110,18 @@ def _line(figure: tuple[str, str, str, str, int], metrics: dict[str, Any]) -> Li
 
 
 def _set(key: str, params: Params) -> dict[str, Any]:
-    spec = params.sets[key]
+    entry = params.sets[key]
     with tempfile.TemporaryDirectory() as folder:
         plot = Path(folder, "loss.png")
         loss_plot(*_read_losses(REPORTS / "sets" / key / "curves.csv"), plot)
         loss = embed(plot)
     return {
         "key": key,
-        "adapter": spec.adapter,
+        "adapter": entry.adapter,
         "pictures": len(read_rows(Path("data/prepared", key))),
         "samples": embed(REPORTS / "sets" / key / "samples.png"),
         "loss": loss,
-        "train": spec.train.model_dump(),
+        "train": entry.train.model_dump(),
     }
 
 

@@ -39,7 +39,9 @@ def run(key: str) -> None:
         jobs = {Path(sample.name).stem: [sample] for sample in samples} if spec.adapter == "image" else {"set": samples}
         with work_folder(WORK / f"{key}-{_digest(base, samples, section)}") as work:
             curves = {
-                name: _train_one(base, name, job, params.base, spec.train, work, params.machine.checkpoint_every, tracker)
+                name: _train_one(
+                    base, name, job, params.base, spec.train, work, params.machine.checkpoint_every, tracker
+                )
                 for name, job in jobs.items()
             }
             with whole_folder(out) as folder:
@@ -85,6 +87,7 @@ def _train_one(
     tracker: Tracker,
 ) -> Curves:
     """Train one adapter into the work folder, or take it from there when it is finished."""
+
     def on_step(step: int, values: Mapping[str, float]) -> None:
         tracker.metrics({f"{measure}/{name}": value for measure, value in values.items()}, step)
 

@@ -1,5 +1,6 @@
 """A LoRA as an MLflow model."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ def log_adapter(
             run_id=run_id,
             name=name,
             adapter_path=str(path),
-            signature=_signature(size),
+            signature=_signature(size or _trained_size(base)),
             model_type="lora",
             tags={"base.source": base, **({"base.revision": revision} if revision else {})},
         )
@@ -58,6 +59,17 @@ def base_reference(base: str) -> str:
 
 def _local(base: str) -> bool:
     return base.startswith(("/", "./", "../")) or (project_top() / base).exists()
+
+
+def _trained_size(base: str) -> tuple[int, int] | None:
+    """The picture size that a local base's configs name."""
+    folder = project_top() / base
+    try:
+        side = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))["sample_size"]
+        blocks = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))["block_out_channels"]
+        return (int(side) * 2 ** (len(blocks) - 1),) * 2
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _signature(size: tuple[int, int] | None) -> Any:

@@ -140,7 +140,7 @@ class Artifact(Operation):
 class Adapter(Operation):
     """A LoRA as a model that `mlflow.diffusers.load_model` loads.
 
-    base: a Hub id, or the path of a local base. size: (width, height) of the pictures it was trained on, in pixels.
+    base: a Hub id, or the path of a local base. size: see `Tracker.adapter`.
     """
 
     kind: Literal["adapter"] = "adapter"

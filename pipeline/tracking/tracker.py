@@ -103,7 +103,11 @@ class Tracker:
         name: str,
         size: tuple[int, int] | None = None,
     ) -> None:
-        """One LoRA .safetensors as a model. size: (width, height) in pixels that its pictures have by default."""
+        """One LoRA .safetensors as a model that `mlflow.diffusers.load_model` loads.
+
+        base_source, base_revision: as in params.yaml. size: (width, height) in pixels of the pictures that it makes
+        unless told otherwise; None: as a local base's configs say, else 512 by 512.
+        """
         self._sender.send(Adapter(path=path.absolute(), base=base_source, revision=base_revision, name=name, size=size))
 
     @_never_raises

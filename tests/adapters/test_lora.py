@@ -1,0 +1,124 @@
+import json
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from pipeline.adapters.lora import adapter_weights, add_adapter, keyed_seed, load_adapter, read_notes, save_adapter
+from pipeline.adapters.mixing import mixed_adapters
+from pipeline.base.stable_diffusion import StableDiffusion
+from pipeline.errors import UserError
+
+Fresh = Callable[[], StableDiffusion]
+NOTES = {"base": {"source": "tiny", "digest": "sha256:0"}, "captions": {"a.png": "ein Häuschen"}}
+
+
+def saved(base: StableDiffusion, path: Path) -> torch.Tensor:
+    """Save a random adapter of alpha 3 and rank 2; returns what the base predicts with it."""
+    add_adapter(base.unet, "made", rank=2, alpha=3.0, seed=1)
+    for number, weight in enumerate(adapter_weights(base.unet, "made").values()):
+        weight.data = 0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(number))
+    save_adapter(path, base.unet, "made", {**NOTES, "base": {"source": "tiny", "digest": base.digest}})
+    return predicted(base)
+
+
+@torch.no_grad()
+def predicted(base: StableDiffusion) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(9)
+    return base.predict(
+        torch.randn(1, 4, 8, 8, generator=generator), torch.tensor([300]), torch.randn(1, 64, 16, generator=generator)
+    )
+
+
+def test_a_fresh_adapter_changes_nothing_and_its_start_depends_on_the_seed_alone(fresh_tiny: Fresh) -> None:
+    base, again, other = fresh_tiny(), fresh_tiny(), fresh_tiny()
+    before = predicted(base)
+    torch.manual_seed(1)
+    one = add_adapter(base.unet, "a", 2, 2.0, seed=5)
+    state = torch.get_rng_state()
+    torch.manual_seed(2)
+    two = add_adapter(again.unet, "b", 2, 2.0, seed=5)
+    three = add_adapter(other.unet, "c", 2, 2.0, seed=6)
+    assert torch.equal(predicted(base), before)
+    assert all(torch.equal(x, y) for x, y in zip(one, two, strict=True))
+    assert not all(torch.equal(x, y) for x, y in zip(one, three, strict=True))
+    torch.manual_seed(1)
+    assert torch.equal(torch.get_rng_state(), state), "the global generator was touched"
+
+
+def test_reloading_gives_the_same_predictions(fresh_tiny: Fresh, tmp_path: Path) -> None:
+    expected = saved(fresh_tiny(), tmp_path / "a.safetensors")
+    base = fresh_tiny()
+    load_adapter(base.unet, tmp_path / "a.safetensors", "again", base.digest)
+    with mixed_adapters(base.unet, {"again": torch.ones(1)}):
+        assert torch.allclose(predicted(base), expected, atol=1e-6)
+
+
+def test_diffusers_takes_the_file_as_it_is(fresh_tiny: Fresh, tmp_path: Path, tiny_folders: dict[str, Path]) -> None:
+    expected = saved(fresh_tiny(), tmp_path / "a.safetensors")
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_folders["epsilon"])
+    pipe.load_lora_weights(tmp_path, weight_name="a.safetensors")
+    generator = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        got = pipe.unet(
+            torch.randn(1, 4, 8, 8, generator=generator),
+            torch.tensor([300]),
+            torch.randn(1, 64, 16, generator=generator),
+        ).sample
+    assert torch.allclose(got, expected, atol=1e-6), "rank, alpha or a layer was lost on the way"
+
+
+def test_the_same_adapter_is_the_same_file_in_every_process(tmp_path: Path, tiny_folders: dict[str, Path]) -> None:
+    script = (
+        "import sys, torch; from pathlib import Path; from tests.tiny import open_tiny\n"
+        "from pipeline.adapters.lora import add_adapter, save_adapter\n"
+        "base = open_tiny(Path(sys.argv[1])); add_adapter(base.unet, 'x', 2, 2.0, seed=1)\n"
+        "save_adapter(Path(sys.argv[2]), base.unet, 'x', {'b': 1, 'a': {'z': 2, 'y': 3}})\n"
+    )
+    contents = []
+    for number in range(2):  # another hash seed reorders sets; safetensors itself reorders its metadata
+        path = tmp_path / f"{number}.safetensors"
+        subprocess.run(
+            [sys.executable, "-c", script, str(tiny_folders["epsilon"]), str(path)],
+            check=True,
+            capture_output=True,
+            env={"PYTHONHASHSEED": str(number), "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"},
+        )
+        contents.append(path.read_bytes())
+    assert contents[0] == contents[1]
+
+
+def test_notes_come_back(fresh_tiny: Fresh, tmp_path: Path) -> None:
+    saved(fresh_tiny(), tmp_path / "a.safetensors")
+    assert read_notes(tmp_path / "a.safetensors")["captions"] == {"a.png": "ein Häuschen"}
+
+
+def test_tensors_are_float32_and_the_header_aligned(fresh_tiny: Fresh, tmp_path: Path) -> None:
+    saved(fresh_tiny(), tmp_path / "a.safetensors")
+    content = (tmp_path / "a.safetensors").read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    assert length % 8 == 0
+    assert {entry["dtype"] for name, entry in header.items() if name != "__metadata__"} == {"F32"}
+
+
+def test_an_adapter_of_another_base_a_missing_and_a_damaged_one_are_told(fresh_tiny: Fresh, tmp_path: Path) -> None:
+    saved(fresh_tiny(), tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match="not on this base"):
+        load_adapter(fresh_tiny().unet, tmp_path / "a.safetensors", "x", "sha256:other")
+    with pytest.raises(UserError, match="missing"):
+        read_notes(tmp_path / "b.safetensors")
+    (tmp_path / "c.safetensors").write_bytes(b"not safetensors at all")
+    with pytest.raises(UserError, match=r"c\.safetensors"):
+        read_notes(tmp_path / "c.safetensors")
+
+
+def test_keyed_seeds_depend_on_every_part_and_its_place() -> None:
+    seeds = {keyed_seed(*parts) for parts in [(0, "a"), (0, "b"), (1, "a"), ("a", 0), ("0a",), (0, "a", 0)]}
+    assert len(seeds) == 6
+    assert keyed_seed(0, "a") == keyed_seed(0, "a") and all(0 <= seed < 2**63 for seed in seeds)

@@ -1,0 +1,102 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline.base.checking import base_digest, find_base_problems
+from pipeline.errors import Problem
+from pipeline.params import BaseSection
+from tests.tiny import section
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_folders: dict[str, Path]) -> Path:
+    return Path(shutil.copytree(tiny_folders["epsilon"], tmp_path / "base"))
+
+
+def problems(folder: Path, **changes: object) -> list[Problem]:
+    return find_base_problems(section(folder, **changes))
+
+
+def test_a_whole_pinned_base_has_no_problems(folder: Path) -> None:
+    assert problems(folder) == []
+
+
+def test_a_base_of_your_own_must_be_pinned_and_the_message_has_the_line_to_write(folder: Path) -> None:
+    (problem,) = problems(folder, revision=None)
+    assert problem.where == "params.yaml: base.revision"
+    digest = problem.mend.split("`revision: ")[1].rstrip("`.")
+    assert problems(folder, revision=digest) == []
+
+
+def test_a_changed_file_is_noticed_by_the_pin(folder: Path) -> None:
+    pinned = section(folder)
+    config = folder / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text().replace("0.012", "0.013"))
+    (problem,) = find_base_problems(pinned)
+    assert "has changed" in problem.found
+
+
+def test_a_base_that_is_not_there(tmp_path: Path) -> None:
+    missing = BaseSection(source=str(tmp_path / "nowhere"), revision=None, config=None, dtype="float32")
+    (problem,) = find_base_problems(missing)
+    assert "there is no folder" in problem.found
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (lambda f: (f / "model_index.json").unlink(), "model_index.json is missing"),
+        (lambda f: (f / "model_index.json").write_text("{"), "not valid JSON"),
+        (lambda f: shutil.rmtree(f / "vae"), "the folder is missing"),
+        (lambda f: (f / "unet" / "config.json").unlink(), "the file is missing"),
+        (lambda f: (f / "unet" / "config.json").write_bytes(b"\xff\xfe\x00"), "not valid JSON"),
+        (lambda f: (f / "tokenizer" / "tokenizer.json").unlink(), "neither tokenizer.json nor vocab.json"),
+        (lambda f: weights(f).unlink(), "no diffusion_pytorch_model"),
+        (lambda f: weights(f).rename(weights(f).with_suffix(".bin")), "pickled"),
+        (lambda f: weights(f).write_bytes(b""), "not a safetensors file"),
+        (lambda f: weights(f).write_bytes(weights(f).read_bytes()[:-1]), "cut off or damaged"),
+        (lambda f: weights(f).write_bytes(weights(f).read_bytes()[:50]), "not a safetensors file, or cut off"),
+        (lambda f: weights(f).write_bytes(b"\x08" + bytes(7) + b"not json" + bytes(64)), "header is damaged"),
+    ],
+)
+def test_damage_is_told_with_the_file(folder: Path, damage, expected: str) -> None:
+    pinned = section(folder)
+    damage(folder)
+    found = find_base_problems(pinned)
+    assert any(expected in problem.found for problem in found), found
+    assert all(str(folder) in problem.where for problem in found)
+
+
+def weights(folder: Path) -> Path:
+    return folder / "unet" / "diffusion_pytorch_model.safetensors"
+
+
+def test_another_family_is_refused_by_name(folder: Path) -> None:
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxPipeline"}))
+    (problem,) = problems(folder)
+    assert "FluxPipeline is not supported" in problem.found
+
+
+def test_a_hub_id_needs_a_commit() -> None:
+    for revision in (None, "main"):
+        hub = BaseSection(source="owner/name", revision=revision, config=None, dtype="float32")
+        (problem,) = find_base_problems(hub)
+        assert problem.where == "params.yaml: base.revision" and "40 hex digits" in problem.mend
+
+
+def test_a_single_file_needs_a_config_folder(tmp_path: Path) -> None:
+    single = BaseSection(source=str(tmp_path / "a.safetensors"), revision=None, config=None, dtype="float32")
+    found = {problem.where for problem in find_base_problems(single)}
+    assert found == {"params.yaml: base.source", "params.yaml: base.config"}
+
+
+def test_the_digest_sees_content_and_names_but_not_the_place(folder: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(folder, tmp_path / "elsewhere"))
+    plain = BaseSection(source=str(folder), revision=None, config=None, dtype="float32")
+    other = plain.model_copy(update={"source": str(moved)})
+    assert base_digest(plain) == base_digest(other)
+    (moved / "unet" / "config.json").rename(moved / "unet" / "config2.json")
+    assert base_digest(plain) != base_digest(other)

@@ -1,0 +1,42 @@
+"""Fixtures for all rooms: tiny bases on disk, opened fresh for each test."""
+
+import os
+
+# Small tensors: more threads only wait for each other. Set before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Prediction type to the folder of a tiny base."""
+    from tests.tiny import build_tiny
+
+    folders = {}
+    for prediction_type in ("epsilon", "v_prediction"):
+        folders[prediction_type] = tmp_path_factory.mktemp("bases") / prediction_type
+        build_tiny(prediction_type).save_pretrained(folders[prediction_type])
+    return folders
+
+
+@pytest.fixture(params=["epsilon", "v_prediction"])
+def tiny(request: pytest.FixtureRequest, tiny_folders: dict[str, Path]):
+    """A fresh tiny base of either prediction type."""
+    from tests.tiny import open_tiny
+
+    return open_tiny(tiny_folders[request.param])
+
+
+@pytest.fixture
+def fresh_tiny(tiny_folders: dict[str, Path]) -> Callable:
+    """Opens as many fresh copies of the epsilon base as a test needs."""
+    from tests.tiny import open_tiny
+
+    return lambda: open_tiny(tiny_folders["epsilon"])

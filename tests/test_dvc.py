@@ -1,0 +1,84 @@
+"""dvc.yaml says what is true: each stage declares the code and the params that it really uses, and no more."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from pipeline.params import load_params
+from tests.declarations import EXEMPT, ROOT, all_imports, params_read
+
+DVC: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+STAGES: dict[str, dict[str, Any]] = {name: stage.get("do", stage) for name, stage in DVC["stages"].items()}
+FILES = {name: Path("pipeline/stages") / f"{name}.py" for name in STAGES}
+
+
+def declared_code(stage: str) -> list[Path]:
+    return [Path(dep) for dep in STAGES[stage]["deps"] if dep.startswith("pipeline")]
+
+
+def test_every_stage_of_the_plan_is_there_and_says_what_it_does() -> None:
+    assert list(STAGES) == ["check", "pocket", "prepare", "train", "sample", "morph", "evaluate", "report"]
+    assert all(stage["desc"] for stage in STAGES.values())
+    assert STAGES["pocket"]["frozen"] is True
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_declares_every_module_that_it_imports(stage: str) -> None:
+    declared = declared_code(stage)
+    missing = {
+        str(file) for file in all_imports(FILES[stage]) if not any(d == file or d in file.parents for d in declared)
+    }
+    assert not missing, f"add to stages.{stage}.deps: {sorted(missing)}"
+
+
+@pytest.mark.parametrize("stage", [name for name in STAGES if name not in ("check", "pocket")])
+def test_a_stage_declares_no_module_that_it_does_not_import(stage: str) -> None:
+    """Else it reruns for nothing. `check` takes all on purpose; `pocket` is frozen."""
+    used = all_imports(FILES[stage])
+    idle = [
+        str(d) for d in declared_code(stage)
+        if d.suffix in (".py", "") and not any(d == file or d in file.parents for file in used)
+    ]  # fmt: skip
+    assert not idle, f"remove from stages.{stage}.deps: {idle}"
+
+
+@pytest.mark.parametrize("stage", [name for name in STAGES if name != "check"])
+def test_a_stage_declares_exactly_the_params_that_it_reads(stage: str) -> None:
+    declared = set(STAGES[stage]["params"])
+    read = params_read(FILES[stage])
+    covered = {key for key in read if any(key == d or key.startswith(d + ".") for d in declared)}
+    assert read == covered, f"add to stages.{stage}.params: {sorted(read - covered)}"
+    idle = {d for d in declared if not any(key == d or key.startswith(d + ".") for key in read)}
+    assert not idle, f"remove from stages.{stage}.params: {sorted(idle)}"
+
+
+def test_check_declares_everything_that_decides_a_result_and_nothing_else() -> None:
+    sections = set(type(load_params(ROOT / "params.yaml")).model_fields) - {"machine", "tracking"}
+    assert set(STAGES["check"]["params"]) == sections
+    assert declared_code("check") == [Path("pipeline")]
+
+
+def test_machine_and_tracking_are_nobodys_params() -> None:
+    declared = {key.split(".")[0] for stage in STAGES.values() for key in stage.get("params", ())}
+    assert not declared & {"machine", "tracking"}
+
+
+def test_only_keys_reach_a_command() -> None:
+    for stage in STAGES.values():
+        assert stage["cmd"].replace("${key}", "k").isascii() and "${item" not in stage["cmd"]
+
+
+def test_what_is_exempt_exists() -> None:
+    assert all((ROOT / item).exists() for item in EXEMPT)
+
+
+def test_the_test_itself_notices_a_missing_declaration(monkeypatch: pytest.MonkeyPatch) -> None:
+    deps = [dep for dep in STAGES["morph"]["deps"] if not dep.endswith("ddim.py")]
+    monkeypatch.setitem(STAGES["morph"], "deps", deps)
+    with pytest.raises(AssertionError, match=r"ddim\.py"):
+        test_a_stage_declares_every_module_that_it_imports("morph")
+    monkeypatch.setitem(STAGES["morph"], "params", ["base", "morph"])
+    with pytest.raises(AssertionError, match="morphs"):
+        test_a_stage_declares_exactly_the_params_that_it_reads("morph")

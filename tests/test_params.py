@@ -1,0 +1,123 @@
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.params import load_params
+from tests.declarations import ROOT
+
+SHIPPED = (ROOT / "params.yaml").read_text(encoding="utf-8")
+
+
+def load(text: str, tmp_path: Path):
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_params(path)
+
+
+def message(text: str, tmp_path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        load(text, tmp_path)
+    return str(caught.value).replace(str(tmp_path / "params.yaml"), "params.yaml")
+
+
+def test_the_shipped_params_are_valid_and_frozen() -> None:
+    params = load_params(ROOT / "params.yaml")
+    with pytest.raises(Exception, match="frozen"):
+        params.train.rank = 1
+
+
+def test_overrides_are_merged_into_their_section(tmp_path: Path) -> None:
+    params = load(
+        SHIPPED.replace(
+            "alps: {adapter: image, prepare: {}, train: {}", "alps: {adapter: image, prepare: {}, train: {rank: 3}"
+        ),
+        tmp_path,
+    )  # noqa: E501
+    assert params.sets["alps"].train.rank == 3
+    assert params.sets["alps"].train.steps == params.train.steps
+    assert params.sets["woodcut"].train.rank == params.train.rank != 3
+
+
+@pytest.mark.parametrize("written", ["3e-5", "3e-05", "0.00003", "3.0e-5"])
+def test_a_rate_arrives_as_a_float_however_it_is_written(written: str, tmp_path: Path) -> None:
+    rate = load(SHIPPED.replace("learning_rate: 2.0e-3", f"learning_rate: {written}"), tmp_path).train.learning_rate
+    assert isinstance(rate, float) and rate == pytest.approx(3e-5)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("  rank: 8", "  rank: 0", "params.yaml: train.rank: found 0. Allowed: an integer from 1 to 1024."),
+        ("  rank: 8", "  rank: eight", "params.yaml: train.rank: found 'eight'. Allowed: an integer from 1 to 1024."),
+        ("  rank: 8", "  rank: true", "params.yaml: train.rank: found True. Allowed: an integer from 1 to 1024."),
+        ("  rank: 8", "  rnak: 8", "params.yaml: train.rnak: unknown key. Did you mean 'rank'?"),
+        ("  rank: 8", "  rnak: 8", "params.yaml: train.rank: the key is missing. Add it (an integer from 1 to 1024)."),
+        ("learning_rate: 2.0e-3", "learning_rate: .nan", "params.yaml: train.learning_rate: found nan. Allowed: a number above 0 to 1."),  # noqa: E501
+        ("  device: auto", "  device: tpu", "params.yaml: machine.device: found 'tpu'. Allowed: one of auto, cpu, cuda, mps."),  # noqa: E501
+        ("  workers: null", "  workers: 0", "params.yaml: machine.workers: found 0. Allowed: an integer from 1 to 1024, or null."),  # noqa: E501
+        ("  width: 128", "  width: 130", "params.yaml: prepare.width: found 130. Allowed: an integer from 64 to 4096, a multiple of 8."),  # noqa: E501
+        ("background: [255", "background: [256", "params.yaml: prepare.background.0: found 256. Allowed: three integers from 0 to 255"),  # noqa: E501
+        ("weights: [0.0", "weights: [9", "params.yaml: sample.weights.0: found 9. Allowed: numbers from -4 to 4."),
+        ("weights: [0.0, 0.5, 1.0]", "weights: []", "params.yaml: sample.weights: found []. Allowed: a list of at least 1 and at most 16"),  # noqa: E501
+        ("{steps: 300", "{stepz: 300", "params.yaml: sets.woodcut.train.stepz: unknown key. Did you mean 'steps'?"),
+        ("  woodcut: {adapter: set, prepare: {}", "  woodcut: {adapter: set", "params.yaml: sets.woodcut.prepare: the key is missing. Write `prepare: {}`"),  # noqa: E501
+        ("  woodcut: {", "  Wood cut: {", "params.yaml: sets.Wood cut: found 'Wood cut'. Allowed: lower-case letters, digits and hyphens."),  # noqa: E501
+        ("set: alps,", "set: alpz,", "params.yaml: morphs.alps.set: there is no set 'alpz'. Choose one of alps, woodcut"),
+        ("keyframes: [dawn.jpg, day.jpg, sunset.jpg, night.jpg]", "keyframes: [a.jpg]", "params.yaml: morphs.alps.keyframes: found ['a.jpg']. Allowed: a list of at least 2."),  # noqa: E501
+    ],
+)  # fmt: skip
+def test_a_mistake_is_told_with_its_key_what_was_found_and_what_is_allowed(
+    old: str, new: str, expected: str, tmp_path: Path
+) -> None:
+    assert old in SHIPPED
+    assert expected in message(SHIPPED.replace(old, new), tmp_path)
+
+
+def test_all_mistakes_are_told_at_once_and_a_shared_one_only_once(tmp_path: Path) -> None:
+    text = (
+        SHIPPED.replace("  rank: 8", "  rank: 0")
+        .replace("  fps: 8.0", "  fps: fast")
+        .replace("  width: 128", "  width: 1")
+    )
+    lines = message(text, tmp_path).splitlines()
+    assert len(lines) == 3 and all(
+        any(key in line for line in lines) for key in ("train.rank", "morph.fps", "prepare.width")
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("base: [", "params.yaml:1: not valid YAML"),
+        ("base: 1\nbase: 2\n", "params.yaml:2: not valid YAML"),
+        ("- 1\n", "no mapping of sections"),
+        ("", "no mapping of sections"),
+        ("!!python/object/apply:os.system ['true']", "not valid YAML"),
+    ],
+)
+def test_broken_yaml_is_told_with_its_line(text: str, expected: str, tmp_path: Path) -> None:
+    assert expected in message(text, tmp_path)
+
+
+def test_a_missing_file_and_bytes_that_are_no_text(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the file is missing"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(UserError, match="UTF-8"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_every_key_has_a_comment() -> None:
+    lines = SHIPPED.splitlines()
+    grouped = {
+        "height",
+        "autoencoder_batch",
+        "autoencoder_rate",
+        "unet_batch",
+        "unet_rate",
+    }  # explained by the key above
+    for number, line in enumerate(lines):
+        key = line.strip().split(":")[0]
+        if line.startswith("  ") and not line.strip().startswith("#") and "{" not in line and key not in grouped:
+            assert lines[number - 1].strip().startswith("#"), f"{key} has no comment"

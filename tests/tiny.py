@@ -1,0 +1,81 @@
+"""A tiny random Stable Diffusion, built on the spot: real code paths in milliseconds."""
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from pipeline.base.opening import open_base
+from pipeline.base.stable_diffusion import StableDiffusion
+from pipeline.params import BaseSection
+from pipeline.pocket.tokenizer import build_tokenizer
+
+
+def build_tiny(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusionPipeline:
+    torch.manual_seed(seed)
+    tokenizer: CLIPTokenizer = build_tokenizer(["a", "red", "blue", "hill", "lake"])
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        projection_dim=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        norm_num_groups=8,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=16,
+    )
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction_type,
+    )
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=CLIPTextModel(config),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def section(folder: Path, **changes: object) -> BaseSection:
+    """The params of a base in `folder`, pinned as a user would pin it."""
+    from pipeline.base.checking import base_digest
+
+    unpinned = BaseSection(source=str(folder), revision=None, config=None, dtype="float32")
+    return unpinned.model_copy(update={"revision": base_digest(unpinned), **changes})
+
+
+def open_tiny(folder: Path, dtype: str = "float32") -> StableDiffusion:
+    return open_base(section(folder, dtype=dtype), torch.device("cpu"))
