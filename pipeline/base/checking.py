@@ -47,7 +47,7 @@ def find_base_problems(section: BaseSection) -> list[Problem]:
 
 
 def tokenizer_folder(section: BaseSection) -> Path:
-    """The folder whose `tokenizer` subfolder says how long a caption may be. A Hub id's is fetched, a few hundred kB."""
+    """The folder whose `tokenizer` subfolder says how long a caption may be. A Hub id's is fetched."""
     if is_hub_id(section):
         from huggingface_hub import snapshot_download
 
@@ -60,14 +60,14 @@ def base_digest(section: BaseSection) -> str:
     if is_hub_id(section):
         return f"{section.source}@{section.revision}"
     source = Path(section.source)
-    total = hashlib.sha256()
     if is_single_file(section):
-        files = [source, *sorted(Path(section.config or "").rglob("*.json"))]
+        config = Path(section.config or "")
+        named = {"weights": source} | {path.relative_to(config).as_posix(): path for path in config.rglob("*.json")}
     else:
-        files = [source / "model_index.json"]
-        files += sorted(path for part in COMPONENTS for path in (source / part).rglob("*") if path.is_file())
-    for path in files:
-        name = path.name if path == source else path.relative_to(source.parent if path == source else path.parents[1])
+        files = [path for part in COMPONENTS for path in (source / part).rglob("*") if path.is_file()]
+        named = {path.relative_to(source).as_posix(): path for path in [source / "model_index.json", *files]}
+    total = hashlib.sha256()
+    for name, path in sorted(named.items()):
         total.update(f"{name}\0{_sha256(path)}\n".encode())
     return f"sha256:{total.hexdigest()}"
 

@@ -1,8 +1,8 @@
 """Paints scenes of the pocket's world, and pictures that lie between two of them.
 
-One code paints both: every attribute value has a weight, a scene puts all weight on its own values, and a picture between
-two scenes mixes their weights. All geometry is a function of the seed and of positions in [0, 1], so any size and aspect
-shows the same composition.
+One code paints both: every attribute value has a weight, a scene puts all weight on its own values, and a picture
+between two scenes mixes their weights. All geometry is a function of the seed and of positions in [0, 1], so any size
+and aspect shows the same composition.
 """
 
 from __future__ import annotations

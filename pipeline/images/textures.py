@@ -1,8 +1,8 @@
 """Training pictures that are no landscapes, so that the pocket's autoencoder learns what any photograph is made of.
 
 Dead leaves (Lee, Mumford and Huang, "Occlusion Models for Natural Images", 2001) have a photograph's edges and scales;
-noise of a given spectrum (learning from such processes: Baradad et al., "Learning to See by Looking at Noise", 2021) has
-its textures.
+noise of a given spectrum (learning from such processes: Baradad et al., "Learning to See by Looking at Noise", 2021)
+has its textures.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _SHAPES = ("ellipse", "polygon", "rectangle", "bar")
 def dead_leaves(seed: int, width: int, height: int) -> NDArray[np.uint8]:
     """Overlapping leaves of power-law sizes, antialiased, each of one colour, a gradient, stripes or blotches.
 
-    Sizes are in shares of the shorter side, so a seed shows the same leaves at any size of one aspect. Returns (height, width, 3)
-    uint8, the same bytes for the same arguments.
+    Sizes are in shares of the shorter side, so a seed shows the same leaves at any size of one aspect. Returns
+    (height, width, 3) uint8, the same bytes for the same arguments.
     """
     rng = np.random.default_rng([seed, 2])
     unit = min(width, height)

@@ -1,4 +1,4 @@
-"""A picture cut in wood: one black block of swelling lines, two flat inks, paper. A manner that the painter never has."""
+"""A picture cut in wood: one black block of swelling lines, two flat inks, paper. The painter never paints so."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ INKS = np.array([(206, 66, 44), (226, 162, 62), (50, 98, 136), (92, 136, 84)], d
 """Vermilion, ochre, indigo and green; a print uses two of them."""
 
 _PERIOD = 6.4
-"""Distance of two lines, for a picture whose shorter side is 128 pixels: a line of middle tone is then 3 pixels wide."""
+"""Distance of two lines, where the shorter side is 128 pixels: a line of middle tone is then 3 pixels wide."""
 
 
 def woodcut(picture: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
@@ -47,7 +47,7 @@ def _darkness(colour: Floats, unit: float) -> Floats:
 
 
 def _key_block(darkness: Floats, turn: float, wave: NDArray[np.float64], unit: float) -> Floats:
-    """Black: hatching where the picture is half dark, whole areas where it is darkest, outlines at its edges: (H, W)."""
+    """Black (H, W): hatching where the picture is half dark, whole areas where it is darkest, outlines at edges."""
     height, width = darkness.shape
     x = (np.arange(width) / unit)[None]
     y = (np.arange(height) / unit)[:, None]

@@ -13,7 +13,7 @@ from pipeline.morphing.interpolation import adain, lerp, slerp
 
 @dataclass(frozen=True)
 class Keyframe:
-    """A picture as the engine sees it: clean latents (C, h, w), caption embedding (L, D), adapter in the UNet or none."""
+    """A picture as the engine sees it: clean latents (C, h, w), caption embedding (L, D), adapter or none."""
 
     latents: torch.Tensor
     conditioning: torch.Tensor
