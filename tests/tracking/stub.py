@@ -22,6 +22,7 @@ class Stub:
         self.requests: list[str] = []
         self.hang = 0.0
         self.refuse: Callable[[str, dict[str, Any]], bool] = lambda call, body: False
+        self.lose: Callable[[str, dict[str, Any]], bool] = lambda call, body: False
         self.port = 0
         self.server: ThreadingHTTPServer | None = None
         self.start()
@@ -121,6 +122,8 @@ def _handler(stub: Stub) -> type[BaseHTTPRequestHandler]:
                 self._send(400, {"error_code": "INVALID_PARAMETER_VALUE", "message": "refused on purpose"})
                 return
             answer = stub.answer(call, body)
+            if stub.lose(call, body):
+                return
             if answer is None:
                 self._send(404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "not here"})
             else:

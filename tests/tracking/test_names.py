@@ -166,7 +166,7 @@ def test_an_unusable_address_says_how_to_mend_it(project: Path) -> None:
     from pipeline.tracking import track
 
     with (
-        pytest.raises(UserError, match="tracking server gopher://x.*tracking.required"),
+        pytest.raises(UserError, match=r"tracking server gopher://x.*tracking\.required"),
         track("check", section("gopher://x"), {}),
     ):
         pass

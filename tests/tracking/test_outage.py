@@ -134,10 +134,11 @@ def test_what_is_refused_does_not_stop_the_rest(stub: Stub, project: Path, caplo
 
 def test_a_run_that_was_made_is_not_made_twice(stub: Stub, project: Path) -> None:
     """Its answer may have been lost: the request timed out, and is made again."""
-    params = section(stub.uri, required=False)
-    answer, stub.answer = stub.answer, lambda call, body: None if answer(call, body) is None or body else None  # type: ignore[method-assign]
-    with track("train@alps", params, {}):
-        stub.answer = answer  # type: ignore[method-assign]
+    stub.lose = lambda call, body: call == "runs/create" and body["run_name"] == "train@alps"
+    with track("train@alps", section(stub.uri, required=False), {}) as tracking:
+        tracking.metric("loss", 1, 0)
+        stub.lose = lambda call, body: False
+    assert stub.history("train@alps", "loss") == [(0, 1)]
     assert len([run for run in stub.runs.values() if run["info"]["run_name"] == "train@alps"]) == 1
 
 
