@@ -1,14 +1,12 @@
 """A LoRA as an MLflow model."""
 
 import json
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.tracking.server import Server
 from pipeline.tracking.state import project_top
-
-if TYPE_CHECKING:
-    from mlflow.models import Model
 
 
 def log_adapter(
@@ -16,36 +14,30 @@ def log_adapter(
 ) -> None:
     """Log one .safetensors LoRA with a reference to its base, as `mlflow.diffusers.log_model` does.
 
-    Through `Model.log` with mlflow.diffusers.save_model beneath, because log_model asks the Hub which commit is newest
-    and pins that one, even for a local folder like models/pocket. What is pinned here is what it was trained on.
+    In its single steps, because log_model files the model under the default experiment, and asks the Hub for the newest
+    commit of the base and pins that, even for a local folder such as models/pocket. Here what is pinned is what the
+    adapter was trained on.
     """
     import mlflow
+    from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
-    from mlflow.tracking._tracking_service.utils import _use_tracking_uri
 
-    class Flavor:
-        __name__ = "mlflow.diffusers"
-
-        @staticmethod
-        def save_model(path: str, mlflow_model: "Model", **keywords: Any) -> None:
-            mlflow.diffusers.save_model(path=path, mlflow_model=mlflow_model, base_model="./", **keywords)
-            flavor = mlflow_model.flavors[mlflow.diffusers.FLAVOR_NAME]
-            flavor["base_model"] = base_reference(base)
-            if revision and not _local(base):
-                flavor["base_model_revision"] = revision
-            mlflow_model.save(str(Path(path) / "MLmodel"))
-
-    with _use_tracking_uri(server.uri):
-        Model.log(
-            artifact_path=None,
-            flavor=Flavor(),
-            run_id=run_id,
-            name=name,
-            adapter_path=str(path),
-            signature=_signature(size or _trained_size(base)),
-            model_type="lora",
-            tags={"base.source": base, **({"base.revision": revision} if revision else {})},
-        )
+    tags = {"base.source": base, **({"base.revision": revision} if revision else {})}
+    model = server.client.create_logged_model(server.experiment_id, name, run_id, tags, model_type="lora")
+    card = Model(artifact_path=model.artifact_location, run_id=run_id, model_id=model.model_id)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary, "model")
+        signature = _signature(size or _trained_size(base))
+        # An absolute path keeps save_model from asking the Hub; the true reference is written over it.
+        mlflow.diffusers.save_model(str(path), str(folder), "/", mlflow_model=card, signature=signature)
+        flavor = card.flavors[mlflow.diffusers.FLAVOR_NAME]
+        flavor["base_model"] = base_reference(base)
+        if revision and not _local(base):
+            flavor["base_model_revision"] = revision
+        card.save(str(folder / "MLmodel"))
+        server.client.log_model_artifacts(model.model_id, str(folder))
+    server.client.finalize_logged_model(model.model_id, "READY")
+    server.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
 
 
 def base_reference(base: str) -> str:

@@ -1,6 +1,7 @@
 """What is told to the tracking server, one operation each. As JSON lines they are also how it is kept while it is down.
 
-Each can be sent twice without harm: a request that timed out may have arrived all the same.
+A request that timed out may have arrived all the same, so each can be sent twice: numbers, params, tags and files stay
+as they are; a picture of a row or an adapter is then there twice.
 """
 
 import json
