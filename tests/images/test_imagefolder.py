@@ -146,7 +146,10 @@ def test_a_caption_under_another_name(folder: Path) -> None:
 )
 def test_metadata_that_is_not_utf8(folder: Path, content: bytes, found: str) -> None:
     (folder / "metadata.jsonl").write_bytes(content)
-    assert _told(folder)[0].startswith(f"metadata.jsonl{found}")
+    (folder / "b.png").unlink()
+    if b"\xef" not in content:  # what follows the mark can be read
+        (folder / "a.jpg").unlink()
+    _only(folder, f"metadata.jsonl{found}")
     with pytest.raises(UserError):
         read_rows(folder)
 
@@ -184,7 +187,8 @@ def test_words_within_words_are_no_splits(folder: Path) -> None:
 
 def test_a_link_that_leaves_the_folder(folder: Path) -> None:
     (folder / "b.png").rename(folder.parent / "b.png")
-    (folder / "b.png").symlink_to("../b.png")
+    (folder.parent / "secret.png").write_text("not looked at, or it would be said to be no picture")
+    (folder / "b.png").symlink_to("../secret.png")
     _only(folder, "metadata.jsonl:2: 'b.png' is a link that leaves the folder")
     (folder / "b.png").unlink()
     (folder / "b.png").symlink_to("a.jpg")

@@ -261,7 +261,9 @@ def test_profiles_that_cannot_be_used(tmp_path: Path) -> None:
     assert done == ["colour profile for RGB ignored: the picture is CMYK", "CMYK to RGB"]
     assert np.abs(pixels.astype(int) - (255, 0, 0)).max() <= 1
     _plain("L", 90).save(tmp_path / "b.png", icc_profile=_swapped_profile())  # grey with a profile for RGB is common
-    assert np.abs(_prepared(tmp_path / "b.png")[0].astype(int) - 90).max() <= 1
+    pixels, done = _prepared(tmp_path / "b.png")
+    assert np.abs(pixels.astype(int) - 90).max() <= 1
+    assert done == ["colour profile odd! built-in to sRGB"]
 
 
 @pytest.mark.parametrize(
@@ -323,6 +325,17 @@ def test_the_focus_is_of_the_upright_picture(tmp_path: Path) -> None:
 def test_cropping_alone_keeps_every_pixel(tmp_path: Path) -> None:
     Image.fromarray(_noise(HEIGHT, 131)).save(tmp_path / "a.png")
     np.testing.assert_array_equal(_prepared(tmp_path / "a.png")[0], _noise(HEIGHT, 131)[:, 18:114])
+
+
+def test_the_window_is_not_rounded_to_whole_pixels(tmp_path: Path) -> None:
+    rows = np.arange(9) * 28.0
+    picture = np.broadcast_to(rows[:, None, None], (9, 13, 3)).astype(np.uint8)
+    Image.fromarray(np.ascontiguousarray(picture)).save(tmp_path / "a.png")
+    pixels, _ = _prepared(tmp_path / "a.png", resample="bicubic")
+    # 13 pixels wide is 8 2/3 high at 3:2, from the top: pixel y shows the height (y + 1/2) * 8 2/3 / 64
+    heights = (np.arange(HEIGHT) + 0.5) * (26 / 3) / HEIGHT - 0.5
+    expected = np.interp(heights, np.arange(9), rows)
+    assert np.abs(pixels[14:50, 48, 0] - expected[14:50]).max() < 2
 
 
 def test_area_is_the_plain_average(tmp_path: Path) -> None:
