@@ -313,7 +313,7 @@ def _field_at(loc: tuple[str, ...]) -> tuple[FieldInfo | None, list[str]]:
     return field, siblings
 
 
-_NAMES = {int: "an integer", float: "a number", str: "a text", bool: "true or false"}
+_NAMES: dict[Any, str] = {int: "an integer", float: "a number", str: "a text", bool: "true or false"}
 _PLURALS = {int: "integers", float: "numbers", str: "texts"}
 
 
@@ -333,7 +333,8 @@ def _allowed(field: FieldInfo, of_items: bool = False) -> str:
     if annotation == Colour:
         return "three integers from 0 to 255 (red, green, blue)"
     origin = getattr(annotation, "__origin__", None)
-    words = {tuple: "a list", dict: "a mapping"}.get(origin) or _NAMES.get(annotation, "a mapping")
+    containers: dict[Any, str] = {tuple: "a list", dict: "a mapping"}
+    words = containers.get(origin) or _NAMES.get(annotation, "a mapping")
     if of_items and origin is tuple:
         item = annotation.__args__[0]
         origin, words = None, _PLURALS[item.__origin__]

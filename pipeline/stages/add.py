@@ -94,7 +94,7 @@ def _add_to_params(key: str, names: Sequence[str]) -> None:
         path.write_text(text.getvalue(), encoding="utf-8")
 
 
-def _append(entries: CommentedMap, key: str, value: CommentedMap) -> None:
+def _append(entries: CommentedMap, key: str, value: CommentedMap | CommentedSeq) -> None:
     """Add the last entry. The comment of the next section hangs on the entry that was last: it moves to the new one."""
     last = next(reversed(entries), None)
     entries[key] = value

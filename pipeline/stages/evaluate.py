@@ -2,7 +2,9 @@
 
 import csv
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from pipeline.evaluation.metrics import directness, fidelity, neighbour_distances, smoothness
+from pipeline.evaluation.metrics import Floats, directness, fidelity, neighbour_distances, smoothness
 from pipeline.evaluation.plots import Curve, smoothness_plot
 from pipeline.images.tensors import read_pictures
 from pipeline.outputs import whole_file
@@ -21,10 +23,10 @@ VARIANTS = {"morph": "frames", "without_adapters": "no-lora", "cross_fade": "cro
 
 
 def run(key: str) -> None:
-    """Write metrics.json, curves.csv and smoothness.png of reports/morphs/<morph>/."""
+    """Write the morph's figures, its curves and their picture, each in its folder of reports/."""
     params = load_params()
     spec = params.the_morph(key)
-    source, out = Path("data/morphs", key), Path("reports/morphs", key)
+    source, out = Path("data/morphs", key), Path("reports")
     section = params.evaluate.model_dump()
     with track(f"evaluate@{key}", params.tracking, section, datasets={key: source}) as tracker:
         facts = json.loads((source / "morph.json").read_text(encoding="utf-8"))
@@ -32,16 +34,15 @@ def run(key: str) -> None:
         keyframes = read_pictures(Path("data/prepared", spec.set, item["file_name"]) for item in facts["keyframes"])
         floor = read_pictures(sorted((source / "floor").glob("*.png")))
         metrics: dict[str, Any] = {}
-        curves = {}
+        distances: dict[str, Floats] = {}
         for variant, folder in VARIANTS.items():
             frames = read_pictures(sorted((source / folder).glob("*.png")))
             small = shrink(frames, params.evaluate.max_side)
-            distances = neighbour_distances(small)
+            distances[variant] = neighbour_distances(small)
             straight = neighbour_distances(small[stops])
-            curves[variant.replace("_", " ")] = Curve(facts["positions"], distances)
             metrics[variant] = {
-                **{f"neighbours_{name}": value for name, value in asdict(smoothness(distances)).items()},
-                "directness": directness(distances, straight),
+                **{f"neighbours_{name}": value for name, value in asdict(smoothness(distances[variant])).items()},
+                "directness": directness(distances[variant], straight),
             }
             if variant != "cross_fade":  # its endpoints are the keyframes themselves, copied
                 endpoints = [asdict(item) for item in fidelity(frames[stops], floor, keyframes)]
@@ -53,17 +54,21 @@ def run(key: str) -> None:
             variant: {name: None if value is None else round(value, 6) for name, value in values.items()}
             for variant, values in metrics.items()
         }
-        with whole_file(out / "metrics.json") as path:
+        with whole_file(out / "metrics" / f"{key}.json") as path:
             path.write_text(json.dumps(rounded, indent=2) + "\n", encoding="utf-8")
-        with whole_file(out / "curves.csv") as path:
-            write_curves(path, curves)
-        with whole_file(out / "smoothness.png") as path:
-            smoothness_plot(curves, path)
+        with whole_file(out / "curves" / "morphs" / f"{key}.csv") as path:
+            write_curves(path, facts["positions"], distances)
+        plot = out / "smoothness" / f"{key}.png"
+        with whole_file(plot) as path:
+            named = {variant.replace("_", " "): Curve(facts["positions"], way) for variant, way in distances.items()}
+            smoothness_plot(named, path)
         flat = {f"{v}/{name}": value for v, values in rounded.items() for name, value in values.items()}
         tracker.metrics({name: value for name, value in flat.items() if value is not None})
-        for step, row in enumerate(zip(*(curve.distances for curve in curves.values()), strict=True)):
-            tracker.metrics({f"distance/{name}": float(value) for name, value in zip(curves, row, strict=True)}, step)
-        tracker.picture("smoothness", out / "smoothness.png")
+        for step, row in enumerate(zip(*distances.values(), strict=True)):
+            tracker.metrics(
+                {f"distance/{name}": float(value) for name, value in zip(distances, row, strict=True)}, step
+            )
+        tracker.picture("smoothness", plot)
 
 
 def shrink(pictures: torch.Tensor, max_side: int) -> torch.Tensor:
@@ -75,12 +80,11 @@ def shrink(pictures: torch.Tensor, max_side: int) -> torch.Tensor:
     return F.interpolate(pictures, size=(max(1, round(height * scale)), max(1, round(width * scale))), mode="area")
 
 
-def write_curves(path: Path, curves: dict[str, Curve]) -> None:
+def write_curves(path: Path, positions: Sequence[float], distances: Mapping[str, Floats]) -> None:
     """One line a step between neighbouring frames: its middle position and its distance in each variant."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["position", *(name.replace(" ", "_") for name in curves)])
-        positions = next(iter(curves.values())).positions
-        middles = [(a + b) / 2 for a, b in zip(positions, positions[1:], strict=False)]
-        for middle, *distances in zip(middles, *(curve.distances for curve in curves.values()), strict=True):
-            writer.writerow([f"{middle:.6g}", *(f"{distance:.6g}" for distance in distances)])
+        writer.writerow(["position", *distances])
+        middles = [(a + b) / 2 for a, b in pairwise(positions)]
+        for middle, *row in zip(middles, *distances.values(), strict=True):
+            writer.writerow([f"{middle:.6g}", *(f"{distance:.6g}" for distance in row)])

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +115,7 @@ def run_through(
             steps=settings.steps,
             use_adain=settings.adain,
             batch=batch,
-            progress=lambda part, where=where: _bar(f"{where} {part}"),
+            progress=partial(_bar, where),
         )
         decoded = to_arrays(base.decode(segment.latents))
         frames += decoded if number == 0 else decoded[1:]
@@ -122,8 +123,8 @@ def run_through(
     return Take(frames, sum(stds) / len(stds))
 
 
-def _bar(label: str) -> Progress:
+def _bar(where: str, part: str) -> Progress:
     def progress(steps: Iterable[int]) -> Iterable[int]:
-        return tqdm(list(steps), desc=label, unit="step")
+        return tqdm(list(steps), desc=f"{where} {part}", unit="step")
 
     return progress

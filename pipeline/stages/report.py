@@ -49,8 +49,7 @@ def run() -> None:
     params = load_params()
     with track("report", params.tracking, {}) as tracker:
         metrics = {
-            key: json.loads((REPORTS / "morphs" / key / "metrics.json").read_text(encoding="utf-8"))
-            for key in params.morphs
+            key: json.loads((REPORTS / "metrics" / f"{key}.json").read_text(encoding="utf-8")) for key in params.morphs
         }
         brief = {key: _in_brief(values) for key, values in metrics.items()}
         with whole_file(REPORTS / "metrics.json") as path:
@@ -89,7 +88,7 @@ def _morph(key: str, metrics: dict[str, Any]) -> dict[str, Any]:
         "facts": facts,
         "clip": embed(folder / "morph.webp"),
         "strip": embed(folder / "strip.png"),
-        "curves": embed(REPORTS / "morphs" / key / "smoothness.png"),
+        "curves": embed(REPORTS / "smoothness" / f"{key}.png"),
         "keyframes": [
             {"picture": embed(Path("data/prepared", facts["set"], item["file_name"])), "text": item["text"]}
             for item in facts["keyframes"]
@@ -113,24 +112,24 @@ def _set(key: str, params: Params) -> dict[str, Any]:
     entry = params.sets[key]
     with tempfile.TemporaryDirectory() as folder:
         plot = Path(folder, "loss.png")
-        loss_plot(*_read_losses(REPORTS / "sets" / key / "curves.csv"), plot)
+        loss_plot(*_read_losses(REPORTS / "curves" / "sets" / f"{key}.csv"), plot)
         loss = embed(plot)
     return {
         "key": key,
         "adapter": entry.adapter,
         "pictures": len(read_rows(Path("data/prepared", key))),
-        "samples": embed(REPORTS / "sets" / key / "samples.png"),
+        "samples": embed(REPORTS / "samples" / f"{key}.png"),
         "loss": loss,
         "train": entry.train.model_dump(),
     }
 
 
 def _read_losses(path: Path) -> tuple[list[int], dict[str, list[float]]]:
-    losses: dict[str, list[float]] = {}
+    """The steps, and the losses of each adapter."""
     with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            losses.setdefault(row["adapter"], []).append(float(row["loss"]))
-    return list(range(max(map(len, losses.values())))), losses
+        rows = list(csv.DictReader(file))
+    names = [column.removeprefix("loss ") for column in rows[0] if column.startswith("loss ")]
+    return [int(row["step"]) for row in rows], {name: [float(row[f"loss {name}"]) for row in rows] for name in names}
 
 
 def embed(path: Path) -> str:

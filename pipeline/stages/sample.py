@@ -19,7 +19,7 @@ from pipeline.tracking import track
 
 
 def run(key: str) -> None:
-    """Write reports/sets/<set>/samples.png: a row for each caption and seed, a column for each adapter weight."""
+    """Write reports/samples/<set>.png: a row for each caption and seed, a column for each adapter weight."""
     params = load_params()
     settings = params.the_set(key).sample
     prepared, adapters = Path("data/prepared", key), Path("models/adapters", key)
@@ -31,13 +31,13 @@ def run(key: str) -> None:
         for row in read_rows(prepared)[: settings.captions]:
             keyframe = read_pictures([prepared / row.file_name])
             load_adapter(base.unet, adapters / files[row.file_name], "shown", base.digest)
-            pictures = paint_grid(base, row.text, "shown", settings, tuple(keyframe.shape[-2:]))
+            pictures = paint_grid(base, row.text, "shown", settings, (keyframe.shape[-2], keyframe.shape[-1]))
             base.unet.delete_adapters("shown")
             for seed, line in enumerate(pictures, start=settings.seed):
                 rows.append([*to_arrays(keyframe), *to_arrays(line)])
                 labels.append(f"{row.text} (seed {seed})")
         columns = ["the set's picture", *(f"weight {weight:g}" for weight in settings.weights)]
-        out = Path("reports/sets", key, "samples.png")
+        out = Path("reports/samples", f"{key}.png")
         with whole_file(out) as partial:
             grid(rows, labels, columns).save(partial)
         tracker.picture("samples", out)

@@ -28,7 +28,7 @@ WORK = Path(".work/train")
 
 
 def run(key: str) -> None:
-    """Write models/adapters/<set>/ and reports/sets/<set>/curves.csv."""
+    """Write models/adapters/<set>/ and reports/curves/sets/<set>.csv."""
     params = load_params()
     spec = params.the_set(key)
     prepared, out = Path("data/prepared", key), Path("models/adapters", key)
@@ -49,7 +49,7 @@ def run(key: str) -> None:
                     (work / f"{name}.safetensors").replace(folder / f"{name}.safetensors")
                 files = {sample.name: f"{name}.safetensors" for name, job in jobs.items() for sample in job}
                 write_index(folder, files)
-            write_curves(Path("reports/sets", key, "curves.csv"), curves, spec.train.learning_rate)
+            write_curves(Path("reports/curves/sets", f"{key}.csv"), curves, spec.train.learning_rate)
         for name in jobs:
             tracker.adapter(out / f"{name}.safetensors", params.base.source, params.base.revision, f"{key}-{name}")
 
@@ -106,10 +106,12 @@ def _train_one(
 
 
 def write_curves(path: Path, curves: Mapping[str, Curves], learning_rate: float) -> None:
-    """One line a step and adapter."""
+    """One line a step: the means over the adapters, then each adapter's own loss."""
+    losses = torch.stack([curve.loss for curve in curves.values()])
+    norms = torch.stack([curve.grad_norm for curve in curves.values()])
     with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["adapter", "step", "loss", "grad_norm", "learning_rate"])
-        for name, curve in curves.items():
-            for step, (loss, norm) in enumerate(zip(curve.loss.tolist(), curve.grad_norm.tolist(), strict=True)):
-                writer.writerow([name, step, f"{loss:.6g}", f"{norm:.6g}", learning_rate])
+        writer.writerow(["step", "learning_rate", "loss", "grad_norm", *(f"loss {name}" for name in curves)])
+        for step in range(losses.shape[1]):
+            figures = [losses[:, step].mean(), norms[:, step].mean(), *losses[:, step]]
+            writer.writerow([step, learning_rate, *(f"{figure:.6g}" for figure in figures)])

@@ -130,7 +130,9 @@ class Tracker:
     def end(self, status: Literal["FINISHED", "FAILED", "KILLED"], error: BaseException | None = None) -> None:
         """For `track`: what is left, and each metric's last value to the parent, so that states can be compared."""
         self._flush()
-        rows = [(legal_key(f"{self._stage}/{name}"), *rest) for name, *rest in self._last.values()]
+        rows = [
+            (legal_key(f"{self._stage}/{name}"), value, stamp, step) for name, value, stamp, step in self._last.values()
+        ]
         for start in range(0, len(rows), BATCH):
             self._sender.send(Metrics(to="parent", rows=tuple(rows[start : start + BATCH])))
         if self._not_finite:

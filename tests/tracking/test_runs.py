@@ -40,7 +40,7 @@ def test_a_stage_is_a_child_with_params_metrics_tags_and_datasets(book: Book, pr
     with track("train@alps", book.params, given, datasets=prepared, tags={"base": "models/pocket"}) as tracker:
         for step in range(2500):
             tracker.metric("loss/dawn", 1 / (step + 1), step)
-        tracker.metrics({"psnr": 30.5, "ssim": np.float32(0.5)})
+        tracker.metrics({"psnr": 30.5, "ssim": float(np.float32(0.5))})
         tracker.set_tags({"device": "cpu"})
 
     (parent,) = book.parents()
