@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.images.preparing import prepare_set
+from pipeline.images.preparing import LEDGER, prepare_set
 from pipeline.params import load_params
 from pipeline.tracking import track
 
@@ -14,4 +14,4 @@ def run(key: str) -> None:
     raw, out = Path("data/raw", key), Path("data/prepared", key)
     with track(f"prepare@{key}", params.tracking, spec.prepare.model_dump(), datasets={f"raw {key}": raw}) as tracker:
         prepare_set(raw, out, spec.prepare, params.machine.workers)
-        tracker.artifact(out / "ledger.jsonl")
+        tracker.artifact(out / LEDGER)
