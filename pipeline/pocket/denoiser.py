@@ -63,7 +63,8 @@ def train_denoiser(
         model.unet.load_state_dict(earlier_unet.state_dict())
         earlier_text = CLIPTextModel.from_pretrained(settings.init_from, subfolder="text_encoder")
         model.text_encoder.load_state_dict(earlier_text.state_dict())
-    model.to(device).to(memory_format=torch.channels_last)
+    model.to(device)
+    model.unet.to(memory_format=torch.channels_last)
     training = Training(model, settings.unet_rate, settings.unet_steps, settings.ema, work / "denoiser.pt")
     scheduler = build_scheduler()
     alphas_cumprod = scheduler.alphas_cumprod

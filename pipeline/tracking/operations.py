@@ -89,7 +89,7 @@ class Tags(Operation):
 
 
 class Dataset(Operation):
-    """A dataset by its place in the project and DVC's digest."""
+    """A dataset by its place in the project and DVC's digest, of the stage and of its parent."""
 
     kind: Literal["dataset"] = "dataset"
     name: str
@@ -102,7 +102,8 @@ class Dataset(Operation):
         from mlflow.entities import DatasetInput, InputTag
 
         dataset = MlflowDataset(self.name, self.digest, "local", json.dumps({"uri": self.source}))
-        server.client.log_inputs(run.child, [DatasetInput(dataset, [InputTag("mlflow.data.context", "input")])])
+        for run_id in (run.child, run.parent):
+            server.client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "input")])])
 
 
 class Picture(Operation):

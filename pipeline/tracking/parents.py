@@ -8,6 +8,7 @@ is that of its last stage. So a state that failed is carried on in the same pare
 import getpass
 import os
 import socket
+import uuid
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -21,16 +22,15 @@ from pipeline.tracking.state import PipelineState, locked_stages, workspace
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
 
-STATE, OPEN, PLACE = "morphline.state", "morphline.open", "morphline.place"
-PROCESS, IDENTITY = "morphline.process", "morphline.id"
+OPEN, PLACE, PROCESS = "morphline.open", "morphline.place", "morphline.process"
 NOTE, PARENT = "mlflow.note.content", "mlflow.parentRunId"
 
 
 class Beginning(BaseModel):
     """All that a stage's run is made of; written down first where the server is away.
 
-    id: of ours, so that a run is not made twice. started: milliseconds since 1970. run: MLflow's ids, once it has given
-    them.
+    process: host, process id and some letters, so that a run is not made twice and a dead one is known. started:
+    milliseconds since 1970. state: the digest of the pipeline state. run: MLflow's ids, once it has given them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,7 +38,7 @@ class Beginning(BaseModel):
     uri: str
     experiment: str
     stage: str
-    id: str
+    process: str
     started: int
     tags: dict[str, str]
     state: str
@@ -57,9 +57,9 @@ def begin(beginning: Beginning) -> tuple[Server, Run]:
         if beginning.run:
             return server, beginning.run
         parent = _open_parent(server, beginning)
-        for run in _search(server, f"tags.`{IDENTITY}` = '{beginning.id}'"):
+        for run in _search(server, f"tags.`{PROCESS}` = '{beginning.process}'"):
             return server, Run(child=run.info.run_id, parent=parent)
-        tags = {**beginning.tags, PARENT: parent, PROCESS: _process(), IDENTITY: beginning.id}
+        tags = {**beginning.tags, PARENT: parent, PROCESS: beginning.process}
         child = server.client.create_run(server.experiment_id, beginning.started, tags, beginning.stage)
         return server, Run(child=child.info.run_id, parent=parent)
 
@@ -76,10 +76,15 @@ def close(server: Server, state: PipelineState, not_run: Sequence[str] | None) -
         NOTE: describe(state, list(last), unneeded),
         "stages.ran": cut(", ".join(last), LONGEST_TAG),
         "stages.not_run": cut(", ".join(unneeded), LONGEST_TAG),
-        OPEN: "false",
     }.items():
         server.client.set_tag(run_id, key, text)
+    server.client.delete_tag(run_id, OPEN)
     server.client.set_terminated(run_id, _worst(set(last.values())), now())
+
+
+def new_process_tag() -> str:
+    """Names this process, and one run of it."""
+    return f"{socket.gethostname()} {os.getpid()} {uuid.uuid4().hex[:8]}"
 
 
 def common_tags(state: PipelineState) -> dict[str, str]:
@@ -99,18 +104,17 @@ def describe(state: PipelineState, ran: Sequence[str], unneeded: Sequence[str]) 
     """The parent's description in the dashboard, as Markdown."""
     lines = []
     if state.commit:
-        lines.append(f"**{state.subject}** (`{state.commit[:12]}` on `{state.branch}`)")
+        edited = f"; edited since: {_listed(state.edited[:12])}" if state.edited else ""
+        more = " and more" if len(state.edited) > 12 else ""
+        lines.append(f"**{state.subject}** (`{state.commit[:12]}` on `{state.branch}`{edited}{more})")
+    if ran:
+        lines.append(f"Ran: {_listed(ran)}")
+    if unneeded:
+        lines.append(f"Did not need to run: {_listed(unneeded)}")
     if state.experiment:
         lines.append(f"See it again: `dvc exp apply {state.experiment}`, then `dvc repro`")
     elif state.commit and not state.edited:
         lines.append(f"See it again: `git checkout {state.commit[:12]}`, then `dvc repro`")
-    if state.edited:
-        names = ", ".join(f"`{name}`" for name in state.edited[:12]) + (" and more" if len(state.edited) > 12 else "")
-        lines.append(f"Edited since that commit: {names}")
-    if ran:
-        lines.append("Ran: " + ", ".join(f"`{name}`" for name in ran))
-    if unneeded:
-        lines.append("Did not need to run: " + ", ".join(f"`{name}`" for name in unneeded))
     return cut("\n\n".join(lines), LONGEST_TAG)
 
 
@@ -122,9 +126,9 @@ def again(stage: str) -> str:
 def _open_parent(server: Server, beginning: Beginning) -> str:
     parent = _find_open(server, beginning.state)
     if parent is None:
-        for other in _search(server, f"tags.`{PLACE}` = '{_place()}' and tags.`{OPEN}` = 'true'"):
+        for other in _search(server, f"tags.`{PLACE}` = '{_place()}' and tags.`{OPEN}` != ''"):
             _close_abandoned(server, other)
-        tags = {**beginning.parent_tags, STATE: beginning.state, PLACE: _place(), OPEN: "true"}
+        tags = {**beginning.parent_tags, OPEN: beginning.state, PLACE: _place()}
         parent = server.client.create_run(server.experiment_id, beginning.started, tags, beginning.parent_name)
     elif parent.info.status != "RUNNING":
         server.client.update_run(parent.info.run_id, status="RUNNING")
@@ -134,7 +138,7 @@ def _open_parent(server: Server, beginning: Beginning) -> str:
 
 
 def _find_open(server: Server, state: str) -> "MlflowRun | None":
-    return next(_search(server, f"tags.`{STATE}` = '{state}' and tags.`{OPEN}` = 'true'"), None)
+    return next(_search(server, f"tags.`{OPEN}` = '{state}'"), None)
 
 
 def _children(server: Server, parent: str) -> "list[MlflowRun]":
@@ -145,7 +149,7 @@ def _close_abandoned(server: Server, parent: "MlflowRun") -> None:
     statuses = _bury(server, _children(server, parent.info.run_id))
     if "RUNNING" in statuses:
         return
-    server.client.set_tag(parent.info.run_id, OPEN, "false")
+    server.client.delete_tag(parent.info.run_id, OPEN)
     if parent.info.status == "RUNNING":
         server.client.set_terminated(parent.info.run_id, _worst(statuses), now())
 
@@ -182,24 +186,24 @@ def _search(server: Server, condition: str) -> "Iterator[MlflowRun]":
 
 def _died(run: "MlflowRun") -> bool:
     """Whether its process is gone; what cannot be known is taken to live."""
-    host, _, pid = run.data.tags.get(PROCESS, "").rpartition(" ")
-    if host != socket.gethostname() or os.name == "nt":
+    host, pid, *_ = [*run.data.tags.get(PROCESS, "").split(), "", ""]
+    if host != socket.gethostname() or os.name == "nt" or not pid.isdecimal():
         return False
     try:
         os.kill(int(pid), 0)  # signal 0 only asks whether the process is there
     except ProcessLookupError:
         return True
-    except (PermissionError, ValueError):
+    except PermissionError:
         return False
     return False
 
 
-def _process() -> str:
-    return f"{socket.gethostname()} {os.getpid()}"
-
-
 def _place() -> str:
     return f"{socket.gethostname()} {workspace()}".replace("'", "_")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def _user() -> str:

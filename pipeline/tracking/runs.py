@@ -3,7 +3,6 @@
 import logging
 import os
 import sys
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -13,7 +12,7 @@ from pipeline.errors import UserError
 from pipeline.params import TrackingSection
 from pipeline.tracking.legal import LONGEST_TAG, cut, legal_key
 from pipeline.tracking.operations import now
-from pipeline.tracking.parents import NOTE, Beginning, again, close, common_tags, describe
+from pipeline.tracking.parents import NOTE, Beginning, again, close, common_tags, describe, new_process_tag
 from pipeline.tracking.sender import Sender
 from pipeline.tracking.server import first_line, only_one, open_server, tracking_uri, unreachable
 from pipeline.tracking.state import PipelineState, read_state
@@ -93,7 +92,7 @@ def _beginning(stage: str, params: TrackingSection, state: PipelineState, tags: 
         uri=tracking_uri(params),
         experiment=params.experiment,
         stage=stage,
-        id=uuid.uuid4().hex,
+        process=new_process_tag(),
         started=now(),
         tags={legal_key(key): cut(str(text), LONGEST_TAG) for key, text in own.items()},
         state=state.digest,

@@ -26,7 +26,7 @@ class Sender:
     def __init__(self, beginning: Beginning) -> None:
         self.beginning = beginning
         self.server: Server | None = None
-        self.folder = spool() / f"{legal_key(beginning.stage)}-{beginning.id[:12]}"
+        self.folder = spool() / legal_key(f"{beginning.stage} {beginning.process}").replace(" ", "-")
         self.kept = self.folder.with_name(f"{self.folder.name}.jsonl")
         self.refused = self.folder.with_name(f"{self.folder.name}.refused.jsonl")
         self._pause = FIRST_PAUSE

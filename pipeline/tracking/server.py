@@ -30,6 +30,13 @@ SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 
+# What the dashboard says above the runs; the kind makes it show its pages for training, not those for chat agents.
+ABOUT = {
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.note.content": "One row for each state of the pipeline, named by its DVC experiment or its commit (`+`: edited"
+    " since). Open a row to see its stages. Tick rows and press Compare to see what changed.",
+}
+
 
 @dataclass(frozen=True)
 class Server:
@@ -61,7 +68,7 @@ def open_server(uri: str, experiment: str) -> Server:
     if found is None:
         root = artifact_root(uri)
         folder = re.sub(r"[^\w.-]", "-", experiment)
-        experiment_id = client.create_experiment(experiment, artifact_location=root and f"{root}/{folder}")
+        experiment_id = client.create_experiment(experiment, root and f"{root}/{folder}", ABOUT)
     elif found.lifecycle_stage == "deleted":
         raise MlflowException(
             f"the experiment {experiment!r} was deleted there: `mlflow experiments restore -x {found.experiment_id}`"
@@ -139,8 +146,12 @@ def first_line(error: BaseException) -> str:
 
 
 def dashboard_command(params: TrackingSection, port: int = 5000) -> list[str]:
-    """The command that shows the runs: MLflow's own server on loopback, or the browser where a server already runs."""
+    """The command that shows the runs: MLflow's own server on loopback, or the browser where a server already runs.
+
+    To be run with this process's environment, in which it sets what MLflow's server needs no more than that.
+    """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # a second process, for chat agents only
     uri = tracking_uri(params)
     root = artifact_root(uri)
     if root is None:

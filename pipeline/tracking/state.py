@@ -38,7 +38,7 @@ class PipelineState:
     """What one parent run stands for.
 
     digest: the same for all stages of one state: of the DVC experiment, else of the commit, params.yaml and dvc.yaml.
-    name: for people. commit, branch, subject: empty outside Git. edited: files that differ from the commit,
+    name: for people, with a + after the commit where files were edited. commit, branch, subject: empty outside Git. edited: files that differ from the commit,
     the pipeline's own outputs apart.
     """
 
@@ -63,7 +63,7 @@ def read_state() -> PipelineState:
         name = experiment
     else:
         parts = ["commit", commit or str(top), *(_md5(top / file) for file in ("params.yaml", "dvc.yaml"))]
-        name = (f"{commit[:7]} {subject}" if commit else top.name) + (" (edited)" if edited else "")
+        name = f"{commit[:7]}{'+' if edited else ''} {subject}" if commit else top.name
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     return PipelineState(digest, name, commit, branch, subject, edited, experiment)
 

@@ -44,7 +44,7 @@ class Tracker:
         self._sender = sender
         self._stage = legal_key(sender.beginning.stage)
         self._rows: list[tuple[str, float | None, int, int]] = []
-        self._last: dict[str, tuple[str, float | None, int, int]] = {}
+        self._figures: dict[str, tuple[str, float | None, int, int]] = {}
         self._flushed = time.monotonic()
         self._not_finite: dict[str, str] = {}
 
@@ -52,7 +52,7 @@ class Tracker:
         """Cheap enough for every training step: sent in batches of 1000, or after 5 seconds.
 
         value: anything `float` takes. NaN and infinities are drawn as gaps, and named in the tag `not finite`.
-        step: from 0; None for a single figure.
+        step: from 0; None for a single figure, which is shown beside other states' in the parent too.
         """
         self.metrics({name: value}, step)
 
@@ -67,7 +67,8 @@ class Tracker:
                 value = None
             row = (legal_key(name), value, stamp, step or 0)
             self._rows.append(row)
-            self._last[row[0]] = row
+            if step is None:
+                self._figures[row[0]] = row
         if len(self._rows) >= BATCH or time.monotonic() - self._flushed > SECONDS:
             self._flush()
 
@@ -128,10 +129,11 @@ class Tracker:
 
     @_never_raises
     def end(self, status: Literal["FINISHED", "FAILED", "KILLED"], error: BaseException | None = None) -> None:
-        """For `track`: what is left, and each metric's last value to the parent, so that states can be compared."""
+        """For `track`: what is left, and the single figures to the parent, so that states can be compared."""
         self._flush()
         rows = [
-            (legal_key(f"{self._stage}/{name}"), value, stamp, step) for name, value, stamp, step in self._last.values()
+            (legal_key(f"{self._stage}/{name}"), value, stamp, step)
+            for name, value, stamp, step in self._figures.values()
         ]
         for start in range(0, len(rows), BATCH):
             self._sender.send(Metrics(to="parent", rows=tuple(rows[start : start + BATCH])))

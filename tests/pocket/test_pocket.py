@@ -1,0 +1,49 @@
+"""The pocket that ships with the repository is the one that its card tells of."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.declarations import ROOT
+
+POCKET = ROOT / "models" / "pocket"
+WEIGHTS = (
+    "text_encoder/model.safetensors",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/diffusion_pytorch_model.safetensors",
+)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights_are_those_of_the_card_and_of_made_json(name: str) -> None:
+    digest = hashlib.sha256((POCKET / name).read_bytes()).hexdigest()
+    assert digest in (POCKET / "README.md").read_text(encoding="utf-8")
+    assert json.loads((POCKET / "made.json").read_text(encoding="utf-8"))["weights"][name] == digest
+
+
+def test_all_weights_together_are_at_most_30_megabytes() -> None:
+    assert sum((POCKET / name).stat().st_size for name in WEIGHTS) <= 30_000_000
+
+
+def test_it_generates_landscapes_of_128_pixels_that_obey_the_time_of_day() -> None:
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(POCKET)
+    pipe.set_progress_bar_config(disable=True)
+    brightness = {}
+    for time in ("by day", "at night"):
+        caption = f"snowy mountains {time}, one ridge, a snowfield, no {'moon' if 'night' in time else 'sun'}"
+        picture = pipe(caption, num_inference_steps=10, generator=torch.Generator().manual_seed(0)).images[0]
+        assert picture.size == (128, 128)
+        pixels = list(picture.convert("L").resize((1, 1)).getdata())
+        brightness[time] = pixels[0]
+    assert brightness["by day"] > brightness["at night"] + 60
+
+
+def test_nothing_of_the_machine_that_made_it_is_in_its_files() -> None:
+    for path in [*POCKET.rglob("*.json"), POCKET / "README.md"]:
+        text = path.read_text(encoding="utf-8")
+        assert "/root" not in text and "/home" not in text and str(Path.cwd()) not in text, path

@@ -1,0 +1,141 @@
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import nn
+
+from pipeline.images.world import HELD_OUT, VOCABULARY
+from pipeline.params import PocketSection
+from pipeline.pocket.autoencoder import encode_all, train_autoencoder
+from pipeline.pocket.denoiser import train_denoiser
+from pipeline.pocket.layout import build_autoencoder, build_scheduler, save_pocket, standardise
+from pipeline.pocket.paintings import make_many, paint_captioned, paint_texture
+from pipeline.pocket.progress import Training, batches, warmed_cosine
+from pipeline.pocket.tokenizer import build_tokenizer
+
+SETTINGS = PocketSection(
+    seed=3, init_from=None, paintings=16, textures=0, autoencoder_steps=2, autoencoder_batch=2, autoencoder_rate=1e-3,
+    unet_steps=2, unet_batch=2, unet_rate=1e-3, caption_dropout=0.5, between=0.5, ema=0.9,
+)  # fmt: skip
+CPU = torch.device("cpu")
+
+
+def ignore(values: dict[str, float], step: int) -> None:
+    pass
+
+
+def test_standardised_latents_have_unit_statistics_and_decode_to_the_same_picture() -> None:
+    torch.manual_seed(0)
+    model = build_autoencoder().eval()
+    pixels = torch.rand(4, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        before = model.encode(pixels).latent_dist
+        decoded = model.decode(before.mean).sample
+        mean, std = before.mean.mean(dim=(0, 2, 3)), before.mean.std(dim=(0, 2, 3))
+        posterior_std = before.std / std.view(-1, 1, 1)
+        standardise(model, mean, std)
+        after = model.encode(pixels).latent_dist
+        again = model.decode(after.mean).sample
+    assert torch.allclose(after.mean.mean(dim=(0, 2, 3)), torch.zeros(8), atol=1e-4)
+    assert torch.allclose(after.mean.std(dim=(0, 2, 3)), torch.ones(8), atol=1e-3)
+    assert torch.allclose(after.std, posterior_std, rtol=1e-3)
+    assert torch.allclose(again, decoded, atol=1e-4)
+
+
+def test_the_schedule_ends_in_pure_noise() -> None:
+    scheduler = build_scheduler()
+    assert float(scheduler.alphas_cumprod[-1]) == pytest.approx(0, abs=1e-6)
+    assert float(scheduler.alphas_cumprod[0]) > 0.99
+
+
+def test_a_whole_training_gives_a_stable_diffusion_that_loads_and_generates(tmp_path: Path) -> None:
+    made = [paint_captioned(index, SETTINGS.seed, SETTINGS.between) for index in range(SETTINGS.paintings)]
+    pictures = torch.stack([torch.from_numpy(picture).permute(2, 0, 1) for picture, _ in made])
+    autoencoder = train_autoencoder(pictures, SETTINGS, tmp_path / "work", CPU, ignore)
+    latents = encode_all(autoencoder, pictures, CPU)
+    assert latents.shape == (16, 2, 8, 16, 16)
+    tokenizer = build_tokenizer(VOCABULARY)
+    unet, text = train_denoiser(
+        latents, [captioned for _, captioned in made], tokenizer, SETTINGS, tmp_path / "work", CPU, ignore
+    )
+    save_pocket(tmp_path / "pocket", autoencoder, unet, text, tokenizer)
+    weights = sum(path.stat().st_size for path in (tmp_path / "pocket").rglob("*.safetensors"))
+    assert weights <= 30e6
+    pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "pocket")
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe("snowy mountains at dawn", num_inference_steps=1).images[0].size == (128, 128)
+    assert str(tmp_path) not in "".join(path.read_text() for path in (tmp_path / "pocket").rglob("*.json"))
+
+
+def test_paintings_are_the_same_from_their_seed_and_some_lie_between_two_captions() -> None:
+    made = [paint_captioned(index, 0, 0.5)[1] for index in range(40)]
+    assert made == [paint_captioned(index, 0, 0.5)[1] for index in range(40)]
+    mixed = [item for item in made if item.mix > 0]
+    assert 10 <= len(mixed) <= 30
+    assert any(item.first != item.second for item in mixed)
+    assert all(paint_captioned(index, 0, 0.0)[1].mix == 0 for index in range(10))
+
+
+def test_trained_paintings_stay_clear_of_the_held_out_seeds() -> None:
+    """Seeds of paintings are seed * 10 million + index."""
+    assert HELD_OUT > 99 * 10_000_000 + 9_999_999
+
+
+def test_pictures_come_in_order_from_many_processes() -> None:
+    serial = [paint_texture(index, 1) for index in range(3)]
+    parallel = list(make_many(paint_texture, 3, 1, label="x", workers=2))
+    assert all((a == b).all() for a, b in zip(serial, parallel, strict=True))
+
+
+def loss_of(model: nn.Module, step: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(step)
+    inputs = torch.randn(8, 3, generator=generator)
+    return (model(inputs) - inputs.sum(dim=1, keepdim=True)).square().mean()
+
+
+def fresh(path: Path) -> Training:
+    torch.manual_seed(0)
+    return Training(nn.Linear(3, 1), rate=0.05, steps=700, ema_decay=0.9, checkpoint=path)
+
+
+def test_a_killed_pocket_training_goes_on_exactly(tmp_path: Path) -> None:
+    whole = fresh(tmp_path / "whole.pt")
+    whole.run(lambda step: loss_of(whole.model, step), ignore, "whole")
+
+    killed = fresh(tmp_path / "killed.pt")
+
+    def loss_until_killed(step: int) -> torch.Tensor:
+        if step == 600:  # after the checkpoint at 500
+            raise KeyboardInterrupt
+        return loss_of(killed.model, step)
+
+    with pytest.raises(KeyboardInterrupt):
+        killed.run(loss_until_killed, ignore, "killed")
+    resumed = fresh(tmp_path / "killed.pt")
+    assert resumed.step == 500
+    resumed.run(lambda step: loss_of(resumed.model, step), ignore, "resumed")
+    assert torch.equal(whole.model.weight, resumed.model.weight)
+    assert torch.equal(whole.ema["weight"], resumed.ema["weight"])
+    resumed.use_average()
+    assert torch.allclose(resumed.model.weight, torch.ones(1, 3), atol=0.05)
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(tmp_path: Path) -> None:
+    training = fresh(tmp_path / "nan.pt")
+    with pytest.raises(FloatingPointError, match="step 49"):
+        training.run(lambda step: loss_of(training.model, step) * float("nan"), ignore, "nan")
+
+
+def test_the_rate_warms_up_and_falls() -> None:
+    rates = [warmed_cosine(step, 1000) for step in range(1000)]
+    assert rates[0] == pytest.approx(1 / 20) and max(rates) == 1 and rates[-1] < 0.02
+    assert rates[20:] == sorted(rates[20:], reverse=True)
+
+
+def test_batches_take_everything_once_an_epoch() -> None:
+    made = list(batches(count=10, batch=4, steps=5, seed=0))
+    flat = torch.cat(made).tolist()
+    assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10))
+    assert flat[:10] != flat[10:]
+    assert all(torch.equal(a, b) for a, b in zip(made, batches(10, 4, 5, seed=0), strict=True))
