@@ -33,8 +33,8 @@ SETTINGS = {
 # What the dashboard says above the runs; the kind makes it show its pages for training, not those for chat agents.
 ABOUT = {
     "mlflow.experimentKind": "custom_model_development",
-    "mlflow.note.content": "One row for each state of the pipeline, named by its DVC experiment or its commit (`+`: edited"
-    " since). Open a row to see its stages. Tick rows and press Compare to see what changed.",
+    "mlflow.note.content": "One row for each state of the pipeline, named by its DVC experiment or its commit (`+`: edited since)."
+    " Open a row to see its stages. Tick rows and press Compare to see what changed.",
 }
 
 

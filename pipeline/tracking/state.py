@@ -38,8 +38,8 @@ class PipelineState:
     """What one parent run stands for.
 
     digest: the same for all stages of one state: of the DVC experiment, else of the commit, params.yaml and dvc.yaml.
-    name: for people, with a + after the commit where files were edited. commit, branch, subject: empty outside Git. edited: files that differ from the commit,
-    the pipeline's own outputs apart.
+    name: for people, with a + after the commit where files were edited. commit, branch, subject: empty outside Git.
+    edited: files that differ from the commit, the pipeline's own outputs apart.
     """
 
     digest: str

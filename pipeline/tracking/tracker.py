@@ -132,8 +132,7 @@ class Tracker:
         """For `track`: what is left, and the single figures to the parent, so that states can be compared."""
         self._flush()
         rows = [
-            (legal_key(f"{self._stage}/{name}"), value, stamp, step)
-            for name, value, stamp, step in self._figures.values()
+            (legal_key(f"{self._stage}/{name}"), value, stamp, 0) for name, value, stamp, _ in self._figures.values()
         ]
         for start in range(0, len(rows), BATCH):
             self._sender.send(Metrics(to="parent", rows=tuple(rows[start : start + BATCH])))

@@ -67,6 +67,8 @@ class Stub:
         if call == "runs/update":
             run["info"].update({key: body[key] for key in ("status", "end_time") if key in body})
             return {"run_info": run["info"]}
+        if call == "runs/delete-tag":
+            del run["tags"][body["key"]]
         if call == "runs/set-tag":
             run["tags"][body["key"]] = body["value"]
         if call == "runs/log-batch":

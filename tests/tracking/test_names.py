@@ -95,7 +95,7 @@ def test_state_is_the_commit_and_the_params(project: Path, monkeypatch: pytest.M
     edited = read_state()
     assert edited.digest != clean.digest
     assert edited.edited == ("params.yaml",)
-    assert edited.name == f"{clean.name} (edited)"
+    assert edited.name == f"{clean.commit[:7]}+ Paint the alps"
 
     monkeypatch.setenv("DVC_EXP_NAME", "rank-4")
     monkeypatch.setenv("DVC_EXP_BASELINE_REV", clean.commit)

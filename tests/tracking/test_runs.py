@@ -13,7 +13,6 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from pipeline.tracking import close_parent, track
-from pipeline.tracking.legal import legal_key
 from tests.tracking.conftest import Book, FirstUse, git, wait_a_moment
 
 
@@ -56,7 +55,7 @@ def test_a_stage_is_a_child_with_params_metrics_tags_and_datasets(book: Book, pr
     assert child.data.metrics["ssim"] == 0.5
 
     assert parent.data.params == {"train.alps.rank": "8", "train.alps.schedule.warmup": "10"}
-    assert parent.data.metrics == {"train.alps/loss/dawn": 1 / 2500, "train.alps/psnr": 30.5, "train.alps/ssim": 0.5}
+    assert parent.data.metrics == {"train.alps/psnr": 30.5, "train.alps/ssim": 0.5}
 
     tags = child.data.tags
     assert tags["mlflow.source.git.commit"] == git(project, "rev-parse", "HEAD")
@@ -70,6 +69,7 @@ def test_a_stage_is_a_child_with_params_metrics_tags_and_datasets(book: Book, pr
 
     (used,) = child.inputs.dataset_inputs
     assert (used.dataset.name, used.dataset.digest) == ("alps", "0123456789abcdef0123456789abcdef.dir")
+    assert parent.inputs.dataset_inputs[0].dataset == used.dataset
     assert not list((project / ".work/tracking").glob("*.jsonl"))
 
 
@@ -141,10 +141,11 @@ def test_another_state_is_another_parent_and_closes_what_was_left_open(book: Boo
     with track("train@alps", book.params, {}):
         pass
     first, second = book.parents()
-    assert (first.data.tags["morphline.open"], second.data.tags["morphline.open"]) == ("false", "true")
-    assert second.info.run_name.endswith("(edited)")
+    assert "morphline.open" not in first.data.tags
+    assert "morphline.open" in second.data.tags
+    assert second.info.run_name == first.info.run_name.replace(" ", "+ ", 1)
     assert second.data.tags["mlflow.source.git.dirty"] == "true"
-    assert "Edited since that commit: `params.yaml`" in second.data.tags["mlflow.note.content"]
+    assert "edited since: `params.yaml`" in second.data.tags["mlflow.note.content"]
     assert [len(book.children(run)) for run in (first, second)] == [1, 1]
 
 
@@ -162,9 +163,9 @@ def test_a_stage_whose_process_died_does_not_run_forever(book: Book) -> None:
     gone.wait()
     with track("train@alps", book.params, {}):
         run = book.only("train@alps")
-        host = run.data.tags["morphline.process"].rpartition(" ")[0]
-        assert run.data.tags["morphline.process"] == f"{host} {os.getpid()}"
-    book.client.set_tag(run.info.run_id, "morphline.process", f"{host} {gone.pid}")
+        host, pid, letters = run.data.tags["morphline.process"].split()
+        assert int(pid) == os.getpid()
+    book.client.set_tag(run.info.run_id, "morphline.process", f"{host} {gone.pid} {letters}")
     for run in book.runs():
         book.client.update_run(run.info.run_id, status="RUNNING")
     wait_a_moment()
@@ -192,7 +193,7 @@ def test_pictures_and_files_are_artifacts(book: Book, project: Path) -> None:
     assert Image.open(root / "pictures/grids/dawn.png").size == (8, 6)
     steps = sorted(path.name.split("+")[2] for path in (root / "images").glob("samples~dawn+step+*.png"))
     assert steps == ["0", "50"]
-    assert not (project / ".work/tracking" / legal_key("sample@alps")).exists()
+    assert [path.name for path in (project / ".work/tracking").iterdir()] == ["lock"]
 
 
 def test_an_adapter_loads_back_with_its_base(book: Book, project: Path) -> None:
