@@ -27,7 +27,8 @@ from pipeline.tracking import Tracker, track
 
 OUT = Path("models/pocket")
 OUTPUTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "model_index.json", "made.json")
-CODE = ("pocket", "images")
+PAINTER = ("ground", "painter", "palette", "pines", "relief", "strokes", "textures", "world")
+CODE = ("pocket/*.py", *(f"images/{name}.py" for name in PAINTER))
 
 
 def run() -> None:
@@ -108,9 +109,9 @@ def weight_digests(folder: Path) -> dict[str, str]:
 
 
 def code_digest() -> str:
-    """SHA-256 over the rooms that paint and train the pocket."""
+    """SHA-256 over the modules that paint and train the pocket."""
     root = Path(pipeline.__file__).parent
     total = hashlib.sha256()
-    for path in sorted(path for room in CODE for path in (root / room).glob("*.py")):
+    for path in sorted(path for pattern in CODE for path in root.glob(pattern)):
         total.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
     return total.hexdigest()

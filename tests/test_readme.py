@@ -1,0 +1,68 @@
+"""The README tells the truth: its commands, its params and its recipe are those of the code."""
+
+import re
+from io import StringIO
+
+import pytest
+from ruamel.yaml import YAML
+from typer.main import get_command
+
+from pipeline.cli import app
+from pipeline.params import BaseSection, MorphSection, Params, PrepareSection, TrainSection
+from tests.declarations import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", ["pip install -e . && dvc repro", "pip install -e '.[test]' && pytest"])
+def test_ci_runs_the_two_commands_of_the_readme(command: str) -> None:
+    assert re.search(rf"^{re.escape(command)}\s+#", README, re.MULTILINE)
+    assert re.search(rf"^{re.escape(command)}$", CI, re.MULTILINE)
+
+
+def test_every_param_is_in_the_table() -> None:
+    for name, field in Params.model_fields.items():
+        if name in ("sets", "morphs"):
+            continue
+        for key in field.annotation.model_fields:  # type: ignore[union-attr]
+            assert f"`{name}.{key}`" in README, f"{name}.{key} is not in the README"
+
+
+def test_no_param_in_the_table_is_made_up() -> None:
+    for section, key in re.findall(
+        r"`(base|prepare|train|sample|morph|evaluate|pocket|machine|tracking)\.(\w+)`", README
+    ):
+        assert key in Params.model_fields[section].annotation.model_fields, f"{section}.{key}"  # type: ignore[union-attr]
+
+
+def test_the_stable_diffusion_block_is_complete_and_valid() -> None:
+    block = next(
+        part for part in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL) if "stable-diffusion-v1-5" in part
+    )
+    content = YAML(typ="safe").load(StringIO(block))
+    assert set(content) == {"base", "prepare", "train", "morph"}
+    assert BaseSection(**content["base"]).dtype == "bfloat16"
+    assert PrepareSection(**content["prepare"]).width == 512
+    train, morph = TrainSection(**content["train"]), MorphSection(**content["morph"])
+    assert (train.rank, train.learning_rate, train.steps, train.noise_offset) == (8, 1e-4, 200, 0.1)
+    assert morph.steps == 50
+
+
+def test_the_lines_for_a_set_of_your_own_are_valid() -> None:
+    block = next(part for part in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL) if "holiday" in part)
+    added = YAML(typ="safe").load(StringIO(block))
+    shipped = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    assert set(added["sets"]["holiday"]) == set(shipped["sets"]["alps"])
+    assert set(added["morphs"]["holiday"]) == set(shipped["morphs"]["alps"])
+
+
+def test_every_command_is_told_somewhere() -> None:
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    told = README + (ROOT / "dvc.yaml").read_text(encoding="utf-8")
+    assert all(re.search(rf"morphline {name}\b", told) for name in commands)
+
+
+def test_every_local_link_leads_somewhere() -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
