@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from torch.nn import functional as F
-from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from pipeline.adapters.checkpoints import TrainState, load_checkpoint, save_checkpoint
@@ -54,12 +53,16 @@ def train_adapter(
     checkpoint: Path,
     checkpoint_every: int,
     on_step: OnSteps,
+    label: str | None = None,
 ) -> Curves:
     """Train the adapter `name` on the samples, leave it in `base.unet`, and return its curves.
+
+    label: what progress and errors call it, if not by its name.
 
     Raises:
         FloatingPointError: when the loss or a gradient is not finite.
     """
+    label = label or name
     identity = keyed_seed(settings.seed, *(sample.digest for sample in samples))
     weights = add_adapter(base.unet, name, settings.rank, settings.alpha, identity)
     optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay)
@@ -67,20 +70,24 @@ def train_adapter(
     first = _resume(base, name, optimizer, curves, checkpoint)
 
     # Explicit arguments: a user's own accelerate config must not change a result.
-    accelerator = Accelerator(cpu=base.device.type == "cpu", mixed_precision="no", gradient_accumulation_steps=1)
+    # Float16 needs its loss scaled, or small gradients become zero; the scaler then skips steps that overflow.
+    scaled = base.dtype == torch.float16
+    accelerator = Accelerator(
+        cpu=base.device.type == "cpu", mixed_precision="fp16" if scaled else "no", gradient_accumulation_steps=1
+    )
     unet, optimizer = accelerator.prepare(base.unet, optimizer)
     wrapped = replace(base, unet=unet)
     unet.train()
-    for step in tqdm(range(first, settings.steps), initial=first, total=settings.steps, desc=name, unit="step"):
+    for step in tqdm(range(first, settings.steps), initial=first, total=settings.steps, desc=label, unit="step"):
         loss = batch_loss(wrapped, draw_batch(base, samples, settings, step))
         accelerator.backward(loss)
-        norm = clip_grad_norm_(weights, settings.max_grad_norm)
+        norm = accelerator.clip_grad_norm_(weights, settings.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
         curves.loss[step], curves.grad_norm[step] = loss.item(), norm.item()
-        if not (math.isfinite(curves.loss[step]) and math.isfinite(curves.grad_norm[step])):
+        if not math.isfinite(curves.loss[step]) or not (scaled or math.isfinite(curves.grad_norm[step])):
             raise FloatingPointError(
-                f"{name}: loss {loss.item()} and gradient norm {norm.item()} at step {step}; "
+                f"{label}: loss {loss.item()} and gradient norm {norm.item()} at step {step}; "
                 "lower train.learning_rate, or use base.dtype: float32"
             )
         on_step(

@@ -27,6 +27,9 @@ def open_base(section: BaseSection, device: torch.device) -> StableDiffusion:
         UserError: when it is not there, not whole, of another family, or not the pinned one.
     """
     problems = find_base_problems(section)
+    if section.dtype == "float16" and device.type == "cpu":
+        mend = "Write `dtype: float32`, or `bfloat16`."
+        problems.append(Problem("params.yaml: base.dtype", "float16 needs a GPU", mend))
     if problems:
         raise UserError(*problems)
     disable_progress_bar()  # a bar for reading a file from disk hides the bars that matter

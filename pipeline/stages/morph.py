@@ -51,13 +51,15 @@ def run(key: str) -> None:
         latents = base.encode(pictures).mean
         conditioning = base.condition([captions[name] for name in names])
         files = read_index(adapters)
-        for file in dict.fromkeys(files[name] for name in names):
-            load_adapter(base.unet, adapters / file, Path(file).stem, base.digest)
+        # Modules of a UNet must not have dots in their names; pictures may.
+        loaded = {file: f"keyframe{i}" for i, file in enumerate(dict.fromkeys(files[name] for name in names))}
+        for file, adapter in loaded.items():
+            load_adapter(base.unet, adapters / file, adapter, base.digest)
 
         takes = {}
         for label, with_adapters in (("morph", True), ("without adapters", False)):
             keyframes = [
-                Keyframe(latents[i], conditioning[i], Path(files[name]).stem if with_adapters else None)
+                Keyframe(latents[i], conditioning[i], loaded[files[name]] if with_adapters else None)
                 for i, name in enumerate(names)
             ]
             takes[label] = run_through(base, keyframes, settings, params.machine.batch, label)

@@ -25,6 +25,7 @@ from pipeline.params import BaseSection, TrainSection, load_params
 from pipeline.tracking import Tracker, track
 
 WORK = Path(".work/train")
+TRAINED = "trained"  # its name in the UNet: a module's name must not have dots, a picture's may
 
 
 def run(key: str) -> None:
@@ -91,7 +92,9 @@ def _train_one(
     def on_step(step: int, values: Mapping[str, float]) -> None:
         tracker.metrics({f"{measure}/{name}": value for measure, value in values.items()}, step)
 
-    curves = train_adapter(base, name, samples, settings, work / f"{name}.checkpoint", checkpoint_every, on_step)
+    curves = train_adapter(
+        base, TRAINED, samples, settings, work / f"{name}.checkpoint", checkpoint_every, on_step, label=name
+    )
     notes = {
         "base": {"source": base_section.source, "revision": base_section.revision, "digest": base.digest},
         "captions": {sample.name: sample.caption for sample in samples},
@@ -100,8 +103,8 @@ def _train_one(
         "alpha": settings.alpha,
         "train": settings.model_dump(),
     }
-    save_adapter(work / f"{name}.safetensors", base.unet, name, notes)
-    base.unet.delete_adapters(name)
+    save_adapter(work / f"{name}.safetensors", base.unet, TRAINED, notes)
+    base.unet.delete_adapters(TRAINED)
     return curves
 
 

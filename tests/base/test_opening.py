@@ -78,3 +78,8 @@ def test_devices() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match=r"machine\.device"):
             choose_device("cuda")
+
+
+def test_float16_is_refused_on_a_cpu(tiny_folders: dict[str, Path]) -> None:
+    with pytest.raises(UserError, match="float16 needs a GPU"):
+        open_tiny(tiny_folders["epsilon"], dtype="float16")

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from pipeline.base.checking import base_digest
 from pipeline.base.opening import open_base
 from pipeline.base.stable_diffusion import StableDiffusion
 from pipeline.evaluation.distances import psnr
@@ -104,9 +105,9 @@ def main() -> None:
     parser.add_argument("--paintings", type=int, default=500)
     parser.add_argument("--sheet", type=Path)
     arguments = parser.parse_args()
-    base = open_base(
-        BaseSection(source=arguments.base, revision=None, config=None, dtype="float32"), torch.device("cpu")
-    )
+    section = BaseSection(source=arguments.base, revision=None, config=None, dtype="float32")
+    pinned = section.model_copy(update={"revision": base_digest(section)})
+    base = open_base(pinned, torch.device("cpu"))
     pictures, captions = paintings(arguments.paintings)
     print(f"autoencoder, {len(pictures)} unseen paintings: {float(reconstruction(base, pictures).mean()):.2f} dB")
     for name, value in zip(PHOTOGRAPHS, reconstruction(base, photographs()).tolist(), strict=True):
