@@ -5,12 +5,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pipeline.tracking.server import Server
+from pipeline.tracking.server import Run, Server
 from pipeline.tracking.state import project_top
 
 
 def log_adapter(
-    server: Server, run_id: str, path: Path, base: str, revision: str | None, name: str, size: tuple[int, int] | None
+    server: Server, run: Run, path: Path, base: str, revision: str | None, name: str, size: tuple[int, int] | None
 ) -> None:
     """Log one .safetensors LoRA with a reference to its base, as `mlflow.diffusers.log_model` does.
 
@@ -23,8 +23,8 @@ def log_adapter(
     from mlflow.models import Model
 
     tags = {"base.source": base, **({"base.revision": revision} if revision else {})}
-    model = server.client.create_logged_model(server.experiment_id, name, run_id, tags, model_type="lora")
-    card = Model(artifact_path=model.artifact_location, run_id=run_id, model_id=model.model_id)
+    model = server.client.create_logged_model(server.experiment_id, name, run.child, tags, model_type="lora")
+    card = Model(artifact_path=model.artifact_location, run_id=run.child, model_id=model.model_id)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "model")
         signature = _signature(size or _trained_size(base))
@@ -37,7 +37,8 @@ def log_adapter(
         card.save(str(folder / "MLmodel"))
         server.client.log_model_artifacts(model.model_id, str(folder))
     server.client.finalize_logged_model(model.model_id, "READY")
-    server.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+    for run_id in (run.child, run.parent):
+        server.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
 
 
 def base_reference(base: str) -> str:

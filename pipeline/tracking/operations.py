@@ -13,21 +13,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from typing_extensions import override
 
+from pipeline.tracking.adapters import log_adapter
 from pipeline.tracking.legal import model_name
-from pipeline.tracking.server import Server, patience
-
-
-class Run(BaseModel):
-    """MLflow's ids of a stage's run and of its parent."""
-
-    model_config = ConfigDict(frozen=True)
-
-    child: str
-    parent: str
-
-    def id_of(self, which: Literal["child", "parent"]) -> str:
-        """MLflow's id of one of the two."""
-        return self.child if which == "child" else self.parent
+from pipeline.tracking.server import Run, Server, patience
 
 
 class Operation(BaseModel):
@@ -154,10 +142,8 @@ class Adapter(Operation):
 
     @override
     def send(self, server: Server, run: Run) -> None:
-        from pipeline.tracking.adapters import log_adapter
-
         with patience(server.uri):
-            log_adapter(server, run.child, self.path, self.base, self.revision, model_name(self.name), self.size)
+            log_adapter(server, run, self.path, self.base, self.revision, model_name(self.name), self.size)
 
 
 class End(Operation):

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.tracking.legal import LONGEST_TAG, cut
-from pipeline.tracking.operations import Run, now
-from pipeline.tracking.server import Server, only_one, open_server
+from pipeline.tracking.operations import now
+from pipeline.tracking.server import Run, Server, only_one, open_server
 from pipeline.tracking.state import PipelineState, locked_stages, workspace
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ class Beginning(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    uri: str
     experiment: str
     stage: str
     process: str
@@ -47,15 +46,15 @@ class Beginning(BaseModel):
     run: Run | None = None
 
 
-def begin(beginning: Beginning) -> tuple[Server, Run]:
+def begin(beginning: Beginning, uri: str) -> tuple[Server, Run]:
     """Open the server and make the stage's run, and its parent if no stage of this state has.
 
     Raises what MLflow raises when the server cannot be reached.
     """
+    if beginning.run:
+        return open_server(uri, beginning.experiment), beginning.run
     with only_one():
-        server = open_server(beginning.uri, beginning.experiment)
-        if beginning.run:
-            return server, beginning.run
+        server = open_server(uri, beginning.experiment)
         parent = _open_parent(server, beginning)
         for run in _search(server, f"tags.`{PROCESS}` = '{beginning.process}'"):
             return server, Run(child=run.info.run_id, parent=parent)
@@ -186,7 +185,8 @@ def _search(server: Server, condition: str) -> "Iterator[MlflowRun]":
 
 def _died(run: "MlflowRun") -> bool:
     """Whether its process is gone; what cannot be known is taken to live."""
-    host, pid, *_ = [*run.data.tags.get(PROCESS, "").split(), "", ""]
+    host, _, rest = run.data.tags.get(PROCESS, "").partition(" ")
+    pid = rest.partition(" ")[0]
     if host != socket.gethostname() or os.name == "nt" or not pid.isdecimal():
         return False
     try:

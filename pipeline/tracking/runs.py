@@ -14,7 +14,7 @@ from pipeline.tracking.legal import LONGEST_TAG, cut, legal_key
 from pipeline.tracking.operations import now
 from pipeline.tracking.parents import NOTE, Beginning, again, close, common_tags, describe, new_process_tag
 from pipeline.tracking.sender import Sender
-from pipeline.tracking.server import first_line, only_one, open_server, tracking_uri, unreachable
+from pipeline.tracking.server import only_one, open_server, shown, tracking_uri, unreachable, why
 from pipeline.tracking.state import PipelineState, read_state
 from pipeline.tracking.tracker import Tracker
 
@@ -40,13 +40,13 @@ def track(
     Raises:
         UserError: the server cannot be used at the start, and `tracking.required` is true.
     """
-    state = read_state()
-    sender = Sender(_beginning(stage, params, state, tags))
+    uri = tracking_uri(params)
+    sender = Sender(_beginning(stage, params, read_state(), tags), uri)
     try:
         sender.open()
     except Exception as error:
         if params.required:
-            raise UserError(unreachable(sender.beginning.uri, error)) from None
+            raise UserError(unreachable(uri, error)) from None
         sender.keep_from_now(error)
     tracker = Tracker(sender)
     tracker.begin(section, datasets)
@@ -74,7 +74,7 @@ def close_parent(params: TrackingSection, stages_not_run: Sequence[str] | None =
             server = open_server(uri, params.experiment)
             close(server, state, stages_not_run)
     except Exception as error:
-        log.warning("The parent run in %s stays open: %s", uri, first_line(error))
+        log.warning("The parent run in %s stays open: %s", shown(uri), why(error))
 
 
 def _beginning(stage: str, params: TrackingSection, state: PipelineState, tags: Mapping[str, str]) -> Beginning:
@@ -89,7 +89,6 @@ def _beginning(stage: str, params: TrackingSection, state: PipelineState, tags: 
     }
     parent = {**common, "mlflow.source.name": "dvc repro", NOTE: describe(state, [], []), **_versions()}
     return Beginning(
-        uri=tracking_uri(params),
         experiment=params.experiment,
         stage=stage,
         process=new_process_tag(),

@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.tracking.legal import legal_key
 from pipeline.tracking.operations import OPERATION, Adapter, AnyOperation, Artifact
 from pipeline.tracking.parents import Beginning, begin
-from pipeline.tracking.server import Server, first_line
+from pipeline.tracking.server import Server, shown, why
 from pipeline.tracking.state import spool
 
 FIRST_PAUSE = 30.0
@@ -23,8 +23,9 @@ class Sender:
     hanging server costs little. What the server refuses for good goes to `<run>.refused.jsonl`, out of the others' way.
     """
 
-    def __init__(self, beginning: Beginning) -> None:
+    def __init__(self, beginning: Beginning, uri: str) -> None:
         self.beginning = beginning
+        self.uri = uri
         self.server: Server | None = None
         self.folder = spool() / legal_key(f"{beginning.stage} {beginning.process}").replace(" ", "-")
         self.kept = self.folder.with_name(f"{self.folder.name}.jsonl")
@@ -35,14 +36,19 @@ class Sender:
 
     def open(self) -> None:
         """Make the run. Raises what MLflow raises."""
-        self.server, run = begin(self.beginning)
+        self.server, run = begin(self.beginning, self.uri)
         self.beginning = self.beginning.model_copy(update={"run": run})
 
     def send(self, operation: AnyOperation) -> None:
         """Send it, or keep it."""
         if self.server is None and time.monotonic() >= self._next_try:
             self.catch_up()
-        if self.server is None or not self._sent(operation):
+        try:
+            sent = self.server is not None and self._sent(operation)
+        except BaseException:  # Ctrl-C while the server is slow
+            self._keep(operation, self.kept)
+            raise
+        if not sent:
             self._keep(operation, self.kept)
 
     def keep_from_now(self, error: Exception) -> None:
@@ -52,7 +58,7 @@ class Sender:
         self._pause *= 2
         self._tell(
             "away",
-            f"The tracking server {self.beginning.uri} does not answer ({first_line(error)}). The work goes on;"
+            f"The tracking server {shown(self.uri)} does not answer ({why(error)}). The work goes on;"
             f" its numbers are kept in {self.kept}",
         )
 
@@ -71,14 +77,13 @@ class Sender:
                 self._rewrite(lines[done:])
                 return
         self.kept.unlink()
-        log.warning("The tracking server %s answers again and has all numbers.", self.beginning.uri)
+        log.warning("The tracking server %s answers again and has all numbers.", shown(self.uri))
         self._pause = FIRST_PAUSE
         self._told.discard("away")
 
     def close(self) -> None:
         """After the last operation: try once more for what is kept."""
-        if self.server is None:
-            self._pause = 0.0
+        if self.server is None or self.kept.exists():
             self.catch_up()
         if not self.kept.exists() and not self.refused.exists():
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -98,7 +103,7 @@ class Sender:
                 self.keep_from_now(error)
                 return False
             self._keep(operation, self.refused)
-            self._tell("refused", f"MLflow refuses {operation.kind}: {first_line(error)}. Kept in {self.refused}")
+            self._tell("refused", f"MLflow refuses {operation.kind}: {why(error)}. Kept in {self.refused}")
         return True
 
     def _keep(self, operation: AnyOperation, file: Path) -> None:

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import Problem
 from pipeline.params import TrackingSection
@@ -33,8 +35,8 @@ SETTINGS = {
 # What the dashboard says above the runs; the kind makes it show its pages for training, not those for chat agents.
 ABOUT = {
     "mlflow.experimentKind": "custom_model_development",
-    "mlflow.note.content": "One row for each state of the pipeline, named by its DVC experiment or its commit (`+`: edited since)."
-    " Open a row to see its stages. Tick rows and press Compare to see what changed.",
+    "mlflow.note.content": "One row for each state of the pipeline, named by its DVC experiment or its commit"
+    " (`+`: edited since). Open a row to see its stages. Tick rows and press Compare to see what changed.",
 }
 
 
@@ -45,6 +47,19 @@ class Server:
     uri: str
     client: "MlflowClient"
     experiment_id: str
+
+
+class Run(BaseModel):
+    """MLflow's ids of a stage's run and of its parent."""
+
+    model_config = ConfigDict(frozen=True)
+
+    child: str
+    parent: str
+
+    def id_of(self, which: Literal["child", "parent"]) -> str:
+        """MLflow's id of one of the two."""
+        return self.child if which == "child" else self.parent
 
 
 def tracking_uri(params: TrackingSection) -> str:
@@ -68,7 +83,13 @@ def open_server(uri: str, experiment: str) -> Server:
     if found is None:
         root = artifact_root(uri)
         folder = re.sub(r"[^\w.-]", "-", experiment)
-        experiment_id = client.create_experiment(experiment, root and f"{root}/{folder}", ABOUT)
+        try:
+            experiment_id = client.create_experiment(experiment, root and f"{root}/{folder}", ABOUT)
+        except MlflowException:  # another machine was first
+            found = client.get_experiment_by_name(experiment)
+            if found is None:
+                raise
+            experiment_id = found.experiment_id
     elif found.lifecycle_stage == "deleted":
         raise MlflowException(
             f"the experiment {experiment!r} was deleted there: `mlflow experiments restore -x {found.experiment_id}`"
@@ -129,20 +150,30 @@ def unreachable(uri: str, error: Exception) -> Problem:
     else:
         mend = "Make that database reachable or correct the address"
     if "out-of-date" in str(error):
-        mend = f"Run `mlflow db upgrade {uri}` after saving a copy"
+        mend = f"Run `mlflow db upgrade {shown(uri)}` after saving a copy"
     return Problem(
-        f"tracking server {uri}",
-        f"cannot be used ({first_line(error)})",
+        f"tracking server {shown(uri)}",
+        f"cannot be used ({why(error)})",
         f"{mend} (MLFLOW_TRACKING_URI in the environment wins over tracking.uri in params.yaml),"
         " or set tracking.required to false to go on without it.",
     )
 
 
-def first_line(error: BaseException) -> str:
-    """An error in one line of at most 300 characters."""
-    lines = str(error).strip().splitlines()
-    text = lines[0] if lines else type(error).__name__
-    return text if len(text) <= 300 else text[:299] + "…"
+def shown(uri: str) -> str:
+    """An address without its password."""
+    return re.sub(r"(://[^/@:]*:)[^/@]*@", r"\1***@", uri)
+
+
+def why(error: BaseException) -> str:
+    """What lies at the bottom of an error, in one line of at most 300 characters."""
+    if str(error).startswith("API request to"):  # then a chain of five, each telling the whole of the one before
+        while error.__cause__ or error.__context__:
+            error = error.__cause__ or error.__context__ or error
+    text = str(error)
+    if isinstance(error, OSError):
+        text = error.strerror or text
+    lines = text.strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:300]
 
 
 def dashboard_command(params: TrackingSection, port: int = 5000) -> list[str]:

@@ -65,10 +65,9 @@ class Tracker:
             if value is None or not math.isfinite(value):
                 self._not_finite.setdefault(name, f"{name} ({value} at step {step or 0})")
                 value = None
-            row = (legal_key(name), value, stamp, step or 0)
-            self._rows.append(row)
+            self._rows.append((legal_key(name), value, stamp, step or 0))
             if step is None:
-                self._figures[row[0]] = row
+                self._figures[name] = (legal_key(f"{self._stage}/{name}"), value, stamp, 0)
         if len(self._rows) >= BATCH or time.monotonic() - self._flushed > SECONDS:
             self._flush()
 
@@ -131,9 +130,7 @@ class Tracker:
     def end(self, status: Literal["FINISHED", "FAILED", "KILLED"], error: BaseException | None = None) -> None:
         """For `track`: what is left, and the single figures to the parent, so that states can be compared."""
         self._flush()
-        rows = [
-            (legal_key(f"{self._stage}/{name}"), value, stamp, 0) for name, value, stamp, _ in self._figures.values()
-        ]
+        rows = list(self._figures.values())
         for start in range(0, len(rows), BATCH):
             self._sender.send(Metrics(to="parent", rows=tuple(rows[start : start + BATCH])))
         if self._not_finite:

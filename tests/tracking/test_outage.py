@@ -10,6 +10,7 @@ from PIL import Image
 
 from pipeline.errors import UserError
 from pipeline.tracking import close_parent, sender, track, tracker
+from pipeline.tracking.operations import Metrics
 from pipeline.tracking.parents import Beginning
 from pipeline.tracking.sender import Sender
 from tests.tracking.conftest import section
@@ -40,6 +41,7 @@ def test_down_at_the_start_is_a_clear_error(stub: Stub, project: Path) -> None:
         pytest.fail("the stage must not begin")
     (problem,) = caught.value.problems
     assert problem.where == f"tracking server {stub.uri}"
+    assert problem.found == "cannot be used (Connection refused)"
     assert "MLFLOW_TRACKING_URI" in problem.mend
     assert "tracking.required" in problem.mend
     assert not list((project / ".work").rglob("*.jsonl"))
@@ -62,7 +64,7 @@ def test_down_throughout_keeps_everything_for_later(
 
     stub.start()
     (file,) = (project / ".work/tracking").glob("*.jsonl")
-    later = Sender(Beginning.model_validate_json(file.read_text().splitlines()[0]))
+    later = Sender(Beginning.model_validate_json(file.read_text().splitlines()[0]), stub.uri)
     later.close()
     run = stub.named("train@alps")
     assert run["info"]["status"] == "FINISHED"
@@ -148,6 +150,33 @@ def test_closing_the_parent_never_raises(stub: Stub, caplog: pytest.LogCaptureFi
     stub.stop()
     close_parent(section(stub.uri))
     assert "stays open" in caplog.text
+
+
+def test_ctrl_c_while_the_server_is_slow_loses_no_numbers(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(KeyboardInterrupt), track("train@alps", section(stub.uri), {}) as tracking:
+        tracking.metric("loss", 0, 0)
+        with monkeypatch.context() as patched:
+            patched.setattr(Metrics, "send", _interrupted)
+            tracking.metric("loss", 1, 1)
+    assert sorted(stub.history("train@alps", "loss")) == [(0, 0), (1, 1)]
+    assert stub.named("train@alps")["info"]["status"] == "KILLED"
+
+
+def _interrupted(*arguments: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_passwords_are_not_shown(project: Path, caplog: pytest.LogCaptureFixture) -> None:
+    uri = "http://ann:secret@127.0.0.1:9"
+    with pytest.raises(UserError) as caught, track("train@alps", section(uri), {}):
+        pass
+    with track("train@alps", section(uri, required=False), {}) as tracking:
+        tracking.metric("loss", 1, 0)
+    close_parent(section(uri))
+    (file,) = (project / ".work/tracking").glob("*.jsonl")
+    for text in (str(caught.value), caplog.text, file.read_text()):
+        assert "secret" not in text
+    assert "ann:***@" in caplog.text
 
 
 def test_nonsense_is_not_tracked_but_does_not_raise(stub: Stub, caplog: pytest.LogCaptureFixture) -> None:

@@ -214,6 +214,8 @@ def test_an_adapter_loads_back_with_its_base(book: Book, project: Path) -> None:
     models = book.client.search_logged_models([run.info.experiment_id], order_by=[{"field_name": "name"}])
     assert [model.name for model in models] == ["alps-dawn", "alps-dusk-1"]
     assert all(model.source_run_id == run.info.run_id for model in models)
+    for shown in (run, book.parents()[0]):
+        assert len(shown.outputs.model_outputs) == 2
     assert "MLFLOW_TRACKING_URI" not in os.environ
     mlflow.set_tracking_uri(uri)
     try:
