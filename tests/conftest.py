@@ -5,9 +5,6 @@ import os
 # Small tensors: more threads only wait for each other. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# The tests' runs belong in databases of their own, whatever the shell they are started from is set to.
-for name in [name for name in os.environ if name.startswith(("DVC_", "MLFLOW_"))]:
-    del os.environ[name]
 
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +40,13 @@ def fresh_tiny(tiny_folders: dict[str, Path]) -> Callable:
     from tests.tiny import open_tiny
 
     return lambda: open_tiny(tiny_folders["epsilon"])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_environment() -> None:
+    """The tests' runs belong in databases of their own, whatever the shell they are started from is set to."""
+    for name in [name for name in os.environ if name.startswith(("DVC_", "MLFLOW_"))]:
+        del os.environ[name]
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A tiny project on disk, as a user would have one: the shipped params.yaml with smaller values, raw pictures, a base."""
+"""A tiny project, as a user would have one: the shipped params.yaml with smaller values, raw pictures, a base."""
 
 import json
 import re

@@ -1,0 +1,106 @@
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from tests.project import HILLS
+
+KINDS = ("frames", "no-lora", "cross-fade")
+HELD = {"hills": (5, [0, 2, 4]), "dots": (4, [0, 3])}  # frames, and those of them that are keyframes
+
+
+def picture(path: Path) -> NDArray[np.uint8]:
+    with Image.open(path) as image:
+        assert image.mode == "RGB" and image.size == (64, 72)
+        return np.asarray(image)
+
+
+@pytest.mark.parametrize("key", HELD)
+def test_everything_that_a_morph_leaves_is_there(ran: Path, key: str) -> None:
+    folder = ran / "data/morphs" / key
+    count, stops = HELD[key]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "cross-fade", "floor", "frames", "morph.json", "morph.mp4", "morph.webp", "no-lora", "strip.png",
+    ]  # fmt: skip
+    for kind, frames in (*((kind, count) for kind in KINDS), ("floor", len(stops))):
+        assert sorted(path.name for path in (folder / kind).iterdir()) == [f"{n:04}.png" for n in range(frames)]
+        for path in (folder / kind).iterdir():
+            picture(path)
+
+
+@pytest.mark.parametrize("key", HELD)
+def test_the_clips_play_all_frames_and_rest_on_the_keyframes(ran: Path, key: str) -> None:
+    folder = ran / "data/morphs" / key
+    count, stops = HELD[key]
+    with Image.open(folder / "morph.webp") as clip:
+        assert (clip.n_frames, clip.size, clip.info["loop"]) == (count, (64, 72), 0)
+    with av.open(str(folder / "morph.mp4")) as container:
+        stream = container.streams.video[0]
+        assert stream.average_rate == Fraction(8)
+        assert sum(1 for _ in container.decode(stream)) == count + 4 * len(stops)  # half a second at 8 a second
+
+
+@pytest.mark.parametrize("key", HELD)
+def test_morph_json_says_how_the_morph_was_made(ran: Path, key: str) -> None:
+    facts = json.loads((ran / "data/morphs" / key / "morph.json").read_text(encoding="utf-8"))
+    count, stops = HELD[key]
+    assert list(facts) == ["set", "base", "keyframes", "positions", "inverted_noise_std", "settings"]
+    assert facts["set"] == key and facts["base"] in (ran / "params.yaml").read_text(encoding="utf-8")
+    names = {"hills": ["red hill.png", "großer See.png", "blue.png"], "dots": ["d3.png", "d1.png"]}[key]
+    texts = {"hills": list(HILLS.values()), "dots": ["a red lake"] * 2}[key]
+    assert facts["keyframes"] == [
+        {"file_name": name, "text": text, "frame": frame} for name, text, frame in zip(names, texts, stops, strict=True)
+    ]
+    assert facts["positions"] == pytest.approx(np.linspace(0, len(stops) - 1, count).tolist())
+    frames = {"hills": 3, "dots": 4}[key]
+    assert facts["settings"] == {"frames": frames, "steps": 2, "adain": True, "fps": 8.0, "hold": 0.5}
+    assert all(value > 0 for value in facts["inverted_noise_std"].values())
+
+
+def test_the_cross_fade_lies_between_the_prepared_keyframes(ran: Path) -> None:
+    prepared = [picture(ran / f"data/prepared/hills/{Path(name).stem}.png") for name in HILLS]
+    fades = [picture(ran / f"data/morphs/hills/cross-fade/{number:04}.png") for number in range(5)]
+    for keyframe, fade in zip(prepared, fades[::2], strict=True):
+        assert np.array_equal(keyframe, fade)
+    for first, second, fade in zip(prepared, prepared[1:], fades[1::2], strict=True):
+        middle = (first.astype(float) + second) / 2
+        assert np.abs(fade - middle).max() <= 0.51
+
+
+def test_the_floor_is_what_the_autoencoder_makes_of_the_keyframes(ran: Path) -> None:
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(ran / "bases/tiny", subfolder="vae")
+    for number, name in enumerate(HILLS):
+        keyframe = picture(ran / f"data/prepared/hills/{Path(name).stem}.png")
+        pixels = torch.from_numpy(keyframe.copy()).permute(2, 0, 1)[None] / 127.5 - 1
+        with torch.no_grad():
+            decoded = vae.decode(vae.encode(pixels).latent_dist.mean).sample[0]
+        expected = ((decoded.permute(1, 2, 0) / 2 + 0.5).clamp(0, 1) * 255).numpy()
+        floor = picture(ran / f"data/morphs/hills/floor/{number:04}.png")
+        assert np.abs(floor - expected).max() <= 0.51
+
+
+@pytest.mark.parametrize("key", HELD)
+def test_adapters_make_a_difference_in_every_frame(ran: Path, key: str) -> None:
+    folder = ran / "data/morphs" / key
+    for number in range(HELD[key][0]):
+        name = f"{number:04}.png"
+        assert not np.array_equal(picture(folder / "frames" / name), picture(folder / "no-lora" / name))
+
+
+def test_the_strip_shows_all_three_ways(ran: Path) -> None:
+    with Image.open(ran / "data/morphs/hills/strip.png") as strip:
+        pixels = np.asarray(strip.convert("RGB"))
+    height = pixels.shape[0] // 3
+    for row, kind in enumerate(KINDS):
+        frame = picture(ran / f"data/morphs/hills/{kind}/0001.png")  # no keyframe, so no border
+        band = pixels[row * height : (row + 1) * height + 12]
+        windows = np.lib.stride_tricks.sliding_window_view(band, frame.shape)
+        assert (windows == frame).all(axis=(-1, -2, -3)).any(), f"{kind} is not in the strip"
