@@ -54,9 +54,8 @@ def test_a_cross_fade_has_no_endpoints_of_its_own(ran: Path) -> None:
 def test_smoothness_is_that_of_the_curves(ran: Path, key: str, frames: int) -> None:
     rows = curves(ran, key)
     positions = np.linspace(0, 2 if key == "hills" else 1, frames)
-    assert [float(row["position"]) for row in rows] == pytest.approx(
-        ((positions[1:] + positions[:-1]) / 2).tolist(), abs=1e-5
-    )
+    middles = (positions[1:] + positions[:-1]) / 2
+    assert [float(row["position"]) for row in rows] == pytest.approx(middles.tolist(), abs=1e-5)
     for variant in VARIANTS:
         steps = np.array([float(row[variant]) for row in rows])
         found = metrics(ran, key)[variant]

@@ -13,6 +13,9 @@ from PIL import Image
 from tests.project import HILLS
 
 
+LINKS = ("src", "href", "srcset", "poster", "data")
+
+
 class Page(HTMLParser):
     """What a page shows and what it asks for."""
 
@@ -27,9 +30,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         given = dict(attributes)
-        self.links += [
-            value or "" for name, value in given.items() if name in ("src", "href", "srcset", "poster", "data")
-        ]
+        self.links += [value or "" for name, value in given.items() if name in LINKS]
         if tag == "img":
             self.alternatives.append(given.get("alt") or "")
 

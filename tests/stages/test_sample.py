@@ -15,14 +15,12 @@ def cells(sheet: Path, rows: int, columns: int) -> list[list[NDArray[np.uint8]]]
     with Image.open(sheet) as image:
         pixels = np.asarray(image.convert("RGB"))
     (wide, high), margin, gap = CELL, 12, 6
-    bottom, right = pixels.shape[0] - margin, pixels.shape[1] - margin
+    top = pixels.shape[0] - margin + gap - rows * (high + gap)
+    left = pixels.shape[1] - margin + gap - columns * (wide + gap)
     return [
-        [
-            pixels[bottom - (rows - r) * (high + gap) + gap :, right - (columns - c) * (wide + gap) + gap :][:high, :wide]
-            for c in range(columns)
-        ]
+        [pixels[top + r * (high + gap) :, left + c * (wide + gap) :][:high, :wide] for c in range(columns)]
         for r in range(rows)
-    ]  # fmt: skip
+    ]
 
 
 def test_the_grid_has_a_row_for_each_caption_and_seed_and_a_column_for_each_weight(ran: Path) -> None:
