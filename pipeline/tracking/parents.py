@@ -105,7 +105,8 @@ def describe(state: PipelineState, ran: Sequence[str], unneeded: Sequence[str]) 
     if state.commit:
         edited = f"; edited since: {_listed(state.edited[:12])}" if state.edited else ""
         more = " and more" if len(state.edited) > 12 else ""
-        lines.append(f"**{state.subject}** (`{state.commit[:12]}` on `{state.branch}`{edited}{more})")
+        branch = f" on `{state.branch}`" if state.branch else ""
+        lines.append(f"**{state.subject}** (`{state.commit[:12]}`{branch}{edited}{more})")
     if ran:
         lines.append(f"Ran: {_listed(ran)}")
     if unneeded:

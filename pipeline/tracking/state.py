@@ -38,8 +38,8 @@ class PipelineState:
     """What one parent run stands for.
 
     digest: the same for all stages of one state: of the DVC experiment, else of the commit, params.yaml and dvc.yaml.
-    name: for people, with a + after the commit where files were edited. commit, branch, subject: empty outside Git.
-    edited: files that differ from the commit, the pipeline's own outputs apart.
+    name: for people, with a + after the commit where files were edited. commit, branch, subject: empty outside Git,
+    branch also where none is checked out. edited: files that differ from the commit, the pipeline's own outputs apart.
     """
 
     digest: str
@@ -55,7 +55,7 @@ def read_state() -> PipelineState:
     """The state of the checkout that this stage runs in."""
     top = workspace()
     commit, _, subject = _git(top, "log", "-1", "--format=%H %s").partition(" ")
-    branch = _git(top, "rev-parse", "--abbrev-ref", "HEAD") if commit else ""
+    branch = _git(top, "branch", "--show-current") if commit else ""
     edited = _edited(top) if commit else ()
     experiment = os.environ.get("DVC_EXP_NAME", "")
     if experiment:

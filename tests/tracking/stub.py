@@ -13,7 +13,11 @@ from urllib.parse import urlparse
 
 
 class Stub:
-    """Answers what the tracker asks of MLflow's REST API, on loopback; what it was told survives `stop` and `start`."""
+    """Answers what the tracker asks of MLflow's REST API, on loopback; what it was told survives `stop` and `start`.
+
+    hang: seconds after which a request gets no answer. refuse, drop, lose: which requests it calls invalid, does not
+    hear, or hears without its answer arriving.
+    """
 
     def __init__(self, artifacts: Path) -> None:
         self.artifacts = artifacts
@@ -22,6 +26,7 @@ class Stub:
         self.requests: list[str] = []
         self.hang = 0.0
         self.refuse: Callable[[str, dict[str, Any]], bool] = lambda call, body: False
+        self.drop: Callable[[str, dict[str, Any]], bool] = lambda call, body: False
         self.lose: Callable[[str, dict[str, Any]], bool] = lambda call, body: False
         self.port = 0
         self.server: ThreadingHTTPServer | None = None
@@ -118,7 +123,7 @@ def _handler(stub: Stub) -> type[BaseHTTPRequestHandler]:
             call = urlparse(self.path).path.partition("/mlflow/")[2]
             stub.requests.append(call)
             time.sleep(stub.hang)
-            if stub.server is None or stub.hang:
+            if stub.server is None or stub.hang or stub.drop(call, body):
                 return
             if stub.refuse(call, body):
                 self._send(400, {"error_code": "INVALID_PARAMETER_VALUE", "message": "refused on purpose"})

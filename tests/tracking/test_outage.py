@@ -111,6 +111,24 @@ def test_a_server_that_comes_back_is_found_before_the_end(
         assert stub.history("train@alps", "loss") == [(0, 0), (1, 1), (2, 2)]
 
 
+def test_a_server_that_falters_while_catching_up_hears_each_number_once(
+    stub: Stub, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "FIRST_PAUSE", 0.0)
+    with track("train@alps", section(stub.uri), {}) as tracking:
+        stub.stop()
+        for step in range(10):
+            tracking.metric("loss", step, step)
+        stub.drop = lambda call, body: any(metric["value"] == 5 for metric in body.get("metrics", []))
+        stub.start()
+        tracking.metric("loss", 10, 10)
+        assert stub.history("train@alps", "loss") == [(step, step) for step in range(5)]
+        assert kept_losses(project) == [(step, step) for step in range(5, 11)]
+        stub.drop = lambda call, body: False
+        tracking.metric("loss", 11, 11)
+    assert stub.history("train@alps", "loss") == [(step, step) for step in range(12)]
+
+
 def test_a_server_that_falls_silent_is_asked_only_now_and_then(stub: Stub, project: Path) -> None:
     with track("train@alps", section(stub.uri), {}) as tracking:
         stub.hang = 1.2  # longer than the test's patience of one second
