@@ -87,9 +87,12 @@ def _pin_problems(section: BaseSection) -> list[Problem]:
 
 def _hub_problems(section: BaseSection) -> list[Problem]:
     if section.revision is None or not re.fullmatch(r"[0-9a-f]{40}", section.revision):
-        found = f"found {section.revision!r} for the Hub id {section.source}"
-        mend = "Write the commit to use, 40 hex digits: a branch can change under your results."
-        return [Problem("params.yaml: base.revision", found, mend)]
+        # More often a path with a slip of the pen than an id of the Hub.
+        found = (
+            f"there is no folder {section.source!r}, and for a Hub id the revision {section.revision!r} is no commit"
+        )
+        mend = "Correct the path; or write a Hub id's commit, 40 hex digits, in base.revision (a branch can change)."
+        return [Problem("params.yaml: base.source", found, mend)]
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

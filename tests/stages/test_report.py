@@ -12,7 +12,6 @@ from PIL import Image
 
 from tests.project import HILLS
 
-
 LINKS = ("src", "href", "srcset", "poster", "data")
 
 

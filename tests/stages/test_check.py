@@ -1,0 +1,163 @@
+"""`check` tells all mistakes at once, each with its place and its mending, and touches nothing."""
+
+import json
+import re
+import shutil
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+from tests.project import DOTS, contents, edit, paint, with_entries, with_values
+
+LONG = "hill " * 80
+
+
+def checked() -> list[str]:
+    """Run `morphline check` on what is wrong with the project; returns its problems."""
+    answer = CliRunner().invoke(app, ["check"])
+    assert answer.exit_code == 1 and answer.stdout == ""
+    first, *problems = answer.stderr.splitlines()
+    assert first == f"morphline check: {len(problems)} problem(s)"
+    assert "Traceback" not in answer.stderr and all(problem.startswith("  ") for problem in problems)
+    return [problem.strip() for problem in problems]
+
+
+def bomb(path: Path) -> None:
+    """A PNG of 100 bytes that says it has 900 million pixels."""
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"")),
+        (b"IEND", b""),
+    ]
+    content = b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+
+
+@pytest.fixture
+def broken(project: Path) -> Path:
+    """A project with one mistake of each kind in its sets and morphs."""
+    raw = project / "data/raw/hills"
+    for name in ("cut.png", "unlisted.png"):
+        paint(raw / name, 7)
+    (raw / "cut.png").write_bytes((raw / "cut.png").read_bytes()[:-60])
+    (raw / "empty.png").write_bytes(b"")
+    bomb(raw / "bomb.png")
+    lines = [
+        {"file_name": "red hill.png", "text": "a red hill"},
+        {"file_name": "gone.png", "text": "a red hill"},
+        {"file_name": "großer See.jpg"},
+        {"file_name": "red hill.png", "text": "a red hill"},
+        '{"file_name": "blue.png", "text": ',
+        {"file_name": "cut.png", "text": "a red hill"},
+        {"file_name": "empty.png", "text": "a red hill"},
+        {"file_name": "bomb.png", "text": "a red hill"},
+        {"file_name": "../dots/d0.png", "text": "a red hill"},
+        {"file_name": "long.png", "text": LONG},
+    ]
+    paint(raw / "long.png", 8)
+    text = "".join((line if isinstance(line, str) else json.dumps(line, ensure_ascii=False)) + "\n" for line in lines)
+    (raw / "metadata.jsonl").write_text(text, encoding="utf-8")
+    edit(project / "params.yaml", lambda text: text.replace("[d3.png, d1.png]", "[d3.png, d9.png, d1.jpg]"))
+    nowhere = "  nowhere: {adapter: set, prepare: {}, train: {}, sample: {}}\n"
+    edit(project / "params.yaml", lambda text: text.replace("\nsets:\n", f"\nsets:\n{nowhere}"))
+    return project
+
+
+EXPECTED = {
+    r"data/raw/hills/metadata\.jsonl:2: the picture 'gone\.png' is missing\. .+": "missing image",
+    r"data/raw/hills/metadata\.jsonl:3: no caption\. Add the key 'text': .+": "row without caption",
+    r"data/raw/hills/metadata\.jsonl:4: 'red hill\.png' has a row on line 1 already\. .+": "duplicate",
+    r"data/raw/hills/metadata\.jsonl:5: not valid JSON \(.+\)\. .+": "bad JSON",
+    r"data/raw/hills/metadata\.jsonl:6: 'cut\.png': corrupt or truncated picture .+": "truncated",
+    r"data/raw/hills/metadata\.jsonl:7: 'empty\.png': the file is empty\. .+": "zero bytes",
+    r"data/raw/hills/metadata\.jsonl:8: 'bomb\.png': 900 megapixels, more than the 100 allowed\. .+": "oversized",
+    r"data/raw/hills/metadata\.jsonl:9: file_name '\.\./dots/d0\.png' leaves the folder\. .+": "leaving name",
+    r"data/raw/hills/metadata\.jsonl:10: the caption has 82 tokens, the base reads 64\. Shorten it by 18 .+": "long caption",
+    r"data/raw/hills/unlisted\.png: the picture has no row in metadata\.jsonl\. .+": "extra image",
+    r"data/raw/nowhere: the folder is missing\. .+": "missing set",
+    r"params\.yaml: morphs\.dots\.keyframes\.1: 'd9\.png' is not in the set dots\. .*d0\.png, d1\.png.*": "keyframe",
+    r"params\.yaml: morphs\.dots\.keyframes\.2: 'd1\.jpg' is not in the set dots\. .+": "another keyframe",
+}
+
+
+def test_every_mistake_is_told_at_once_with_its_place_and_its_mending(broken: Path) -> None:
+    before = contents(broken)
+    problems = checked()
+    for pattern, kind in EXPECTED.items():
+        assert [problem for problem in problems if re.fullmatch(pattern, problem)], f"{kind} is not told:\n{problems}"
+    assert len(problems) == len(EXPECTED), problems
+    assert contents(broken) == before, "check changed something"
+
+
+def test_the_mistakes_of_a_broken_base_are_told_beside_those_of_the_sets(broken: Path) -> None:
+    unet = broken / "bases/tiny/unet/diffusion_pytorch_model.safetensors"
+    unet.write_bytes(unet.read_bytes()[:-100])
+    (broken / "bases/tiny/scheduler/scheduler_config.json").unlink()
+    before = contents(broken)
+    problems = checked()
+    assert [p for p in problems if re.match(r"\S*unet/diffusion_pytorch_model\.safetensors: cut off or damaged", p)]
+    assert [p for p in problems if re.match(r"\S*scheduler/scheduler_config\.json: the file is missing", p)]
+    # How many tokens a caption has, only a whole base can say.
+    assert len(problems) == len(EXPECTED) - 1 + 2
+    assert contents(broken) == before
+
+
+def test_a_base_that_is_not_there(project: Path) -> None:
+    edit(project / "params.yaml", lambda text: with_values(text, {"base.source": "bases/none"}))
+    shutil.rmtree(project / "bases")
+    (problem,) = checked()
+    assert problem.startswith("params.yaml: base.source: ") and "bases/none" in problem
+
+
+def test_a_base_that_is_not_the_pinned_one_is_told_with_what_to_write(project: Path) -> None:
+    config = project / "bases/tiny/unet/config.json"
+    edit(config, lambda text: text + "\n")
+    (problem,) = checked()
+    found = re.fullmatch(r"params\.yaml: base\.revision: .+ write `revision: (sha256:[0-9a-f]{64})`\.", problem)
+    assert found
+    edit(project / "params.yaml", lambda text: with_values(text, {"base.revision": found[1]}))
+    assert CliRunner().invoke(app, ["check"]).exit_code == 0
+
+
+def test_wrong_params_are_told_before_anything_is_looked_at(project: Path) -> None:
+    edit(project / "params.yaml", lambda text: with_values(text, {"train.rank": 0, "morph.fps": "fast"}))
+    before = contents(project)
+    problems = checked()
+    assert [problem.split(": found")[0] for problem in problems] == [
+        "params.yaml: train.rank",
+        "params.yaml: morph.fps",
+    ]
+    assert contents(project) == before
+
+
+def test_what_is_in_order_passes_and_leaves_one_constant_file(project: Path, tmp_path: Path) -> None:
+    before = contents(project)
+    answer = CliRunner().invoke(app, ["check"])
+    assert (answer.exit_code, answer.stderr) == (0, "")
+    made = contents(project)
+    constant = made.pop("data/checked.txt")
+    assert made == before
+    edit(project / "params.yaml", lambda text: with_values(text, {"train.rank": 3}))
+    edit(project / "data/raw/hills/metadata.jsonl", lambda text: text.replace("a blue hill", "a blue lake"))
+    assert CliRunner().invoke(app, ["check"]).exit_code == 0
+    assert (project / "data/checked.txt").read_bytes() == constant, "every prepare would run again"
+
+
+def test_a_failing_check_leaves_no_file_of_its_own(project: Path) -> None:
+    (project / "data/raw/dots/d2.png").unlink()
+    (problem,) = checked()
+    assert problem.startswith(f"data/raw/dots/metadata.jsonl:{list(DOTS).index('d2.png') + 1}: the picture 'd2.png'")
+    assert not (project / "data/checked.txt").exists()
+
+
+def test_a_project_without_morphs_is_in_order(project: Path) -> None:
+    edit(
+        project / "params.yaml", lambda text: with_entries(text, "morphs", "").replace("\nmorphs:\n", "\nmorphs: {}\n")
+    )
+    assert CliRunner().invoke(app, ["check"]).exit_code == 0
