@@ -88,9 +88,7 @@ def _pin_problems(section: BaseSection) -> list[Problem]:
 def _hub_problems(section: BaseSection) -> list[Problem]:
     if section.revision is None or not re.fullmatch(r"[0-9a-f]{40}", section.revision):
         # More often a path with a slip of the pen than an id of the Hub.
-        found = (
-            f"there is no folder {section.source!r}, and for a Hub id the revision {section.revision!r} is no commit"
-        )
+        found = f"there is no folder {section.source!r}, and for a Hub id {section.revision!r} is no commit"
         mend = "Correct the path; or write a Hub id's commit, 40 hex digits, in base.revision (a branch can change)."
         return [Problem("params.yaml: base.source", found, mend)]
     from huggingface_hub import hf_hub_download

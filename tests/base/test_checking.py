@@ -84,7 +84,8 @@ def test_a_hub_id_needs_a_commit() -> None:
     for revision in (None, "main"):
         hub = BaseSection(source="owner/name", revision=revision, config=None, dtype="float32")
         (problem,) = find_base_problems(hub)
-        assert problem.where == "params.yaml: base.revision" and "40 hex digits" in problem.mend
+        assert problem.where == "params.yaml: base.source" and "no folder 'owner/name'" in problem.found
+        assert "40 hex digits, in base.revision" in problem.mend
 
 
 def test_a_single_file_needs_a_config_folder(tmp_path: Path) -> None:
