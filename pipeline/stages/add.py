@@ -4,12 +4,12 @@ import json
 import re
 import shutil
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from pipeline.errors import Problem, UserError
 from pipeline.images.imagefolder import find_problems
@@ -78,30 +78,46 @@ def _as_given(problem: Problem, folder: Path) -> Problem:
 
 
 def _add_to_params(key: str, names: Sequence[str]) -> None:
-    """Two lines, in the style of the file, with every comment kept."""
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 4096
-    content = yaml.load(PARAMS.read_text(encoding="utf-8"))
-    empty = {name: _flow(CommentedMap()) for name in ("prepare", "train", "sample")}
-    _append(content["sets"], key, _flow(CommentedMap({"adapter": "image", **empty})))
-    keyframes = _flow(CommentedSeq(names))
-    morph = _flow(CommentedMap({"set": key, "keyframes": keyframes, "morph": _flow(CommentedMap())}))
-    _append(content["morphs"], key, morph)
-    text = StringIO()
-    yaml.dump(content, text)
+    """Two lines more, and no other byte changed: the file's comments and layout are the user's."""
+    text = PARAMS.read_bytes().decode("utf-8")
+    entry = {"adapter": "image", "prepare": {}, "train": {}, "sample": {}}
+    text = _with_entry(text, "sets", key, entry)
+    text = _with_entry(text, "morphs", key, {"set": key, "keyframes": list(names), "morph": {}})
     with whole_file(PARAMS) as path:
-        path.write_text(text.getvalue(), encoding="utf-8")
+        path.write_bytes(text.encode("utf-8"))
+        load_params(path)
 
 
-def _append(entries: CommentedMap, key: str, value: CommentedMap | CommentedSeq) -> None:
-    """Add the last entry. The comment of the next section hangs on the entry that was last: it moves to the new one."""
-    last = next(reversed(entries), None)
-    entries[key] = value
-    if last is not None and last in entries.ca.items:
-        entries.ca.items[key] = entries.ca.items.pop(last)
+def _with_entry(text: str, section: str, key: str, entry: Mapping[str, object]) -> str:
+    """The YAML text with one more entry, in flow style, at the end of a section."""
+    sections = {name.value: node for name, node in YAML().compose(text).value}
+    node = sections[section]
+    line = _in_flow_style({key: entry})[1:-1]
+    if node.flow_style:  # `morphs: {}`
+        end = node.end_mark.index - 1
+        return f"{text[:end]}{', ' if node.value else ''}{line}{text[end:]}"
+    newline = "\r\n" if "\r\n" in text else "\n"
+    indent = " " * node.value[-1][0].start_mark.column
+    end = text.find("\n", _end(node)) + 1
+    if not end:  # the last line of a file that does not end it
+        return f"{text}{newline}{indent}{line}{newline}"
+    return f"{text[:end]}{indent}{line}{newline}{text[end:]}"
 
 
-def _flow(node: CommentedMap | CommentedSeq) -> CommentedMap | CommentedSeq:
-    node.fa.set_flow_style()
-    return node
+def _end(node: Node) -> int:
+    """Where a node's last word ends. A block's own end mark lies behind the comments that follow it."""
+    if isinstance(node, MappingNode) and node.value and not node.flow_style:
+        name, value = node.value[-1]
+        return max(name.end_mark.index, _end(value))
+    if isinstance(node, SequenceNode) and node.value and not node.flow_style:
+        return _end(node.value[-1])
+    return int(node.end_mark.index)
+
+
+def _in_flow_style(value: object) -> str:
+    yaml = YAML()
+    yaml.default_flow_style = True
+    yaml.width = 1_000_000
+    text = StringIO()
+    yaml.dump(value, text)
+    return text.getvalue().strip()

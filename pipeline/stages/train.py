@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,10 @@ def run(key: str) -> None:
                 files = {sample.name: f"{name}.safetensors" for name, job in jobs.items() for sample in job}
                 write_index(folder, files)
             write_curves(Path("reports/curves/sets", f"{key}.csv"), curves, spec.train.learning_rate)
+        # A step's loss is mostly its timesteps': a mean over the last tenth says where the training ended.
+        last = max(1, spec.train.steps // 10)
+        final = {name: float(curve.loss[-last:].mean()) for name, curve in curves.items()}
+        tracker.metrics({"final_loss": fmean(final.values())})
         for name in jobs:
             tracker.adapter(out / f"{name}.safetensors", params.base.source, params.base.revision, f"{key}-{name}")
 
