@@ -17,7 +17,7 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline.errors import Problem, UserError
 
-KEY = r"^[a-z0-9-]+$"
+KEY = r"^[a-z0-9][a-z0-9-]*$"  # not first a hyphen: a command would take such a key for an option
 Key = Annotated[str, Field(pattern=KEY)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Colour = tuple[
@@ -282,7 +282,7 @@ def _explain(
             problems.append(Problem(where, "the key is missing", f"Add it{allowed}."))
         elif detail["type"] == "string_pattern_mismatch":
             found = f"found {detail['input']!r}"
-            problems.append(Problem(where, found, "Allowed: lower-case letters, digits and hyphens."))
+            problems.append(Problem(where, found, "Allowed: lower-case letters, digits and (not first) hyphens."))
         else:
             allowed = _allowed(field, of_items=loc[-1].isdigit()) if field else detail["msg"]
             problems.append(Problem(where, f"found {detail['input']!r}", f"Allowed: {allowed}."))

@@ -62,7 +62,8 @@ def test_a_rate_arrives_as_a_float_however_it_is_written(written: str, tmp_path:
         ("weights: [0.0, 0.5, 1.0]", "weights: []", "params.yaml: sample.weights: found []. Allowed: a list of at least 1 and at most 16"),  # noqa: E501
         ("{steps: 300", "{stepz: 300", "params.yaml: sets.woodcut.train.stepz: unknown key. Did you mean 'steps'?"),
         ("  woodcut: {adapter: set, prepare: {}", "  woodcut: {adapter: set", "params.yaml: sets.woodcut.prepare: the key is missing. Write `prepare: {}`"),  # noqa: E501
-        ("  woodcut: {", "  Wood cut: {", "params.yaml: sets.Wood cut: found 'Wood cut'. Allowed: lower-case letters, digits and hyphens."),  # noqa: E501
+        ("  woodcut: {", "  Wood cut: {", "params.yaml: sets.Wood cut: found 'Wood cut'. Allowed: lower-case letters, digits and (not first) hyphens."),  # noqa: E501
+        ("  woodcut: {", "  -x: {", "params.yaml: sets.-x: found '-x'. Allowed: lower-case letters, digits and (not first) hyphens."),  # noqa: E501
         ("set: alps,", "set: alpz,", "params.yaml: morphs.alps.set: there is no set 'alpz'. Choose one of alps, woodcut"),
         ("keyframes: [dawn.jpg, day.jpg, sunset.jpg, night.jpg]", "keyframes: [a.jpg]", "params.yaml: morphs.alps.keyframes: found ['a.jpg']. Allowed: a list of at least 2."),  # noqa: E501
     ],
