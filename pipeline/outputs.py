@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline.errors import Problem, UserError
+
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
@@ -41,6 +43,17 @@ def whole_file(path: Path) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def made(path: Path, stage: str) -> Path:
+    """`path`, an output of another stage.
+
+    Raises:
+        UserError: when it is not there, with the command that makes it.
+    """
+    if not path.exists():
+        raise UserError(Problem(str(path), "it is not there yet", f"Run `dvc repro {stage}`."))
+    return path
 
 
 def _sibling(path: Path, purpose: str) -> Path:

@@ -47,7 +47,8 @@ def run(key: str, pictures: Sequence[Path], captions: Sequence[str]) -> None:
 def _problems(key: str, pictures: Sequence[Path], captions: Sequence[str], taken: set[str]) -> list[Problem]:
     problems = []
     if not re.fullmatch(KEY, key):
-        problems.append(Problem("KEY", f"found {key!r}", "Allowed: lower-case letters, digits and (not first) hyphens."))
+        mend = "Allowed: lower-case letters, digits and (not first) hyphens."
+        problems.append(Problem("KEY", f"found {key!r}", mend))
     elif key in taken or (RAW / key).exists():
         problems.append(Problem("KEY", f"{key!r} is there already", "Choose another key; nothing is overwritten."))
     if len(pictures) < 2:

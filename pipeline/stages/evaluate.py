@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from pipeline.evaluation.metrics import Floats, directness, fidelity, neighbour_distances, smoothness
 from pipeline.evaluation.plots import Curve, smoothness_plot
 from pipeline.images.tensors import read_pictures
-from pipeline.outputs import whole_file
+from pipeline.outputs import made, whole_file
 from pipeline.params import load_params
 from pipeline.tracking import track
 
@@ -26,7 +26,7 @@ def run(key: str) -> None:
     """Write the morph's figures, its curves and their picture, each in its folder of reports/."""
     params = load_params()
     spec = params.the_morph(key)
-    source, out = Path("data/morphs", key), Path("reports")
+    source, out = made(Path("data/morphs", key), f"morph@{key}"), Path("reports")
     section = params.evaluate.model_dump()
     with track(f"evaluate@{key}", params.tracking, section, datasets={key: source}) as tracker:
         facts = json.loads((source / "morph.json").read_text(encoding="utf-8"))

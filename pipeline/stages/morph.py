@@ -21,7 +21,7 @@ from pipeline.images.sheets import strip
 from pipeline.images.tensors import read_pictures, to_arrays
 from pipeline.morphing.ddim import Progress
 from pipeline.morphing.engine import Keyframe, cross_fade, morph_segment
-from pipeline.outputs import whole_folder
+from pipeline.outputs import made, whole_folder
 from pipeline.params import MorphSection, load_params
 from pipeline.tracking import track
 
@@ -41,7 +41,8 @@ def run(key: str) -> None:
     params = load_params()
     spec = params.the_morph(key)
     settings = spec.morph
-    prepared, adapters = Path("data/prepared", spec.set), Path("models/adapters", spec.set)
+    prepared = made(Path("data/prepared", spec.set), f"prepare@{spec.set}")
+    adapters = made(Path("models/adapters", spec.set), f"train@{spec.set}")
     section = {"base": params.base.model_dump(), **spec.model_dump()}
     with track(f"morph@{key}", params.tracking, section, datasets={spec.set: prepared}) as tracker:
         base = open_base(params.base, choose_device(params.machine.device))

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.evaluation.plots import loss_plot
 from pipeline.images.metadata import read_rows
-from pipeline.outputs import whole_file
+from pipeline.outputs import made, whole_file
 from pipeline.params import Params, load_params
 from pipeline.tracking import close_parent, track
 
@@ -47,10 +47,11 @@ class Line:
 def run() -> None:
     """Write reports/index.html and reports/metrics.json from the outputs of the other stages."""
     params = load_params()
+    figures = {key: made(REPORTS / "metrics" / f"{key}.json", f"evaluate@{key}") for key in params.morphs}
+    for key in params.sets:
+        made(REPORTS / "samples" / f"{key}.png", f"sample@{key}")
     with track("report", params.tracking, {}) as tracker:
-        metrics = {
-            key: json.loads((REPORTS / "metrics" / f"{key}.json").read_text(encoding="utf-8")) for key in params.morphs
-        }
+        metrics = {key: json.loads(path.read_text(encoding="utf-8")) for key, path in figures.items()}
         brief = {key: _in_brief(values) for key, values in metrics.items()}
         with whole_file(REPORTS / "metrics.json") as path:
             path.write_text(json.dumps(brief, indent=2) + "\n", encoding="utf-8")
@@ -109,18 +110,18 @@ def _line(figure: tuple[str, str, str, str, int], metrics: dict[str, Any]) -> Li
 
 
 def _set(key: str, params: Params) -> dict[str, Any]:
-    entry = params.sets[key]
+    spec = params.the_set(key)
     with tempfile.TemporaryDirectory() as folder:
         plot = Path(folder, "loss.png")
         loss_plot(*_read_losses(REPORTS / "curves" / "sets" / f"{key}.csv"), plot)
         loss = embed(plot)
     return {
         "key": key,
-        "adapter": entry.adapter,
+        "adapter": spec.adapter,
         "pictures": len(read_rows(Path("data/prepared", key))),
         "samples": embed(REPORTS / "samples" / f"{key}.png"),
         "loss": loss,
-        "train": entry.train.model_dump(),
+        "train": spec.train.model_dump(),
     }
 
 

@@ -13,7 +13,7 @@ from pipeline.images.metadata import read_rows
 from pipeline.images.sheets import grid
 from pipeline.images.tensors import read_pictures, to_arrays
 from pipeline.morphing.guidance import sample_captions
-from pipeline.outputs import whole_file
+from pipeline.outputs import made, whole_file
 from pipeline.params import SampleSection, load_params
 from pipeline.tracking import track
 
@@ -22,7 +22,7 @@ def run(key: str) -> None:
     """Write reports/samples/<set>.png: a row for each caption and seed, a column for each adapter weight."""
     params = load_params()
     settings = params.the_set(key).sample
-    prepared, adapters = Path("data/prepared", key), Path("models/adapters", key)
+    prepared, adapters = made(Path("data/prepared", key), f"prepare@{key}"), Path("models/adapters", key)
     section = {"base": params.base.model_dump(), "sample": settings.model_dump()}
     with track(f"sample@{key}", params.tracking, section, datasets={key: prepared}) as tracker:
         base = open_base(params.base, choose_device(params.machine.device))

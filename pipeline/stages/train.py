@@ -21,7 +21,7 @@ from pipeline.adapters.training import Curves, Sample, train_adapter
 from pipeline.base.opening import choose_device, open_base
 from pipeline.base.stable_diffusion import StableDiffusion
 from pipeline.images.metadata import read_rows
-from pipeline.outputs import whole_file, whole_folder
+from pipeline.outputs import made, whole_file, whole_folder
 from pipeline.params import BaseSection, TrainSection, load_params
 from pipeline.tracking import Tracker, track
 
@@ -33,7 +33,7 @@ def run(key: str) -> None:
     """Write models/adapters/<set>/ and reports/curves/sets/<set>.csv."""
     params = load_params()
     spec = params.the_set(key)
-    prepared, out = Path("data/prepared", key), Path("models/adapters", key)
+    prepared, out = made(Path("data/prepared", key), f"prepare@{key}"), Path("models/adapters", key)
     section = {"base": params.base.model_dump(), "train": spec.train.model_dump(), "adapter": spec.adapter}
     with track(f"train@{key}", params.tracking, section, datasets={key: prepared}) as tracker:
         base = open_base(params.base, choose_device(params.machine.device))

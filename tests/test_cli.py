@@ -1,0 +1,144 @@
+"""The command line: light, explained, and plain about mistakes."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+from tests.project import ROOT, contents, edit, make_project, with_values
+
+COMMANDS = typer.main.get_command(app).commands
+STAGES = {
+    "prepare": "hills", "train": "hills", "sample": "hills", "morph": "hills", "evaluate": "hills", "report": None,
+}  # fmt: skip
+HEAVY = {
+    "torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "mlflow", "pydantic", "numpy", "PIL", "av",
+    "matplotlib", "ruamel", "huggingface_hub",
+}  # fmt: skip
+
+
+@pytest.fixture
+def project(tmp_path: Path, tiny_folders: dict[str, Path], database: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = make_project(tmp_path / "project", tiny_folders["epsilon"], database)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def refused(*arguments: str) -> list[str]:
+    """What a command says of the user's mistakes: a headline and one line for each, exit code 1, no traceback."""
+    answer = CliRunner().invoke(app, list(arguments))
+    assert answer.exit_code == 1, answer.output
+    headline, *problems = answer.stderr.splitlines()
+    assert headline == f"morphline {arguments[0]}: {len(problems)} problem(s)"
+    assert "Traceback" not in answer.stderr and answer.stdout == ""
+    return [problem.strip() for problem in problems]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], []])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    script = (
+        "import sys\nfrom pipeline.cli import app\n"
+        "try:\n    app(sys.argv[1:])\n"
+        "finally:\n    print('IMPORTED', *{name.partition('.')[0] for name in sys.modules})"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", script, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert "Usage: " in answer.stdout and "IMPORTED" in answer.stdout
+    imported = set(answer.stdout.partition("IMPORTED")[2].split())
+    # Typer itself needs pydantic (20 ms) to explain one command's arguments.
+    assert not (HEAVY - {"pydantic"} if "train" in arguments else HEAVY) & imported
+
+
+def test_the_installed_script_runs() -> None:
+    script = Path(sys.executable).with_name("morphline")
+    answer = subprocess.run([script, "--help"], cwd="/", capture_output=True, text=True, check=True)
+    assert all(f" {name} " in answer.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_and_an_example_that_is_right(name: str) -> None:
+    answer = CliRunner().invoke(app, [name, "--help"], terminal_width=200)
+    assert answer.exit_code == 0
+    words = COMMANDS[name].help
+    assert words and len(words.split("Example:")[0].split()) > 5
+    (example,) = re.findall(r"Example: (.+)", words)
+    program, command, *arguments = shlex.split(example)
+    assert (program, command) == ("morphline", name)
+    COMMANDS[name].make_context(name, arguments)  # raises for a missing, unknown or wrong argument
+    for parameter in COMMANDS[name].params:
+        assert parameter.name == "help" or parameter.help, f"{name} {parameter.name} is not explained"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_stands_in_the_readme(name: str) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.search(rf"morphline {name}\b|`{name}[@`]|dvc unfreeze {name}\b", readme)
+
+
+@pytest.mark.parametrize("name", [name for name, key in STAGES.items() if key])
+def test_a_key_that_is_not_there_is_told_with_those_that_are(project: Path, name: str) -> None:
+    before = contents(project)
+    (problem,) = refused(name, "hils")
+    group = "morphs" if name in ("morph", "evaluate") else "sets"
+    assert problem == f"params.yaml: {group}: there is no 'hils'. There are: dots, hills."
+    assert contents(project) == before
+
+
+@pytest.mark.parametrize("name", ["check", *STAGES, "pocket"])
+def test_wrong_params_stop_every_command_in_the_same_words(project: Path, name: str) -> None:
+    edit(project / "params.yaml", lambda text: with_values(text, {"train.rank": 0}))
+    before = contents(project)
+    (problem,) = refused(name, *filter(None, [STAGES.get(name)]))
+    assert problem == "params.yaml: train.rank: found 0. Allowed: an integer from 1 to 1024."
+    assert contents(project) == before
+
+
+@pytest.mark.parametrize(("name", "first"), [
+    ("train", "data/prepared/hills: it is not there yet. Run `dvc repro prepare@hills`."),
+    ("sample", "data/prepared/hills: it is not there yet. Run `dvc repro prepare@hills`."),
+    ("morph", "data/prepared/hills: it is not there yet. Run `dvc repro prepare@hills`."),
+    ("evaluate", "data/morphs/hills: it is not there yet. Run `dvc repro morph@hills`."),
+    ("report", "reports/metrics/hills.json: it is not there yet. Run `dvc repro evaluate@hills`."),
+])  # fmt: skip
+def test_a_stage_whose_inputs_are_not_made_says_which_command_makes_them(project: Path, name: str, first: str) -> None:
+    assert refused(name, *filter(None, [STAGES[name]])) == [first]
+    assert not [folder for folder in ("data/prepared", "data/morphs", "models", "reports") if Path(folder).exists()]
+
+
+def test_a_tracking_server_that_is_not_there_is_told_in_one_line(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    (problem,) = refused("prepare", "hills")
+    assert problem.startswith("tracking server http://127.0.0.1:9: cannot be used (")
+    assert not Path("data/prepared").exists()
+
+
+def test_outside_of_a_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (problem,) = refused("check")
+    assert problem == "params.yaml: the file is missing. Run morphline at the top of the repository."
+
+
+@pytest.mark.parametrize("arguments", [["train"], ["nosuch"], ["train", "a", "b"], ["ui", "--port", "0"]])
+def test_a_wrong_command_shows_its_usage(arguments: list[str]) -> None:
+    answer = CliRunner().invoke(app, arguments)
+    assert answer.exit_code == 2 and "Usage: " in answer.stderr and "Traceback" not in answer.stderr
+
+
+def test_a_training_that_runs_away_is_told_without_a_traceback(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    edit(project / "params.yaml", lambda text: with_values(text, {"train.learning_rate": 1.0, "train.alpha": 4096.0}))
+    edit(project / "params.yaml", lambda text: text.replace("train: {steps: 4}", "train: {steps: 200}"))
+    assert CliRunner().invoke(app, ["prepare", "dots"]).exit_code == 0
+    answer = CliRunner().invoke(app, ["train", "dots"])
+    assert answer.exit_code == 1
+    assert re.search(r"morphline train: .*set: loss \S+ and gradient norm \S+ at step \d+; lower train", answer.stderr)
+    assert not Path("models").exists()
