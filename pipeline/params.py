@@ -42,6 +42,10 @@ class BaseSection(Section):
     config: str | None
     dtype: Literal["float32", "bfloat16", "float16"]
 
+    def tags(self) -> dict[str, str]:
+        """Which base it is, for tracking."""
+        return {"base.source": self.source, "base.revision": self.revision or "as in the repository"}
+
 
 class PrepareSection(Section):
     """How raw pictures become training pictures."""
@@ -258,7 +262,8 @@ def _merge_overrides(raw: dict[str, Any]) -> dict[tuple[str, ...], set[str]]:
         for key, entry in entries.items() if isinstance(entries, dict) else ():
             for section in spec.SECTIONS if isinstance(entry, dict) else ():
                 overrides[group, key, section] = set(entry[section])
-                entry[section] = {**(raw.get(section) or {}), **entry[section]}
+                shared = raw.get(section)
+                entry[section] = {**(shared if isinstance(shared, dict) else {}), **entry[section]}
     return overrides
 
 

@@ -67,7 +67,7 @@ def test_machine_and_tracking_are_nobodys_params() -> None:
 
 def test_only_keys_reach_a_command() -> None:
     for stage in STAGES.values():
-        assert stage["cmd"].replace("${key}", "k").isascii() and "${item" not in stage["cmd"]
+        assert "${" not in stage["cmd"].replace("${key}", "")
 
 
 def test_what_is_exempt_exists() -> None:

@@ -122,13 +122,16 @@ def load_adapter(unet: UNet2DConditionModel, path: Path, name: str, base_digest:
         ),
         name,
     )
-    outcome = set_peft_model_state_dict(unet, state, adapter_name=name)
-    if outcome.unexpected_keys:
-        found = f"it has weights that this base has no place for ({outcome.unexpected_keys[0]})"
-        raise UserError(Problem(str(path), found, "Run `dvc repro` to train it again."))
-    for parameter in adapter_weights(unet, name).values():
+    for parameter in adapter_weights(
+        unet, name
+    ).values():  # before they take values: the base may be of lower precision
         parameter.data = parameter.data.float()
         parameter.requires_grad_(False)
+    outcome = set_peft_model_state_dict(unet, state, adapter_name=name)
+    lost = [*outcome.unexpected_keys, *(key for key in outcome.missing_keys if f".{name}." in key)]
+    if lost:
+        found = f"its weights and this base do not fit together ({lost[0]})"
+        raise UserError(Problem(str(path), found, "Run `dvc repro` to train it again."))
 
 
 def keyed_seed(*parts: object) -> int:

@@ -1,19 +1,27 @@
 """Whether a base is there and whole, and a digest of it, found without loading it (and without torch)."""
 
 import hashlib
-import json
 import re
-import struct
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
-from pipeline.errors import Problem
+from pipeline.base.files import RESTORE, json_problems, safetensors_problems, weights_problems
+from pipeline.errors import Problem, UserError
 from pipeline.params import BaseSection
 
+Answer = TypeVar("Answer")
+
 COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-_WEIGHTS = {
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
+WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+# None: the key may be missing, as in Stable Diffusion 1.5's own scheduler.
+_CONFIGS: dict[str, tuple[str, dict[str, tuple[str | None, ...]]]] = {
+    "unet": ("config.json", {"_class_name": ("UNet2DConditionModel",)}),
+    "vae": ("config.json", {"_class_name": ("AutoencoderKL",)}),
+    "text_encoder": ("config.json", {"model_type": ("clip_text_model",)}),
+    "tokenizer": ("tokenizer_config.json", {}),
+    "scheduler": ("scheduler_config.json", {"prediction_type": ("epsilon", "v_prediction", None)}),
 }
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 SHIPPED = Path("models/pocket")
@@ -49,9 +57,7 @@ def find_base_problems(section: BaseSection) -> list[Problem]:
 def tokenizer_folder(section: BaseSection) -> Path:
     """The folder whose `tokenizer` subfolder says how long a caption may be. A Hub id's is fetched."""
     if is_hub_id(section):
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(section.source, revision=section.revision, allow_patterns=["tokenizer/*"]))
+        return fetch(section, ["tokenizer/*"])
     return Path(section.config or section.source) if is_single_file(section) else Path(section.source)
 
 
@@ -62,7 +68,8 @@ def base_digest(section: BaseSection) -> str:
     source = Path(section.source)
     if is_single_file(section):
         config = Path(section.config or "")
-        named = {"weights": source} | {path.relative_to(config).as_posix(): path for path in config.rglob("*.json")}
+        kept = [path for path in config.rglob("*") if path.is_file() and path.suffix in (".json", ".txt")]
+        named = {"weights": source} | {path.relative_to(config).as_posix(): path for path in kept}
     else:
         files = [path for part in COMPONENTS for path in (source / part).rglob("*") if path.is_file()]
         named = {path.relative_to(source).as_posix(): path for path in [source / "model_index.json", *files]}
@@ -91,18 +98,46 @@ def _hub_problems(section: BaseSection) -> list[Problem]:
         found = f"there is no folder {section.source!r}, and for a Hub id {section.revision!r} is no commit"
         mend = "Correct the path; or write a Hub id's commit, 40 hex digits, in base.revision (a branch can change)."
         return [Problem("params.yaml: base.source", found, mend)]
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    try:
+        config = fetch(section, ["model_index.json", *(f"{part}/*.json" for part in COMPONENTS), "tokenizer/*"])
+        offered = _offered(section)
+    except UserError as error:
+        return list(error.problems)
+    problems = _folder_problems(config, with_weights=False)
+    for component, stem in WEIGHTS.items():
+        if not any(re.fullmatch(rf"{component}/{stem}(-\d.*)?(\.fp16)?\.safetensors", name) for name in offered):
+            mend = "Use a base with safetensors weights."
+            problems.append(Problem(f"{section.source}: {component}", "no safetensors weights on the Hub", mend))
+    return problems
+
+
+def fetch(section: BaseSection, patterns: list[str]) -> Path:
+    """The folder of a Hub base with the files that match, downloaded where they are not there yet.
+
+    Raises:
+        UserError: when the Hub refuses or cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+
+    return Path(_ask_hub(section, partial(snapshot_download, allow_patterns=patterns)))
+
+
+def _offered(section: BaseSection) -> list[str]:
+    from huggingface_hub import HfApi
+
+    return _ask_hub(section, HfApi().list_repo_files)
+
+
+def _ask_hub(section: BaseSection, ask: Callable[..., Answer]) -> Answer:
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        index = Path(hf_hub_download(section.source, "model_index.json", revision=section.revision))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        found = (
-            f"the Hub has no {section.source} at {section.revision[:12]}, or cannot be reached ({_first_line(error)})"
-        )
+        return ask(section.source, revision=section.revision)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        commit = (section.revision or "")[:12]
+        found = f"the Hub has no {section.source} at {commit}, or cannot be reached ({_first_line(error)})"
         mend = "Correct the id and the revision, log in with `hf auth login`, or use a local folder."
-        return [Problem("params.yaml: base.source", found, mend)]
-    return _index_problems(index)
+        raise UserError(Problem("params.yaml: base.source", found, mend)) from None
 
 
 def _first_line(error: BaseException) -> str:
@@ -110,93 +145,36 @@ def _first_line(error: BaseException) -> str:
 
 
 def _single_file_problems(section: BaseSection) -> list[Problem]:
-    problems = []
     source = Path(section.source)
     if source.is_file():
-        problems += _weights_problems(source)
+        problems = safetensors_problems(source)
     else:
-        problems.append(Problem("params.yaml: base.source", f"there is no file {source}", "Correct the path."))
-    config = Path(section.config) if section.config else None
-    if config is None or not (config / "model_index.json").is_file():
-        found = "a single .safetensors file holds no configs" if config is None else f"no model_index.json in {config}"
+        problems = [Problem("params.yaml: base.source", f"there is no file {source}", "Correct the path.")]
+    if section.config is None:
         mend = "Name a diffusers folder of the same architecture (its weights are not needed)."
-        problems.append(Problem("params.yaml: base.config", found, mend))
+        problems.append(Problem("params.yaml: base.config", "a single .safetensors file holds no configs", mend))
     else:
-        problems += _index_problems(config / "model_index.json")
+        problems += _folder_problems(Path(section.config), with_weights=False)
     return problems
 
 
-def _folder_problems(folder: Path) -> list[Problem]:
+def _folder_problems(folder: Path, with_weights: bool = True) -> list[Problem]:
     index = folder / "model_index.json"
     if not index.is_file():
-        mend = "A base is a diffusers folder; restore it, or choose another base.source."
+        mend = "A base is a diffusers folder; restore it, or choose another."
         return [Problem(str(folder), "model_index.json is missing", mend)]
-    problems = _index_problems(index)
+    problems = json_problems(index, _class_name=("StableDiffusionPipeline",))
     if problems:
         return problems
-    mend = "Download or restore the base again."
-    for component in COMPONENTS:
+    for component, (config, expected) in _CONFIGS.items():
         part = folder / component
         if not part.is_dir():
-            problems.append(Problem(str(part), "the folder is missing", mend))
+            problems.append(Problem(str(part), "the folder is missing", RESTORE))
             continue
-        config = part / {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}.get(
-            component, "config.json"
-        )
-        problems += _json_problems(config, mend)
-        if component in _WEIGHTS:
-            problems += _component_weights_problems(part, _WEIGHTS[component], mend)
-        elif component == "tokenizer" and not any((part / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-            problems.append(Problem(str(part), "neither tokenizer.json nor vocab.json is there", mend))
+        problems += json_problems(part / config, **expected)
+        if with_weights and component in WEIGHTS:
+            problems += weights_problems(part, WEIGHTS[component])
+    tokenizer = folder / "tokenizer"
+    if tokenizer.is_dir() and not any((tokenizer / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        problems.append(Problem(str(tokenizer), "neither tokenizer.json nor vocab.json is there", RESTORE))
     return problems
-
-
-def _index_problems(index: Path) -> list[Problem]:
-    problems = _json_problems(index, "Restore it.")
-    if problems:
-        return problems
-    name = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
-    if name != "StableDiffusionPipeline":
-        mend = "Choose a Stable Diffusion 1.x or 2.x base."
-        return [Problem(str(index), f"a {name} is not supported", mend)]
-    return []
-
-
-def _json_problems(path: Path, mend: str) -> list[Problem]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return [Problem(str(path), "the file is missing", mend)]
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        return [Problem(str(path), f"not valid JSON ({_first_line(error)})", mend)]
-    return [] if isinstance(content, dict) else [Problem(str(path), "not a JSON object", mend)]
-
-
-def _component_weights_problems(part: Path, stem: str, mend: str) -> list[Problem]:
-    files = sorted(part.glob(f"{stem}*.safetensors"))
-    if not files:
-        pickled = any(part.glob("*.bin")) or any(part.glob("*.ckpt"))
-        found = "only pickled weights, which can run code when opened" if pickled else f"no {stem}*.safetensors"
-        mend = "Use a base with safetensors weights." if pickled else mend
-        return [Problem(str(part), found, mend)]
-    return [problem for file in files for problem in _weights_problems(file)]
-
-
-def _weights_problems(file: Path) -> list[Problem]:
-    """A safetensors file says in its header how long it must be; a broken download is shorter."""
-    mend = "Download or restore the file again."
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        start = stream.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= min(size - 8, 100_000_000):
-            return [Problem(str(file), "not a safetensors file, or cut off within its header", mend)]
-        try:
-            header = json.loads(stream.read(length))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError, IndexError):
-            return [Problem(str(file), "the safetensors header is damaged", mend)]
-    expected = 8 + length + max(ends, default=0)
-    if size != expected:
-        return [Problem(str(file), f"cut off or damaged: {size} bytes where its header says {expected}", mend)]
-    return []

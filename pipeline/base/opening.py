@@ -13,10 +13,20 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from pipeline.base.checking import base_digest, find_base_problems, is_hub_id, is_single_file
+from pipeline.base.checking import (
+    COMPONENTS,
+    WEIGHTS,
+    base_digest,
+    fetch,
+    find_base_problems,
+    is_hub_id,
+    is_single_file,
+)
+from pipeline.base.device import find_dtype_problems
+from pipeline.base.files import whole_weights
 from pipeline.base.schedule import NoiseSchedule
 from pipeline.base.stable_diffusion import StableDiffusion
-from pipeline.errors import Problem, UserError
+from pipeline.errors import UserError
 from pipeline.params import BaseSection
 
 
@@ -26,10 +36,7 @@ def open_base(section: BaseSection, device: torch.device) -> StableDiffusion:
     Raises:
         UserError: when it is not there, not whole, of another family, or not the pinned one.
     """
-    problems = find_base_problems(section)
-    if section.dtype == "float16" and device.type == "cpu":
-        mend = "Write `dtype: float32`, or `bfloat16`."
-        problems.append(Problem("params.yaml: base.dtype", "float16 needs a GPU", mend))
+    problems = [*find_base_problems(section), *find_dtype_problems(section, device)]
     if problems:
         raise UserError(*problems)
     disable_progress_bar()  # a bar for reading a file from disk hides the bars that matter
@@ -38,40 +45,14 @@ def open_base(section: BaseSection, device: torch.device) -> StableDiffusion:
     for model in (parts["unet"], parts["vae"], parts["text_encoder"]):
         model.to(device).eval().requires_grad_(False)
     schedule = NoiseSchedule.from_scheduler_config(parts["scheduler_config"])
-    if schedule.prediction_type not in ("epsilon", "v_prediction"):
-        found = f"prediction_type {schedule.prediction_type!r} is not supported"
-        raise UserError(Problem(section.source, found, "Choose a base that predicts epsilon or v."))
     return StableDiffusion(
         parts["unet"], parts["vae"], parts["text_encoder"], parts["tokenizer"], schedule, device, dtype,
         base_digest(section),
     )  # fmt: skip
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto` takes CUDA, else Apple's MPS, else the CPU.
-
-    Raises:
-        UserError: when the device asked for is not there.
-    """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(kind for kind in there if there[kind]))
-    if not there[name]:
-        found = f"there is no {name} device for torch here"
-        raise UserError(Problem("params.yaml: machine.device", found, "Write `auto`, or mend the torch installation."))
-    return torch.device(name)
-
-
 def _load_folder(section: BaseSection, dtype: torch.dtype) -> dict[str, Any]:
-    root = Path(section.source)
-    if is_hub_id(section):
-        from huggingface_hub import snapshot_download
-
-        patterns = [
-            "model_index.json",
-            *(f"{part}/*{end}" for part in _PARTS for end in (".json", ".txt", ".safetensors")),
-        ]
-        root = Path(snapshot_download(section.source, revision=section.revision, allow_patterns=patterns))
+    root = _fetch_all(section) if is_hub_id(section) else Path(section.source)
     unet, vae = (
         kind.from_pretrained(root, subfolder=part, use_safetensors=True, torch_dtype=dtype, **_variant(root / part))
         for kind, part in ((UNet2DConditionModel, "unet"), (AutoencoderKL, "vae"))
@@ -89,13 +70,23 @@ def _load_folder(section: BaseSection, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+def _fetch_all(section: BaseSection) -> Path:
+    """Download a Hub base: its configs, and of its weights the plain ones; float16 ones where there are no others."""
+    configs = ["model_index.json", *(f"{part}/*{end}" for part in COMPONENTS for end in (".json", ".txt"))]
+    for variant in ("", ".fp16"):
+        names = [
+            f"{part}/{stem}{shards}{variant}.safetensors" for part, stem in WEIGHTS.items() for shards in ("", "-0*")
+        ]
+        root = fetch(section, [*configs, *names])
+        if all(whole_weights(root / part, stem) for part, stem in WEIGHTS.items()):
+            break
+    return root
 
 
 def _variant(part: Path) -> dict[str, str]:
     """Some bases come in float16 files only, whose names say so."""
-    plain = any(part.glob("*model.safetensors")) or any(part.glob("*model-0*.safetensors"))
-    return {} if plain or not any(part.glob("*.fp16.safetensors")) else {"variant": "fp16"}
+    found = whole_weights(part, WEIGHTS[part.name])
+    return {"variant": found[0]} if found and found[0] else {}
 
 
 def _load_single_file(section: BaseSection, dtype: torch.dtype) -> dict[str, Any]:

@@ -54,7 +54,13 @@ class StableDiffusion:
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Scaled latents (B, C, h, w) to pictures (B, 3, H, W) float32 in [0, 1], one by one to bound memory."""
+        """Scaled latents (B, C, h, w) to pictures (B, 3, H, W) float32 in [0, 1], decoded one by one.
+
+        Raises:
+            FloatingPointError: when latents are not finite, which would give black pictures.
+        """
+        if not bool(latents.isfinite().all()):
+            raise FloatingPointError("the latents are not finite; use base.dtype: float32, or train at a lower rate")
         unscaled = (latents / self.vae.config.scaling_factor).to(self.dtype)
         pictures = [self.vae.decode(latent[None]).sample for latent in unscaled]
         return (torch.cat(pictures).float() / 2 + 0.5).clamp(0, 1)

@@ -8,14 +8,14 @@ def slerp(x0: torch.Tensor, x1: torch.Tensor, alphas: torch.Tensor) -> torch.Ten
 
     Between nearly parallel vectors, where the arc vanishes, it is the straight line.
     """
-    cosine = torch.dot(x0.flatten().double(), x1.flatten().double()) / (x0.double().norm() * x1.double().norm())
-    angle = torch.acos(cosine.clamp(-1, 1))
-    steps = alphas.to(x0.device).double()
+    a, b = x0.flatten().cpu().double(), x1.flatten().cpu().double()  # Apple's GPUs have no float64
+    angle = torch.acos((torch.dot(a, b) / (a.norm() * b.norm())).clamp(-1, 1))
+    steps = alphas.cpu().double()
     if not angle.sin() > 1e-6:  # also for a vector of zeros, whose angle is not a number
         w0, w1 = 1 - steps, steps
     else:
         w0, w1 = torch.sin((1 - steps) * angle) / angle.sin(), torch.sin(steps * angle) / angle.sin()
-    w0, w1 = (weight.to(x0.dtype).view(-1, 1, 1, 1) for weight in (w0, w1))
+    w0, w1 = (weight.to(x0).view(-1, 1, 1, 1) for weight in (w0, w1))
     return w0 * x0 + w1 * x1
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from pipeline.base.checking import find_base_problems, tokenizer_folder
+from pipeline.base.device import choose_device, find_dtype_problems
 from pipeline.errors import Problem, UserError
 from pipeline.images.imagefolder import CaptionLength, find_problems, read_rows
 from pipeline.outputs import whole_file
@@ -21,6 +22,7 @@ def run() -> None:
     params = load_params()
     problems = find_base_problems(params.base)
     measure = None if problems else _caption_length(params)
+    problems += _device_problems(params)
     for key, spec in params.sets.items():
         problems += find_problems(
             RAW / key,
@@ -33,6 +35,13 @@ def run() -> None:
         raise UserError(*problems)
     with whole_file(CHECKED) as path:
         path.write_text("params, sets, morphs and base are in order\n", encoding="utf-8")
+
+
+def _device_problems(params: Params) -> list[Problem]:
+    try:
+        return find_dtype_problems(params.base, choose_device(params.machine.device))
+    except UserError as error:
+        return list(error.problems)
 
 
 def _caption_length(params: Params) -> CaptionLength:

@@ -72,9 +72,12 @@ def run(key: str) -> None:
 
 
 def shrink(pictures: torch.Tensor, max_side: int) -> torch.Tensor:
-    """Pictures (N, 3, H, W) with the longest side at most `max_side`, averaged over areas."""
+    """Pictures (N, 3, H, W) with the longest side at most `max_side`, averaged over areas.
+
+    Very wide ones stay larger: the features need 16 pixels of the shorter side.
+    """
     height, width = pictures.shape[-2:]
-    scale = max_side / max(height, width)
+    scale = max(max_side / max(height, width), 16 / min(height, width))
     if scale >= 1:
         return pictures
     return F.interpolate(pictures, size=(max(1, round(height * scale)), max(1, round(width * scale))), mode="area")

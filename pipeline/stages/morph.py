@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from pipeline.adapters.lora import load_adapter
 from pipeline.adapters.store import read_index
-from pipeline.base.opening import choose_device, open_base
+from pipeline.base.device import choose_device
+from pipeline.base.opening import open_base
 from pipeline.base.stable_diffusion import StableDiffusion
 from pipeline.images.clips import write_frames, write_mp4, write_webp
 from pipeline.images.metadata import prepared_name, read_rows
@@ -44,7 +45,9 @@ def run(key: str) -> None:
     prepared = made(Path("data/prepared", spec.set), f"prepare@{spec.set}")
     adapters = made(Path("models/adapters", spec.set), f"train@{spec.set}")
     section = {"base": params.base.model_dump(), **spec.model_dump()}
-    with track(f"morph@{key}", params.tracking, section, datasets={spec.set: prepared}) as tracker:
+    with track(
+        f"morph@{key}", params.tracking, section, datasets={spec.set: prepared}, tags=params.base.tags()
+    ) as tracker:
         base = open_base(params.base, choose_device(params.machine.device))
         captions = {row.file_name: row.text for row in read_rows(prepared)}
         names = [prepared_name(name) for name in spec.keyframes]

@@ -13,7 +13,7 @@ from PIL import Image
 
 import pipeline
 from pipeline.adapters.checkpoints import work_folder
-from pipeline.base.opening import choose_device
+from pipeline.base.device import choose_device
 from pipeline.images.world import VOCABULARY
 from pipeline.outputs import whole_folder
 from pipeline.params import PocketSection, load_params

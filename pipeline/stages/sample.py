@@ -7,7 +7,8 @@ from tqdm import tqdm
 
 from pipeline.adapters.lora import keyed_seed, load_adapter
 from pipeline.adapters.store import read_index
-from pipeline.base.opening import choose_device, open_base
+from pipeline.base.device import choose_device
+from pipeline.base.opening import open_base
 from pipeline.base.stable_diffusion import StableDiffusion
 from pipeline.images.metadata import read_rows
 from pipeline.images.sheets import grid
@@ -24,7 +25,7 @@ def run(key: str) -> None:
     settings = params.the_set(key).sample
     prepared, adapters = made(Path("data/prepared", key), f"prepare@{key}"), Path("models/adapters", key)
     section = {"base": params.base.model_dump(), "sample": settings.model_dump()}
-    with track(f"sample@{key}", params.tracking, section, datasets={key: prepared}) as tracker:
+    with track(f"sample@{key}", params.tracking, section, datasets={key: prepared}, tags=params.base.tags()) as tracker:
         base = open_base(params.base, choose_device(params.machine.device))
         files = read_index(adapters)
         rows, labels = [], []

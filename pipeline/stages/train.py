@@ -5,6 +5,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -14,11 +15,13 @@ import torch
 from datasets import disable_progress_bars, load_dataset
 from tqdm import tqdm
 
+import pipeline
 from pipeline.adapters.checkpoints import work_folder
 from pipeline.adapters.lora import save_adapter
 from pipeline.adapters.store import write_index
 from pipeline.adapters.training import Curves, Sample, train_adapter
-from pipeline.base.opening import choose_device, open_base
+from pipeline.base.device import choose_device
+from pipeline.base.opening import open_base
 from pipeline.base.stable_diffusion import StableDiffusion
 from pipeline.images.metadata import read_rows
 from pipeline.outputs import made, whole_file, whole_folder
@@ -35,7 +38,7 @@ def run(key: str) -> None:
     spec = params.the_set(key)
     prepared, out = made(Path("data/prepared", key), f"prepare@{key}"), Path("models/adapters", key)
     section = {"base": params.base.model_dump(), "train": spec.train.model_dump(), "adapter": spec.adapter}
-    with track(f"train@{key}", params.tracking, section, datasets={key: prepared}) as tracker:
+    with track(f"train@{key}", params.tracking, section, datasets={key: prepared}, tags=params.base.tags()) as tracker:
         base = open_base(params.base, choose_device(params.machine.device))
         samples = encode_set(base, prepared)
         jobs = {Path(sample.name).stem: [sample] for sample in samples} if spec.adapter == "image" else {"set": samples}
@@ -78,7 +81,12 @@ def encode_set(base: StableDiffusion, folder: Path) -> list[Sample]:
 
 def _digest(base: StableDiffusion, samples: Sequence[Sample], section: Mapping[str, Any]) -> str:
     """Of everything that the adapters depend on: unfinished work goes on only where all of it is the same."""
-    parts = [base.digest, json.dumps(section, sort_keys=True), *(sample.digest for sample in samples)]
+    root = Path(pipeline.__file__).parent
+    code = [
+        path.read_text(encoding="utf-8") for room in ("adapters", "base") for path in sorted((root / room).glob("*.py"))
+    ]
+    versions = [f"{name} {version(name)}" for name in ("torch", "diffusers", "peft", "accelerate")]
+    parts = [base.digest, json.dumps(section, sort_keys=True), *(sample.digest for sample in samples), *versions, *code]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 

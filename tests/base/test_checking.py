@@ -52,6 +52,13 @@ def test_a_base_that_is_not_there(tmp_path: Path) -> None:
         (lambda f: shutil.rmtree(f / "vae"), "the folder is missing"),
         (lambda f: (f / "unet" / "config.json").unlink(), "the file is missing"),
         (lambda f: (f / "unet" / "config.json").write_bytes(b"\xff\xfe\x00"), "not valid JSON"),
+        (lambda f: (f / "unet" / "config.json").write_text("{}"), "_class_name is None"),
+        (lambda f: set_prediction_type(f, "sample"), "prediction_type is 'sample'"),
+        (
+            lambda f: weights(f).rename(f / "unet" / "diffusion_pytorch_model.non_ema.safetensors"),
+            "no diffusion_pytorch",
+        ),
+        (lambda f: shard(f), "the file is missing"),
         (lambda f: (f / "tokenizer" / "tokenizer.json").unlink(), "neither tokenizer.json nor vocab.json"),
         (lambda f: weights(f).unlink(), "no diffusion_pytorch_model"),
         (lambda f: weights(f).rename(weights(f).with_suffix(".bin")), "pickled"),
@@ -69,6 +76,19 @@ def test_damage_is_told_with_the_file(folder: Path, damage, expected: str) -> No
     assert all(str(folder) in problem.where for problem in found)
 
 
+def set_prediction_type(folder: Path, name: str) -> None:
+    config = folder / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": name}))
+
+
+def shard(folder: Path) -> None:
+    """Weights in two files, of which the second did not arrive."""
+    stem = "diffusion_pytorch_model"
+    weights(folder).rename(folder / "unet" / f"{stem}-00001-of-00002.safetensors")
+    parts = {"a": f"{stem}-00001-of-00002.safetensors", "b": f"{stem}-00002-of-00002.safetensors"}
+    (folder / "unet" / f"{stem}.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
+
+
 def weights(folder: Path) -> Path:
     return folder / "unet" / "diffusion_pytorch_model.safetensors"
 
@@ -77,7 +97,7 @@ def test_another_family_is_refused_by_name(folder: Path) -> None:
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxPipeline"}))
     (problem,) = problems(folder)
-    assert "FluxPipeline is not supported" in problem.found
+    assert "FluxPipeline" in problem.found and "StableDiffusionPipeline" in problem.mend
 
 
 def test_a_hub_id_needs_a_commit() -> None:

@@ -5,7 +5,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-from pipeline.base.opening import choose_device, open_base
+from pipeline.base.device import choose_device
+from pipeline.base.opening import open_base
 from pipeline.base.stable_diffusion import StableDiffusion
 from pipeline.errors import UserError
 from tests.tiny import open_tiny, section

@@ -1,0 +1,28 @@
+"""What the work runs on."""
+
+import torch
+
+from pipeline.errors import Problem, UserError
+from pipeline.params import BaseSection
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` takes CUDA, else Apple's MPS, else the CPU.
+
+    Raises:
+        UserError: when the device asked for is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind in there if there[kind]))
+    if not there[name]:
+        found = f"there is no {name} device for torch here"
+        raise UserError(Problem("params.yaml: machine.device", found, "Write `auto`, or mend the torch installation."))
+    return torch.device(name)
+
+
+def find_dtype_problems(section: BaseSection, device: torch.device) -> list[Problem]:
+    """A precision that the device cannot train in."""
+    if section.dtype == "float16" and device.type == "cpu":
+        return [Problem("params.yaml: base.dtype", "float16 needs a GPU", "Write `float32`, or `bfloat16`.")]
+    return []

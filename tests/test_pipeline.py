@@ -1,0 +1,205 @@
+"""The whole of dvc.yaml, run by DVC itself on a tiny base: what runs, what does not, and what comes out."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.project import DOTS, HILLS, ROOT, contents, edit, paint, paint_set, tiny_params, with_values
+from tests.warm import warm_morphline
+
+MORPHS = "  hills: {set: hills, keyframes: [red hill.png, blue.png], morph: {}}\n"
+STAGES = [
+    "check", "prepare@hills", "prepare@dots", "train@hills", "train@dots", "sample@hills", "sample@dots",
+    "morph@hills", "evaluate@hills", "report",
+]  # fmt: skip
+MADE = ("data/prepared", "data/morphs", "models/adapters", "reports")
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system that can fork")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a dvc command did. ran: the stages that it ran, in order."""
+
+    ran: list[str]
+    code: int
+    said: str
+
+
+def dvc(project: Path, morphline: Path, *arguments: str) -> Answer:
+    """Run dvc with the `morphline` of a folder."""
+    who = {f"GIT_{role}_{what}": "a@b" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    path = os.pathsep.join([str(morphline), os.environ["PATH"]])
+    answer = subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments],
+        cwd=project,
+        env={**os.environ, **who, "PATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    return Answer(re.findall(r"Running stage '([^']+)'", answer.stdout), answer.returncode, answer.stdout)
+
+
+def git(project: Path, *arguments: str) -> str:
+    command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "core.quotepath=off", *arguments]
+    return subprocess.run(command, cwd=project, check=True, capture_output=True, text=True).stdout
+
+
+def locked(project: Path) -> dict[str, Any]:
+    """Each stage's outputs with their hashes, as dvc.lock has them."""
+    content = YAML(typ="safe").load((project / "dvc.lock").read_text(encoding="utf-8"))
+    return {name: stage["outs"] for name, stage in content["stages"].items()}
+
+
+def made(project: Path) -> dict[str, dict[str, bytes]]:
+    return {folder: contents(project / folder) for folder in MADE}
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory: pytest.TempPathFactory, tiny_folders: dict[str, Path], database: str) -> Path:
+    """A clone of this repository with tiny pictures and a tiny pocket, after its first `dvc repro`, committed."""
+    project = tmp_path_factory.mktemp("clone") / "project"
+    shutil.copytree(tiny_folders["epsilon"], project / "models/pocket")
+    (project / "models/pocket/made.json").write_text("{}\n")
+    for name in (".gitignore", ".dvcignore", ".dvc/.gitignore", ".dvc/config", "dvc.yaml"):
+        (project / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, project / name)
+    for path in ROOT.glob("*/**/.gitkeep"):
+        (project / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, project / path.relative_to(ROOT))
+    shutil.copytree(ROOT / "pipeline", project / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    paint_set(project / "data/raw/hills", HILLS)
+    paint_set(project / "data/raw/dots", DOTS, seed=10)
+    values = {"tracking.uri": database, "tracking.experiment": "by DVC"}
+    (project / "params.yaml").write_text(tiny_params(values, morphs=MORPHS), encoding="utf-8")
+    git(project, "init", "-q", "-b", "main")
+    with warm_morphline(tmp_path_factory.mktemp("warm") / "bin", hash_seed=1) as morphline:
+        answer = dvc(project, morphline, "repro")
+    assert answer.code == 0, answer.said
+    assert sorted(answer.ran) == sorted(STAGES), "the frozen pocket apart, every stage runs once"
+    git(project, "add", ".")
+    git(project, "commit", "-qm", "Run the pipeline")
+    return project
+
+
+@pytest.fixture(scope="module")
+def morphline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with warm_morphline(tmp_path_factory.mktemp("warm") / "bin", hash_seed=2) as folder:
+        yield folder
+
+
+@pytest.fixture
+def project(reproduced: Path, tmp_path: Path) -> Path:
+    """A copy of it, DVC's cache and all, to change."""
+    return Path(shutil.copytree(reproduced, tmp_path / "project", symlinks=True))
+
+
+def test_git_sees_small_figures_and_no_large_files(reproduced: Path) -> None:
+    tracked = git(reproduced, "ls-files", "reports", "models", "data").splitlines()
+    given = ("data/raw/", "models/pocket/", ".gitkeep")
+    assert [name for name in tracked if not (name.startswith(given) or name.endswith(given))] == [
+        "reports/curves/morphs/hills.csv",
+        "reports/curves/sets/dots.csv",
+        "reports/curves/sets/hills.csv",
+        "reports/metrics.json",
+        "reports/metrics/hills.json",
+    ]
+    assert git(reproduced, "status", "--porcelain") == ""
+
+
+def test_again_nothing_runs_whatever_the_machine_and_the_tracking(project: Path, morphline: Path) -> None:
+    (project / "data/morphs/.hills.0123456789abcdef.partial").mkdir()
+    (project / "data/morphs/.hills.0123456789abcdef.partial/0000.png").write_bytes(b"left by a kill")
+    values = {
+        "machine.device": "auto", "machine.batch": 1, "machine.workers": 2, "machine.checkpoint_every": 1,
+        "tracking.uri": "http://127.0.0.1:9", "tracking.experiment": "another", "tracking.required": "false",
+    }  # fmt: skip
+    edit(project / "params.yaml", lambda text: with_values(text, values))
+    before = made(project)
+    answer = dvc(project, morphline, "repro")
+    assert (answer.ran, answer.code) == ([], 0)
+    assert "Data and pipelines are up to date." in answer.said
+    assert made(project) == before
+    assert git(project, "status", "--porcelain").split() == ["M", "params.yaml"]
+
+
+def test_by_force_every_stage_gives_the_same_hashes(project: Path, morphline: Path) -> None:
+    before, outputs = locked(project), made(project)
+    answer = dvc(project, morphline, "repro", "--force")
+    assert answer.code == 0 and sorted(answer.ran) == sorted(STAGES), answer.said
+    assert locked(project) == before
+    assert made(project) == outputs
+
+
+def test_another_rank_reruns_training_and_what_follows(project: Path, morphline: Path) -> None:
+    before = locked(project)
+    answer = dvc(project, morphline, "exp", "run", "-n", "other-rank", "-S", "train.rank=3")
+    assert answer.code == 0, answer.said
+    assert sorted(answer.ran) == sorted(name for name in STAGES if not name.startswith("prepare"))
+    after = locked(project)
+    assert {name for name in before if before[name] != after[name]} == {
+        "train@hills", "train@dots", "sample@hills", "sample@dots", "morph@hills", "evaluate@hills", "report",
+    }  # fmt: skip
+
+
+def test_another_picture_of_one_set_reruns_that_set_alone(project: Path, morphline: Path) -> None:
+    paint(project / "data/raw/dots/d1.png", 77)
+    answer = dvc(project, morphline, "repro")
+    assert answer.code == 0, answer.said
+    assert sorted(answer.ran) == sorted(["check", "prepare@dots", "train@dots", "sample@dots", "report"])
+
+
+def test_an_override_of_one_set_reruns_that_set_alone(project: Path, morphline: Path) -> None:
+    edit(project / "params.yaml", lambda text: text.replace("sample: {captions: 1}", "sample: {captions: 2}"))
+    answer = dvc(project, morphline, "repro")
+    assert answer.code == 0, answer.said
+    assert sorted(answer.ran) == sorted(["check", "sample@dots", "report"])
+
+
+def wrong_params(project: Path) -> str:
+    edit(project / "params.yaml", lambda text: with_values(text, {"train.rank": 0}))
+    return "params.yaml: train.rank: found 0."
+
+
+def wrong_dataset(project: Path) -> str:
+    (project / "data/raw/hills/blue.png").write_bytes(b"")
+    return "data/raw/hills/metadata.jsonl:3: 'blue.png': the file is empty."
+
+
+def wrong_keyframe(project: Path) -> str:
+    edit(project / "params.yaml", lambda text: text.replace("[red hill.png, blue.png]", "[red hill.png, bleu.png]"))
+    return "params.yaml: morphs.hills.keyframes.1: 'bleu.png' is not in the set hills."
+
+
+def wrong_base(project: Path) -> str:
+    weights = project / "models/pocket/unet/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    return "unet/diffusion_pytorch_model.safetensors: cut off or damaged"
+
+
+@pytest.mark.parametrize("spoil", [wrong_params, wrong_dataset, wrong_keyframe, wrong_base])
+def test_a_mistake_stops_at_check_with_every_result_in_place(
+    project: Path, morphline: Path, spoil: Callable[[Path], str]
+) -> None:
+    before = made(project)
+    message = spoil(project)
+    answer = dvc(project, morphline, "repro")
+    assert answer.code != 0 and answer.ran == ["check"]
+    assert message in answer.said and answer.said.count("  " + message[:10]) <= 1
+    assert "Traceback" not in answer.said
+    assert made(project) == before
+    git(project, "checkout", "-q", ".")
+    answer = dvc(project, morphline, "repro")
+    assert (answer.ran, answer.code) == ([], 0), "once mended, all is as it was"
+    assert made(project) == before
