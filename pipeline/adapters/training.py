@@ -67,8 +67,6 @@ def train_adapter(
     weights = add_adapter(base.unet, name, settings.rank, settings.alpha, identity)
     optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     curves = Curves(*torch.zeros(2, settings.steps, dtype=torch.float64))
-    first = _resume(base, name, optimizer, curves, checkpoint)
-
     # Explicit arguments: a user's own accelerate config must not change a result.
     # Float16 needs its loss scaled, or small gradients become zero; the scaler then skips steps that overflow.
     scaled = base.dtype == torch.float16
@@ -76,6 +74,7 @@ def train_adapter(
         cpu=base.device.type == "cpu", mixed_precision="fp16" if scaled else "no", gradient_accumulation_steps=1
     )
     unet, optimizer = accelerator.prepare(base.unet, optimizer)
+    first = _resume(base, name, optimizer, accelerator, curves, checkpoint)
     wrapped = replace(base, unet=unet)
     unet.train()
     for step in tqdm(range(first, settings.steps), initial=first, total=settings.steps, desc=label, unit="step"):
@@ -95,7 +94,7 @@ def train_adapter(
             {"loss": loss.item(), "grad_norm": norm.item(), "learning_rate": optimizer.param_groups[0]["lr"]},
         )
         if (step + 1) % checkpoint_every == 0 or step + 1 == settings.steps:
-            save_checkpoint(checkpoint, _state(base, name, optimizer, curves, step + 1))
+            save_checkpoint(checkpoint, _state(base, name, optimizer, accelerator, curves, step + 1))
     unet.eval()
     return curves
 
@@ -145,18 +144,34 @@ def batch_loss(base: StableDiffusion, batch: Batch) -> torch.Tensor:
     return F.mse_loss(prediction, base.schedule.target(batch.clean, batch.noise, batch.timesteps))
 
 
-def _state(base: StableDiffusion, name: str, optimizer: torch.optim.Optimizer, curves: Curves, step: int) -> TrainState:
+def _state(
+    base: StableDiffusion,
+    name: str,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    curves: Curves,
+    step: int,
+) -> TrainState:
     tensors = {"curve/loss": curves.loss, "curve/grad_norm": curves.grad_norm}
     for key, weight in adapter_weights(base.unet, name).items():
         tensors[f"weight/{key}"] = weight.detach()
+        # Empty while a float16 scaler has skipped every step so far.
         tensors |= {f"{part}/{key}": value for part, value in optimizer.state[weight].items()}
+    if accelerator.scaler is not None:
+        scaler = accelerator.scaler.state_dict()
+        tensors |= {f"scaler/{part}": torch.tensor(value, dtype=torch.float64) for part, value in scaler.items()}
     return TrainState(step, {key: tensor.cpu().contiguous() for key, tensor in tensors.items()})
 
 
 def _resume(
-    base: StableDiffusion, name: str, optimizer: torch.optim.Optimizer, curves: Curves, checkpoint: Path
+    base: StableDiffusion,
+    name: str,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    curves: Curves,
+    checkpoint: Path,
 ) -> int:
-    """Take up weights, optimizer and curves where the checkpoint left them; the step to go on with."""
+    """Take up weights, optimizer, loss scale and curves where the checkpoint left them; the step to go on with."""
     state = load_checkpoint(checkpoint)
     if state is None:
         return 0
@@ -164,8 +179,14 @@ def _resume(
     curves.grad_norm.copy_(state.tensors["curve/grad_norm"])
     for key, weight in adapter_weights(base.unet, name).items():
         weight.data.copy_(state.tensors[f"weight/{key}"])
-        optimizer.state[weight] = {
-            part: state.tensors[f"{part}/{key}"].to(weight.device if part != "step" else "cpu")
-            for part in ("step", "exp_avg", "exp_avg_sq")
-        }
+        if f"step/{key}" in state.tensors:
+            optimizer.state[weight] = {
+                part: state.tensors[f"{part}/{key}"].to(weight.device if part != "step" else "cpu")
+                for part in ("step", "exp_avg", "exp_avg_sq")
+            }
+    if accelerator.scaler is not None:
+        old = accelerator.scaler.state_dict()
+        accelerator.scaler.load_state_dict(
+            {part: type(value)(state.tensors[f"scaler/{part}"].item()) for part, value in old.items()}
+        )
     return state.step

@@ -54,7 +54,7 @@ class StableDiffusion:
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Scaled latents (B, C, h, w) to pictures (B, 3, H, W) float32 in [0, 1], decoded one by one.
+        """Scaled latents (B, C, h, w) to pictures (B, 3, H, W) float32 in [0, 1]; one by one through the decoder.
 
         Raises:
             FloatingPointError: when latents are not finite, which would give black pictures.

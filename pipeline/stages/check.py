@@ -31,10 +31,19 @@ def run() -> None:
             workers=params.machine.workers,
         )
     problems += _keyframe_problems(params)
+    problems += _place_problems()
     if problems:
         raise UserError(*problems)
     with whole_file(CHECKED) as path:
         path.write_text("params, sets, morphs and base are in order\n", encoding="utf-8")
+
+
+def _place_problems() -> list[Problem]:
+    """`datasets` reads these characters in any folder above as patterns, and then finds no pictures."""
+    here = Path.cwd()
+    if set("[]*?") & set(str(here)):
+        return [Problem(str(here), "the path has one of [ ] * ? in it", "Move the project to a path without them.")]
+    return []
 
 
 def _device_problems(params: Params) -> list[Problem]:

@@ -14,6 +14,7 @@ from PIL import Image
 import pipeline
 from pipeline.adapters.checkpoints import work_folder
 from pipeline.base.device import choose_device
+from pipeline.errors import Problem, UserError
 from pipeline.images.world import VOCABULARY
 from pipeline.outputs import whole_folder
 from pipeline.params import PocketSection, load_params
@@ -35,6 +36,9 @@ def run() -> None:
     """Write the model folders of models/pocket/ and made.json. A killed run goes on where it was."""
     params = load_params()
     settings = params.pocket
+    problems = find_start_problems(settings)
+    if problems:
+        raise UserError(*problems)
     made = {"code": code_digest(), "params": settings.model_dump()}
     name = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16]
     with (
@@ -45,11 +49,36 @@ def run() -> None:
         train_pocket(settings, choose_device(params.machine.device), work, folder, tracker, params.machine.workers)
         made["weights"] = weight_digests(folder)
         (folder / "made.json").write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
-        OUT.mkdir(parents=True, exist_ok=True)
-        for name in OUTPUTS:  # beside the card, which is not an output
-            target = OUT / name
-            shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
-            shutil.move(folder / name, target)
+        replace_outputs(folder)
+
+
+def find_start_problems(settings: PocketSection) -> list[Problem]:
+    """Earlier weights that are not there, or that DVC removes before this stage runs."""
+    if settings.init_from is None:
+        return []
+    start = Path(settings.init_from)
+    if OUT.resolve() in (start.resolve(), *start.resolve().parents):
+        mend = f"Copy them first: `cp -r {OUT} .work/before`, and `init_from: .work/before`."
+        return [Problem("params.yaml: pocket.init_from", f"DVC empties {start} before the stage runs", mend)]
+    missing = [part for part in ("unet", "vae", "text_encoder") if not (start / part / "config.json").is_file()]
+    if missing:
+        found = f"{start} has no {', '.join(missing)}"
+        return [Problem("params.yaml: pocket.init_from", found, "Name a folder of pocket weights, or null.")]
+    return []
+
+
+def replace_outputs(made: Path) -> None:
+    """Put the new parts in their places, beside the card, which is no output.
+
+    The index goes first and comes last: a base without it is refused, so none that is half old is ever used.
+    """
+    OUT.mkdir(parents=True, exist_ok=True)
+    (OUT / "model_index.json").unlink(missing_ok=True)
+    for name in sorted(OUTPUTS, key=lambda name: name == "model_index.json"):
+        target = OUT / name
+        if target.is_dir():
+            shutil.rmtree(target)
+        shutil.move(made / name, target)
 
 
 def train_pocket(

@@ -32,7 +32,8 @@ def run(key: str) -> None:
         for row in read_rows(prepared)[: settings.captions]:
             keyframe = read_pictures([prepared / row.file_name])
             load_adapter(base.unet, adapters / files[row.file_name], "shown", base.digest)
-            pictures = paint_grid(base, row.text, "shown", settings, (keyframe.shape[-2], keyframe.shape[-1]))
+            size = (keyframe.shape[-2], keyframe.shape[-1])
+            pictures = paint_grid(base, row.text, "shown", settings, size, params.machine.batch)
             base.unet.delete_adapters("shown")
             for seed, line in enumerate(pictures, start=settings.seed):
                 rows.append([*to_arrays(keyframe), *to_arrays(line)])
@@ -45,9 +46,17 @@ def run(key: str) -> None:
 
 
 def paint_grid(
-    base: StableDiffusion, caption: str, adapter: str, settings: SampleSection, size: tuple[int, int]
+    base: StableDiffusion,
+    caption: str,
+    adapter: str,
+    settings: SampleSection,
+    size: tuple[int, int],
+    batch: int | None,
 ) -> torch.Tensor:
-    """Pictures (seeds, weights, 3, H, W) of one caption. Weight 0 is the base alone; a row starts from one noise."""
+    """Pictures (seeds, weights, 3, H, W) of one caption. Weight 0 is the base alone; a row starts from one noise.
+
+    `batch` pictures at most go through the UNet at once, twice that under guidance; None: all.
+    """
     channels, factor = base.unet.config.in_channels, base.pixels_per_latent
     seeds, weights = range(settings.seed, settings.seed + settings.seeds), torch.tensor(settings.weights)
     noise = torch.cat(
@@ -60,13 +69,19 @@ def paint_grid(
         ]
     )  # fmt: skip
     noise = noise.repeat_interleave(len(weights), dim=0).to(base.device)
-    latents = sample_captions(
-        base,
-        noise,
-        base.condition([caption]).expand(len(noise), -1, -1),
-        {adapter: weights.repeat(len(seeds)).to(base.device)},
-        steps=settings.steps,
-        guidance=settings.guidance,
-        progress=lambda steps: tqdm(list(steps), desc=caption[:40], unit="step"),
-    )
-    return base.decode(latents).unflatten(0, (len(seeds), len(weights)))
+    conditioning = base.condition([caption])
+    parts = [
+        sample_captions(
+            base,
+            part,
+            conditioning.expand(len(part), -1, -1),
+            {adapter: weight.to(base.device)},
+            steps=settings.steps,
+            guidance=settings.guidance,
+            progress=lambda steps: tqdm(list(steps), desc=caption[:40], unit="step"),
+        )
+        for part, weight in zip(
+            noise.split(batch or len(noise)), weights.repeat(len(seeds)).split(batch or len(noise)), strict=True
+        )
+    ]
+    return base.decode(torch.cat(parts)).unflatten(0, (len(seeds), len(weights)))

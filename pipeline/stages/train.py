@@ -59,8 +59,15 @@ def run(key: str) -> None:
         last = max(1, spec.train.steps // 10)
         final = {name: float(curve.loss[-last:].mean()) for name, curve in curves.items()}
         tracker.metrics({"final_loss": fmean(final.values())})
+        height, width = (side * base.pixels_per_latent for side in samples[0].posterior.mean.shape[-2:])
         for name in jobs:
-            tracker.adapter(out / f"{name}.safetensors", params.base.source, params.base.revision, f"{key}-{name}")
+            tracker.adapter(
+                out / f"{name}.safetensors",
+                params.base.source,
+                params.base.revision,
+                f"{key}-{name}",
+                size=(width, height),
+            )
 
 
 def encode_set(base: StableDiffusion, folder: Path) -> list[Sample]:

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from diffusers import StableDiffusionPipeline
 
+from pipeline.params import load_params
 from pipeline.stages import pocket
 from tests.declarations import ROOT, all_imports
 
@@ -45,3 +46,16 @@ def test_the_stage_writes_a_whole_base_beside_the_card_and_says_what_made_it(
     assert {path.name for path in card.parent.iterdir()} == {*pocket.OUTPUTS, "README.md"}
     assert StableDiffusionPipeline.from_pretrained(card.parent).unet is not None
     assert not list((tmp_path / ".work" / "pocket").glob("*/")), "checkpoints were left"
+
+
+def test_earlier_weights_must_be_there_and_not_where_dvc_empties(tmp_path: Path) -> None:
+    settings = load_params(ROOT / "params.yaml").pocket
+
+    def problems(start: str | None) -> list[str]:
+        return [
+            problem.found for problem in pocket.find_start_problems(settings.model_copy(update={"init_from": start}))
+        ]
+
+    assert problems(None) == []
+    assert "DVC empties models/pocket before" in problems("models/pocket")[0]
+    assert "has no unet, vae, text_encoder" in problems(str(tmp_path))[0]
