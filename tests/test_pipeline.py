@@ -81,7 +81,7 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory, tiny_folders: dict[str,
     shutil.copytree(ROOT / "pipeline", project / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
     paint_set(project / "data/raw/hills", HILLS)
     paint_set(project / "data/raw/dots", DOTS, seed=10)
-    values = {"tracking.uri": database, "tracking.experiment": "by DVC"}
+    values = {"train.steps": 3, "tracking.uri": database, "tracking.experiment": "by DVC"}
     (project / "params.yaml").write_text(tiny_params(values, morphs=MORPHS), encoding="utf-8")
     git(project, "init", "-q", "-b", "main")
     with warm_morphline(tmp_path_factory.mktemp("warm") / "bin", hash_seed=1) as morphline:

@@ -6,12 +6,14 @@ milliseconds. Here one process imports them and forks for each command: same cod
     python tests/warm.py SOCKET      # serves until its standard input is closed
 """
 
+import gc
+import importlib
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,12 +53,12 @@ def warm_morphline(folder: Path, hash_seed: int) -> Iterator[Path]:
 
 
 def serve(path: str) -> None:
-    """Returns in a forked process only, ready to run its command."""
+    """Returns in each forked process, ready to run its command; the server itself ends with its standard input."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen()
     print("ready", flush=True)
-    while True:
+    while listener in select.select([listener, sys.stdin], [], [])[0]:
         connection, _ = listener.accept()
         _, streams, _, _ = socket.recv_fds(connection, 3, 3)
         with connection.makefile("rb") as message:
@@ -75,13 +77,17 @@ def serve(path: str) -> None:
             os.close(stream)
         connection.sendall(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) % 256).encode())
         connection.close()
+    sys.exit()
 
 
 if __name__ == "__main__":
-    threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
-
+    # What the stages import, and what MLflow imports only when it is first used.
+    for stage in ("check", "prepare", "train", "sample", "morph", "evaluate", "report"):
+        importlib.import_module(f"pipeline.stages.{stage}")
+    for module in ("mlflow.diffusers", "mlflow.store.tracking.sqlalchemy_store"):
+        importlib.import_module(module)
     from pipeline.cli import app
-    from pipeline.stages import check, evaluate, morph, prepare, report, sample, train  # noqa: F401
 
+    gc.freeze()  # else each process on its end takes seconds to collect what it was forked with
     serve(sys.argv[1])
     app()

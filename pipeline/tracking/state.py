@@ -1,5 +1,6 @@
 """What the pipeline's state is: where the project lies, its commit, experiment, and DVC's record of its data."""
 
+import functools
 import hashlib
 import json
 import os
@@ -143,10 +144,16 @@ def _git(folder: Path, *arguments: str) -> str:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        return _parse(path.read_bytes())
     except (OSError, UnicodeDecodeError, YAMLError):
         return {}
-    return content if isinstance(content, dict) else {}
+
+
+@functools.cache
+def _parse(content: bytes) -> dict[str, Any]:
+    # A stage asks several times, and a dvc.lock takes a quarter of a second.
+    parsed = YAML(typ="safe").load(content.decode("utf-8"))
+    return parsed if isinstance(parsed, dict) else {}
 
 
 def _md5(path: Path) -> str:
