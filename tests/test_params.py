@@ -60,7 +60,7 @@ def test_a_rate_arrives_as_a_float_however_it_is_written(written: str, tmp_path:
         ("background: [255", "background: [256", "params.yaml: prepare.background.0: found 256. Allowed: three integers from 0 to 255"),  # noqa: E501
         ("weights: [0.0", "weights: [9", "params.yaml: sample.weights.0: found 9. Allowed: numbers from -4 to 4."),
         ("weights: [0.0, 0.5, 1.0]", "weights: []", "params.yaml: sample.weights: found []. Allowed: a list of at least 1 and at most 16"),  # noqa: E501
-        ("{steps: 300", "{stepz: 300", "params.yaml: sets.woodcut.train.stepz: unknown key. Did you mean 'steps'?"),
+        ("{steps: 250", "{stepz: 250", "params.yaml: sets.woodcut.train.stepz: unknown key. Did you mean 'steps'?"),
         ("  woodcut: {adapter: set, prepare: {}", "  woodcut: {adapter: set", "params.yaml: sets.woodcut.prepare: the key is missing. Write `prepare: {}`"),  # noqa: E501
         ("  woodcut: {", "  Wood cut: {", "params.yaml: sets.Wood cut: found 'Wood cut'. Allowed: lower-case letters, digits and (not first) hyphens."),  # noqa: E501
         ("  woodcut: {", "  -x: {", "params.yaml: sets.-x: found '-x'. Allowed: lower-case letters, digits and (not first) hyphens."),  # noqa: E501
