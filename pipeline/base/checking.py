@@ -171,7 +171,7 @@ def _folder_problems(folder: Path, with_weights: bool = True) -> list[Problem]:
         if not part.is_dir():
             problems.append(Problem(str(part), "the folder is missing", RESTORE))
             continue
-        problems += json_problems(part / config, **expected)
+        problems += json_problems(part / config, RESTORE, **expected)
         if with_weights and component in WEIGHTS:
             problems += weights_problems(part, WEIGHTS[component])
     tokenizer = folder / "tokenizer"
