@@ -137,13 +137,13 @@ def test_an_adapter_is_the_same_trained_alone_as_among_others(ran: Path, project
     assert (project / "models/adapters/alone" / file).read_bytes() == among
 
 
-STEPS = 40
+STEPS = 30
 
 
 @pytest.fixture
 def long_project(project: Path) -> Path:
     """Prepared, and with enough steps to be disturbed in."""
-    edit(project / "params.yaml", lambda text: with_values(text, {"machine.checkpoint_every": 4}))
+    edit(project / "params.yaml", lambda text: with_values(text, {"machine.checkpoint_every": 2}))
     edit(
         project / "params.yaml", lambda text: text.replace("train: {steps: 4}", f"train: {{steps: {STEPS}, batch: 1}}")
     )
@@ -177,7 +177,7 @@ def test_a_training_that_is_stopped_and_then_killed_ends_as_if_undisturbed(
     work = long_project / ".work/train"
 
     stopped = start(long_project, "train", "dots")
-    wait_for_step(stopped, work, 4)
+    wait_for_step(stopped, work, 2)
     stopped.send_signal(signal.SIGINT)  # Ctrl-C
     said = stopped.communicate(timeout=60)[0]
     assert stopped.returncode == 130
@@ -186,7 +186,7 @@ def test_a_training_that_is_stopped_and_then_killed_ends_as_if_undisturbed(
     assert not list(long_project.rglob("*.partial*"))
 
     killed = start(long_project, "train", "dots")
-    wait_for_step(killed, work, 20)
+    wait_for_step(killed, work, 14)
     killed.kill()
     killed.communicate()
     assert killed.returncode == -signal.SIGKILL
@@ -195,7 +195,7 @@ def test_a_training_that_is_stopped_and_then_killed_ends_as_if_undisturbed(
     capfd.readouterr()
     train.run("dots")
     went_on_at = re.search(rf"set: .*?(\d+)/{STEPS} ", capfd.readouterr().err)
-    assert went_on_at and 20 <= int(went_on_at[1]) < STEPS
+    assert went_on_at and 14 <= int(went_on_at[1]) < STEPS
     assert not [path for path in work.iterdir() if path.is_dir()]
 
     calm = tmp_path / "calm"
