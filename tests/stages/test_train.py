@@ -151,9 +151,26 @@ def long_project(project: Path) -> Path:
     return project
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+HELD = """\
+import time
+from pipeline.adapters import training
+
+plain = training.draw_batch
+
+def held(base, samples, settings, step):
+    if step == {step}:
+        time.sleep(300)  # until the signal comes; else a fast training might be over before it
+    return plain(base, samples, settings, step)
+
+training.draw_batch = held
+from pipeline.cli import app; app()
+"""
+
+
+def start(folder: Path, hold_at: int, *arguments: str) -> subprocess.Popen[str]:
+    """A `morphline` in a process of its own that waits in the midst of a training, before step `hold_at`."""
     return subprocess.Popen(
-        [sys.executable, "-c", "from pipeline.cli import app; app()", *arguments],
+        [sys.executable, "-c", HELD.format(step=hold_at), *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
@@ -176,7 +193,7 @@ def test_a_training_that_is_stopped_and_then_killed_ends_as_if_undisturbed(
 ) -> None:
     work = long_project / ".work/train"
 
-    stopped = start(long_project, "train", "dots")
+    stopped = start(long_project, 3, "train", "dots")
     wait_for_step(stopped, work, 2)
     stopped.send_signal(signal.SIGINT)  # Ctrl-C
     said = stopped.communicate(timeout=60)[0]
@@ -185,7 +202,7 @@ def test_a_training_that_is_stopped_and_then_killed_ends_as_if_undisturbed(
     assert not (long_project / "models").exists() and not (long_project / "reports").exists()
     assert not list(long_project.rglob("*.partial*"))
 
-    killed = start(long_project, "train", "dots")
+    killed = start(long_project, 15, "train", "dots")
     wait_for_step(killed, work, 14)
     killed.kill()
     killed.communicate()
