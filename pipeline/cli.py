@@ -157,7 +157,10 @@ def ui(port: Annotated[int, typer.Option(help="Port on this machine.", min=1, ma
     from pipeline.params import load_params
     from pipeline.tracking import dashboard_command
 
+    command = dashboard_command(load_params().tracking, port)
+    if "--port" in command:
+        print(f"http://127.0.0.1:{port}: choose the experiment, then Training runs (MLflow may open on its GenAI page)")
     try:
-        raise typer.Exit(subprocess.call(dashboard_command(load_params().tracking, port)))
+        raise typer.Exit(subprocess.call(command))
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
