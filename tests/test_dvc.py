@@ -60,6 +60,21 @@ def test_check_declares_everything_that_decides_a_result_and_nothing_else() -> N
     assert declared_code("check") == [Path("pipeline")]
 
 
+def test_every_stage_but_the_frozen_one_waits_for_check() -> None:
+    def outputs(stage: str) -> set[str]:
+        return {out if isinstance(out, str) else next(iter(out)) for out in STAGES[stage].get("outs", ())}
+
+    def made(stage: str) -> set[str]:
+        folders = {str(parent) for out in outputs(stage) for parent in Path(out).parents}
+        return {name.replace("item.set", "key") for name in outputs(stage) | folders}
+
+    waiting = {"check"}
+    for stage in ("prepare", "train", "sample", "morph", "evaluate", "report"):
+        needs = {dep.replace("item.set", "key") for dep in STAGES[stage]["deps"]}
+        assert any(needs & made(earlier) for earlier in waiting), f"stages.{stage} may run before check"
+        waiting.add(stage)
+
+
 def test_machine_and_tracking_are_nobodys_params() -> None:
     declared = {key.split(".")[0] for stage in STAGES.values() for key in stage.get("params", ())}
     assert not declared & {"machine", "tracking"}
