@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,8 @@ def start(folder: Path, hold_at: int, *arguments: str) -> subprocess.Popen[str]:
         [sys.executable, "-c", HELD.format(step=hold_at), *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
+        # Shells start background jobs deaf to Ctrl-C, and so would be every process below them.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
