@@ -44,13 +44,14 @@ class UnreadablePicture(Exception):
 @dataclass(frozen=True)
 class Picture:
     """One decoded picture: image is its first frame, upright, in the mode of the file; format and mode are the
-    file's; orientation is what EXIF said, 1 to 8 (1: upright as stored); frames counts animation frames or pages."""
+    file's; orientation is what EXIF said, 1 to 8 (1: upright as stored); frames counts animation frames or pages. None
+    for either: that part of the file is damaged, which costs nothing but itself."""
 
     image: Image.Image
     format: str
     mode: str
-    orientation: int
-    frames: int
+    orientation: int | None
+    frames: int | None
 
 
 def load_picture(path: Path, max_megapixels: float) -> Picture:
@@ -79,22 +80,22 @@ def _open(file: BinaryIO) -> Image.Image:
     return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
 
 
-def _orientation(image: Image.Image) -> int:
+def _orientation(image: Image.Image) -> int | None:
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:
-        return 1
+    except Exception:  # Pillow's parsers raise many kinds; the caller says that EXIF could not be read
+        return None
     return orientation if isinstance(orientation, int) and orientation in _TURNS else 1
 
 
-def _count_frames(file: BinaryIO) -> int:
+def _count_frames(file: BinaryIO) -> int | None:
     """Counted on a second look at the file: counting moves through an animation."""
     file.seek(0)
     try:
         with _open(file) as image:
             return int(getattr(image, "n_frames", 1))
-    except Exception:
-        return 1
+    except Exception:  # later frames may be damaged in many ways; the first one is whole
+        return None
 
 
 @contextmanager

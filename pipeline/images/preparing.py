@@ -82,9 +82,13 @@ def prepare_picture(path: Path, row: Row, settings: PrepareSection) -> tuple[Ima
     except UnreadablePicture as error:
         raise UserError(Problem(str(path), error.found, error.mend)) from None
     done = []
-    if picture.frames > 1:
+    if picture.frames is None:
+        done.append("frame 1; the others could not be counted")
+    elif picture.frames > 1:
         done.append(f"frame 1 of {picture.frames}")
-    if picture.orientation != 1:
+    if picture.orientation is None:
+        done.append("unreadable EXIF ignored, taken as upright")
+    elif picture.orientation != 1:
         done.append(f"turned upright (EXIF orientation {picture.orientation})")
     image, recoloured = to_srgb(picture.image, settings.background)
     done += recoloured

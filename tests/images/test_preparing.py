@@ -464,3 +464,23 @@ def test_only_a_few_items_are_held_at_once() -> None:
         assert result == -taken
         assert drawn - taken <= 9  # four for each process, and the one in hand
     assert drawn == 200
+
+
+@pytest.mark.parametrize("part", ["_orientation", "_count_frames"])
+def test_the_ledger_says_what_could_not_be_read(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which damage Pillow stumbles over differs from release to release, so it is made to."""
+
+    def stumble(*_: object) -> None:
+        raise SyntaxError("damaged")
+
+    _plain("RGB", (10, 20, 30)).save(tmp_path / "a.png")
+    if part == "_orientation":
+        monkeypatch.setattr(Image.Image, "getexif", stumble)
+        expected = "unreadable EXIF ignored, taken as upright"
+    else:
+        monkeypatch.setattr(
+            "PIL.PngImagePlugin.PngImageFile.n_frames", property(stumble, lambda *_: None), raising=False
+        )
+        expected = "frame 1; the others could not be counted"
+    _, entry = prepare_picture(tmp_path / "a.png", _row(), _settings())
+    assert expected in entry["done"]
