@@ -108,12 +108,14 @@ class PocketSection(Section):
     autoencoder_steps: int = Field(ge=1, le=10_000_000)
     autoencoder_batch: int = Field(ge=1, le=4096)
     autoencoder_rate: float = Field(gt=0, le=1)
+    latent_noise: float = Field(gt=0, le=1)
     unet_steps: int = Field(ge=1, le=10_000_000)
     unet_batch: int = Field(ge=1, le=4096)
     unet_rate: float = Field(gt=0, le=1)
     caption_dropout: Fraction
     between: Fraction
     ema: float = Field(ge=0, lt=1)
+    compile: bool
 
 
 class MachineSection(Section):

@@ -8,44 +8,73 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from pipeline.params import PocketSection
-from pipeline.pocket.layout import build_autoencoder, standardise
+from pipeline.pocket.layout import build_autoencoder, fix_posterior_std, standardise
+from pipeline.pocket.optimizers import adamw
 from pipeline.pocket.progress import LogMetrics, Training, batches
 
 CROP = 64
-KL_WEIGHT = 1e-4
+# Every so many steps teach that a picture made smaller is its latents made smaller; to these shares of its side.
+RESIZED_EVERY = 4
+RESIZED_TO = (0.5, 0.625, 0.75)
 
 
 def train_autoencoder(
-    pictures: torch.Tensor, settings: PocketSection, work: Path, device: torch.device, log: LogMetrics
+    pictures: torch.Tensor, paintings: int, settings: PocketSection, work: Path, device: torch.device, log: LogMetrics
 ) -> AutoencoderKL:
-    """An autoencoder for pictures (N, 3, 128, 128) uint8, with standardised latents.
+    """An autoencoder for pictures (N, 3, 128, 128) uint8, the first `paintings` of which get standardised latents.
 
     It learns from crops of 64 pixels: it has no attention, so a crop teaches as much a pixel as the whole does.
+
+    The decoder always gets latents with noise of std `latent_noise` added, and that is the posterior's std afterwards.
+    So the data that the UNet learns fills all of latent space, thinly but evenly. Without it latents lie on a surface:
+    DDIM inversion cannot tell how much noise belongs beside the surface, and comes out far too small. Every few steps
+    it decodes latents that were resized: latents that obey it are smoother and easier to learn (Kouzelis et al. 2025,
+    "EQ-VAE", eq. 5, with scaling only).
     """
     torch.manual_seed(settings.seed)
     model = build_autoencoder().to(device, memory_format=torch.channels_last)
     if settings.init_from:
         model.load_state_dict(AutoencoderKL.from_pretrained(settings.init_from, subfolder="vae").state_dict())
-    training = Training(
-        model, settings.autoencoder_rate, settings.autoencoder_steps, settings.ema, work / "autoencoder.pt"
-    )
+    optimizers = [adamw(list(model.parameters()), settings.autoencoder_rate)]
+    training = Training(model, optimizers, settings.autoencoder_steps, settings.ema, work / "autoencoder.pt")
     indices = list(batches(len(pictures), settings.autoencoder_batch, settings.autoencoder_steps, settings.seed))
 
     def loss_at(step: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
-        crops = random_crops(pictures[indices[step]], generator).to(device, memory_format=torch.channels_last)
+        resized = step % RESIZED_EVERY == RESIZED_EVERY - 1
+        # A whole picture has four times the pixels of a crop, and here few of them are decoded.
+        chosen = indices[step][: max(1, settings.autoencoder_batch // 3)] if resized else indices[step]
+        target = to_pixels(pictures[chosen], device) if resized else random_crops(pictures[chosen], generator)
+        target = target.to(device, memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16):
-            posterior = model.encode(crops).latent_dist
-            noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
-            decoded = model.decode(posterior.mean + posterior.std * noise).sample
-        kl = 0.5 * (posterior.mean.float().square() + posterior.var.float() - 1 - posterior.logvar.float()).mean()
-        return reconstruction_loss(decoded.float(), crops) + KL_WEIGHT * kl
+            latents = batch_standardised(model.encode(target).latent_dist.mean.float())
+            if resized:
+                share = RESIZED_TO[int(torch.randint(len(RESIZED_TO), (), generator=generator))]
+                latents, target = shrink(latents, share), shrink(target, share)
+            noise = torch.randn(latents.shape, generator=generator).to(device)
+            decoded = model.decode(latents + settings.latent_noise * noise).sample
+        return reconstruction_loss(decoded.float(), target)
 
     training.run(loss_at, log, "autoencoder")
     training.use_average()
-    mean, std = latent_statistics(model, pictures[: min(len(pictures), 512)], device)
+    mean, std = latent_statistics(model, pictures[:paintings][:512], device)
+    noise_std = settings.latent_noise * latent_statistics(model, pictures[:: len(pictures) // 512 + 1], device)[1] / std
     standardise(model, mean, std)
+    fix_posterior_std(model, noise_std)
     return model.eval().requires_grad_(False)
+
+
+def batch_standardised(latents: torch.Tensor) -> torch.Tensor:
+    """Latents (B, C, h, w) with every channel brought to mean 0 and std 1 over the batch.
+
+    So the encoder cannot outgrow the noise, and no weight of a KL term has to be found.
+    """
+    return (latents - latents.mean(dim=(0, 2, 3), keepdim=True)) / latents.std(dim=(0, 2, 3), keepdim=True)
+
+
+def shrink(images: torch.Tensor, share: float) -> torch.Tensor:
+    """Images (B, C, H, W) at `share` of their side, antialiased."""
+    return F.interpolate(images, scale_factor=share, mode="bilinear", antialias=True)
 
 
 def random_crops(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

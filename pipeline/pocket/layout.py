@@ -94,6 +94,14 @@ def standardise(autoencoder: AutoencoderKL, mean: torch.Tensor, std: torch.Tenso
     from_latents.weight *= std.view(1, -1, 1, 1)
 
 
+@torch.no_grad()
+def fix_posterior_std(autoencoder: AutoencoderKL, std: torch.Tensor) -> None:
+    """Let the encoder answer one std per channel (C,) for every picture: the noise that the decoder can bear."""
+    channels = std.numel()
+    autoencoder.quant_conv.weight[channels:] = 0
+    autoencoder.quant_conv.bias[channels:] = 2 * std.log()
+
+
 def save_pocket(
     folder: Path,
     autoencoder: AutoencoderKL,

@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,38 +12,50 @@ from torch import nn
 from tqdm import tqdm
 
 LogMetrics = Callable[[dict[str, float], int], None]
+PREVIEW_EVERY = 1000
 
 
 @dataclass
 class Training:
-    """A model in training with its optimizer and the moving average of its weights."""
+    """A model in training with its optimizers and the moving average of its weights."""
 
     model: nn.Module
-    rate: float
+    optimizers: Sequence[torch.optim.Optimizer]
     steps: int
     ema_decay: float
     checkpoint: Path
     step: int = 0
-    optimizer: torch.optim.AdamW = field(init=False)
     ema: dict[str, torch.Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.rate, betas=(0.9, 0.99), weight_decay=0.01)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["peak"] = group["lr"]
         self.ema = {name: weight.detach().clone() for name, weight in self.model.state_dict().items()}
         if self.checkpoint.exists():
             self._load()
 
-    def run(self, loss_at: Callable[[int], torch.Tensor], log: LogMetrics, label: str) -> None:
-        """Train to the last step. `loss_at(step)` must draw its randomness from the step, so that resuming is exact."""
+    def run(
+        self,
+        loss_at: Callable[[int], torch.Tensor],
+        log: LogMetrics,
+        label: str,
+        preview: Callable[[int], None] = lambda step: None,
+    ) -> None:
+        """Train to the last step. `loss_at(step)` must draw its randomness from the step, so that resuming is exact.
+
+        `preview(step)` is called now and then, and at the end, with the averaged weights in the model.
+        """
         bar = tqdm(range(self.step, self.steps), initial=self.step, total=self.steps, desc=label, unit="step")
         for step in bar:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.rate * warmed_cosine(step, self.steps)
+            for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
+                group["lr"] = group["peak"] * warmed_cosine(step, self.steps)
             loss = loss_at(step)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            for optimizer in self.optimizers:
+                optimizer.step()
+            self.model.zero_grad(set_to_none=True)
             self._average(step)
             self.step = step + 1
             if self.step % 50 == 0:
@@ -53,6 +66,9 @@ class Training:
                 log({"loss": value, "grad_norm": float(norm)}, self.step)
             if self.step % 500 == 0:
                 self.save()
+            if self.step % PREVIEW_EVERY == 0 or self.step == self.steps:
+                with self.averaged():
+                    preview(self.step)
         self.save()
 
     def _average(self, step: int) -> None:
@@ -69,7 +85,7 @@ class Training:
         partial = self.checkpoint.with_suffix(".partial")
         state = {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "ema": self.ema,
             "step": self.step,
         }
@@ -79,8 +95,21 @@ class Training:
     def _load(self) -> None:
         state = torch.load(self.checkpoint, weights_only=True, map_location=next(self.model.parameters()).device)
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.ema, self.step = state["ema"], state["step"]
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The averaged weights in the model, in evaluation mode, for the while."""
+        trained = {name: weight.clone() for name, weight in self.model.state_dict().items()}
+        self.use_average()
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train()
+            self.model.load_state_dict(trained)
 
     def use_average(self) -> None:
         """Put the averaged weights into the model."""

@@ -8,21 +8,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
+from transformers import CLIPTextModel
 
 import pipeline
 from pipeline.adapters.checkpoints import work_folder
 from pipeline.base.device import choose_device
+from pipeline.base.schedule import NoiseSchedule
+from pipeline.base.stable_diffusion import StableDiffusion
 from pipeline.errors import Problem, UserError
 from pipeline.images.world import VOCABULARY
 from pipeline.outputs import whole_folder
 from pipeline.params import PocketSection, load_params
 from pipeline.pocket.autoencoder import encode_all, train_autoencoder
 from pipeline.pocket.denoiser import train_denoiser
-from pipeline.pocket.layout import save_pocket
+from pipeline.pocket.layout import build_scheduler, save_pocket
 from pipeline.pocket.paintings import Captioned, make_many, paint_captioned, paint_texture
 from pipeline.pocket.progress import LogMetrics
+from pipeline.pocket.sheet import sample_sheet
 from pipeline.pocket.tokenizer import build_tokenizer
 from pipeline.tracking import Tracker, track
 
@@ -90,12 +94,20 @@ def train_pocket(
     textures = make_many(paint_texture, settings.textures, settings.seed, label="textures", workers=workers)
     share = paintings[: max(1, settings.textures * 3 // 2)]
     pictures = torch.cat([share, *(_tensor(texture)[None] for texture in textures)])
-    autoencoder = train_autoencoder(pictures, settings, work, device, _logger(tracker, "autoencoder"))
+    autoencoder = train_autoencoder(pictures, len(share), settings, work, device, _logger(tracker, "autoencoder"))
     _log_reconstructions(autoencoder, paintings, device, tracker)
     latents = encode_all(autoencoder, paintings, device)
     tokenizer = build_tokenizer(VOCABULARY)
+    schedule = NoiseSchedule.from_scheduler_config(build_scheduler().config)
+
+    def preview(unet: UNet2DConditionModel, text_encoder: CLIPTextModel, step: int) -> None:
+        base = StableDiffusion(
+            unet, autoencoder, text_encoder, tokenizer, schedule, device, torch.float32, ""
+        )
+        tracker.picture("samples", sample_sheet(base), step)
+
     unet, text_encoder = train_denoiser(
-        latents, captions, tokenizer, settings, work, device, _logger(tracker, "denoiser")
+        latents, captions, tokenizer, settings, work, device, _logger(tracker, "denoiser"), preview
     )
     save_pocket(out, autoencoder.cpu(), unet.cpu(), text_encoder.cpu(), tokenizer)
 

@@ -10,13 +10,14 @@ from pipeline.params import PocketSection
 from pipeline.pocket.autoencoder import encode_all, train_autoencoder
 from pipeline.pocket.denoiser import train_denoiser
 from pipeline.pocket.layout import build_autoencoder, build_scheduler, save_pocket, standardise
+from pipeline.pocket.optimizers import adamw
 from pipeline.pocket.paintings import make_many, paint_captioned, paint_texture
 from pipeline.pocket.progress import Training, batches, warmed_cosine
 from pipeline.pocket.tokenizer import build_tokenizer
 
 SETTINGS = PocketSection(
-    seed=3, init_from=None, paintings=16, textures=0, autoencoder_steps=2, autoencoder_batch=2, autoencoder_rate=1e-3,
-    unet_steps=2, unet_batch=2, unet_rate=1e-3, caption_dropout=0.5, between=0.5, ema=0.9,
+    seed=3, init_from=None, paintings=16, textures=0, autoencoder_steps=2, autoencoder_batch=2, autoencoder_rate=1e-3, latent_noise=0.1,
+    unet_steps=2, unet_batch=2, unet_rate=1e-3, caption_dropout=0.5, between=0.5, ema=0.9, compile=False,
 )  # fmt: skip
 CPU = torch.device("cpu")
 
@@ -52,7 +53,7 @@ def test_the_schedule_ends_in_pure_noise() -> None:
 def test_a_whole_training_gives_a_stable_diffusion_that_loads_and_generates(tmp_path: Path) -> None:
     made = [paint_captioned(index, SETTINGS.seed, SETTINGS.between) for index in range(SETTINGS.paintings)]
     pictures = torch.stack([torch.from_numpy(picture).permute(2, 0, 1) for picture, _ in made])
-    autoencoder = train_autoencoder(pictures, SETTINGS, tmp_path / "work", CPU, ignore)
+    autoencoder = train_autoencoder(pictures, len(pictures), SETTINGS, tmp_path / "work", CPU, ignore)
     latents = encode_all(autoencoder, pictures, CPU)
     assert latents.shape == (16, 2, 8, 16, 16)
     tokenizer = build_tokenizer(VOCABULARY)
@@ -96,7 +97,8 @@ def loss_of(model: nn.Module, step: int) -> torch.Tensor:
 
 def fresh(path: Path) -> Training:
     torch.manual_seed(0)
-    return Training(nn.Linear(3, 1), rate=0.05, steps=700, ema_decay=0.9, checkpoint=path)
+    model = nn.Linear(3, 1)
+    return Training(model, [adamw(list(model.parameters()), 0.05)], steps=700, ema_decay=0.9, checkpoint=path)
 
 
 def test_a_killed_pocket_training_goes_on_exactly(tmp_path: Path) -> None:

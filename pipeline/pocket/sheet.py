@@ -1,0 +1,45 @@
+"""The pocket's sheet: what it paints from captions, below unseen paintings with the same ones."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.base.stable_diffusion import StableDiffusion
+from pipeline.images.painter import paint
+from pipeline.images.tensors import to_arrays
+from pipeline.images.world import HELD_OUT, Scene, caption, draw_scene
+from pipeline.morphing.ddim import Progress
+from pipeline.morphing.guidance import sample_captions
+from pipeline.pocket.layout import LATENT_CHANNELS, LATENT_SIDE, SIDE
+
+ROW, ROWS = 8, 3
+
+
+def sample_scenes(
+    base: StableDiffusion, scenes: Sequence[Scene], steps: int, guidance: float, seed: int, progress: Progress = iter
+) -> torch.Tensor:
+    """What the pocket makes of the scenes' captions: (N, 3, 128, 128) in [0, 1], the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(len(scenes), LATENT_CHANNELS, LATENT_SIDE, LATENT_SIDE, generator=generator)
+    conditioning = base.condition([caption(scene) for scene in scenes])
+    noise, conditioning = noise.to(base.device), conditioning.to(base.device)
+    return base.decode(
+        sample_captions(base, noise, conditioning, {}, steps=steps, guidance=guidance, progress=progress)
+    )
+
+
+def sample_sheet(base: StableDiffusion, progress: Progress = iter) -> Image.Image:
+    """Three double rows of eight: unseen paintings, and below each a sample with its caption (30 steps, guidance 2)."""
+    scenes = [draw_scene(HELD_OUT + 900 + index) for index in range(ROW * ROWS)]
+    painted = [paint(scene, SIDE, SIDE) for scene in scenes]
+    made = to_arrays(sample_scenes(base, scenes, steps=30, guidance=2.0, seed=1, progress=progress))
+    return Image.fromarray(
+        np.concatenate([_row(row[first : first + ROW]) for first in range(0, len(scenes), ROW) for row in (painted, made)])
+    )
+
+
+def _row(pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    return np.concatenate(list(pictures), axis=1)
