@@ -14,13 +14,15 @@ class ViewedMuon(torch.optim.Muon):
     def __init__(self, weights: list[nn.Parameter], rate: float, weight_decay: float) -> None:
         self.weights = weights
         self.views = [nn.Parameter(as_matrix(weight.detach())) for weight in weights]
-        strangers = [view for view, weight in zip(self.views, weights, strict=True) if view.data_ptr() != weight.data_ptr()]
+        strangers = [
+            view for view, weight in zip(self.views, weights, strict=True) if view.data_ptr() != weight.data_ptr()
+        ]
         if strangers:
             raise ValueError("a weight's memory layout allows no view of it as a matrix")
         super().__init__(self.views, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step from the weights' gradients."""
         for view, weight in zip(self.views, self.weights, strict=True):
             view.grad = None if weight.grad is None else as_matrix(weight.grad)
@@ -46,7 +48,9 @@ def muon_and_adamw(model: nn.Module, muon_rate: float, adamw_rate: float) -> lis
     """
     outer = ("embed", "conv_in", "conv_out")
     inner = [
-        weight for name, weight in model.named_parameters() if weight.ndim >= 2 and not any(part in name for part in outer)
+        weight
+        for name, weight in model.named_parameters()
+        if weight.ndim >= 2 and not any(part in name for part in outer)
     ]
     chosen = {id(weight) for weight in inner}
     rest = [weight for weight in model.parameters() if id(weight) not in chosen]

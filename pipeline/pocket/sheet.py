@@ -37,7 +37,9 @@ def sample_sheet(base: StableDiffusion, progress: Progress = iter) -> Image.Imag
     painted = [paint(scene, SIDE, SIDE) for scene in scenes]
     made = to_arrays(sample_scenes(base, scenes, steps=30, guidance=2.0, seed=1, progress=progress))
     return Image.fromarray(
-        np.concatenate([_row(row[first : first + ROW]) for first in range(0, len(scenes), ROW) for row in (painted, made)])
+        np.concatenate(
+            [_row(row[first : first + ROW]) for first in range(0, len(scenes), ROW) for row in (painted, made)]
+        )
     )
 
 

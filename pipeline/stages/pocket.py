@@ -101,9 +101,7 @@ def train_pocket(
     schedule = NoiseSchedule.from_scheduler_config(build_scheduler().config)
 
     def preview(unet: UNet2DConditionModel, text_encoder: CLIPTextModel, step: int) -> None:
-        base = StableDiffusion(
-            unet, autoencoder, text_encoder, tokenizer, schedule, device, torch.float32, ""
-        )
+        base = StableDiffusion(unet, autoencoder, text_encoder, tokenizer, schedule, device, torch.float32, "")
         tracker.picture("samples", sample_sheet(base), step)
 
     unet, text_encoder = train_denoiser(

@@ -16,8 +16,9 @@ from pipeline.pocket.progress import Training, batches, warmed_cosine
 from pipeline.pocket.tokenizer import build_tokenizer
 
 SETTINGS = PocketSection(
-    seed=3, init_from=None, paintings=16, textures=0, autoencoder_steps=2, autoencoder_batch=2, autoencoder_rate=1e-3, latent_noise=0.1,
-    unet_steps=2, unet_batch=2, unet_rate=1e-3, caption_dropout=0.5, between=0.5, ema=0.9, compile=False,
+    seed=3, init_from=None, paintings=16, textures=0, autoencoder_steps=2, autoencoder_batch=2, autoencoder_rate=1e-3,
+    latent_noise=0.1, unet_steps=2, unet_batch=2, unet_rate=1e-3, caption_dropout=0.5, between=0.5, ema=0.9,
+    compile=False,
 )  # fmt: skip
 CPU = torch.device("cpu")
 
