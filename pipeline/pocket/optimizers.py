@@ -42,7 +42,7 @@ def adamw(weights: list[nn.Parameter], rate: float) -> torch.optim.AdamW:
 
 
 def muon_and_adamw(model: nn.Module, muon_rate: float, adamw_rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices and convolutions inside a model; AdamW for biases, norms, embeddings, first and last layers.
+    """Muon for the matrices and convolutions inside a model; AdamW for biases, norms, embeddings and the outer layers.
 
     On the pocket's UNet a step of Muon costs a fifth more, and 200 of them get further than 300 of AdamW.
     """

@@ -1,10 +1,13 @@
 """What the pocket can do, measured: `python -m tests.benchmarks.pocket [--sheet models/pocket/samples.png]`.
 
-Prints the figures of its card: the autoencoder on unseen paintings and on photographs, what a caption is worth, and how
-well DDIM inversion comes back. Held-out seeds only. The sheet sets samples under paintings with the same captions.
+Prints the figures of its card: the autoencoder on unseen paintings and on photographs, whether captions are obeyed,
+how far samples lie from paintings, how smooth captions are, how well DDIM inversion comes back, and what one
+evaluation costs. Held-out seeds only. The sheet sets samples under paintings with the same captions.
 """
 
 import argparse
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,36 +18,50 @@ from tqdm import tqdm
 from pipeline.base.checking import base_digest
 from pipeline.base.opening import open_base
 from pipeline.base.stable_diffusion import StableDiffusion
-from pipeline.evaluation.distances import psnr
+from pipeline.evaluation.distances import perceptual, psnr
 from pipeline.images.painter import paint
-from pipeline.images.tensors import to_arrays
-from pipeline.images.world import HELD_OUT, caption, draw_scene
-from pipeline.morphing.ddim import invert, sample
-from pipeline.morphing.guidance import sample_captions
+from pipeline.images.world import HELD_OUT, Scene, caption, draw_scene
+from pipeline.morphing.ddim import Progress, invert, sample
+from pipeline.morphing.interpolation import lerp
 from pipeline.params import BaseSection
+from pipeline.pocket.sheet import sample_scenes, sample_sheet
+from tests.benchmarks.classifier import accuracies, features, frechet_distance, train_reader
 
-PHOTOGRAPHS = ("astronaut", "coffee", "cat", "rocket")  # of those in scikit-image's package, the colour ones
+# The photographs that scikit-image's package itself carries: of things and places, then of surfaces.
+PHOTOGRAPHS = (
+    "astronaut", "camera", "cat", "clock", "coffee", "coins", "hubble_deep_field", "moon", "motorcycle", "retina",
+    "rocket", "brick", "grass", "gravel",
+)  # fmt: skip
+CLASSIFIED, DISTRIBUTED, PAIRS, POINTS = 500, 2000, 50, 17
+TO_READ = 8000
+# Apart from each other, all beyond HELD_OUT: what is measured, what the classifier learns, two sets to compare.
+MEASURED, READ, FIRST, SECOND = (HELD_OUT + 1_000_000 * number for number in (0, 1, 2, 3))
 
 
-def paintings(count: int, first: int = HELD_OUT) -> tuple[torch.Tensor, list[str]]:
-    """Unseen paintings (N, 3, 128, 128) in [0, 1] and their captions."""
-    scenes = [draw_scene(first + index) for index in range(count)]
-    pictures = np.stack([paint(scene, 128, 128) for scene in scenes])
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255, [caption(scene) for scene in scenes]
+def scenes_from(first: int, count: int) -> list[Scene]:
+    """`count` scenes from seed `first` on."""
+    return [draw_scene(first + index) for index in range(count)]
 
 
-def photographs() -> torch.Tensor:
-    """scikit-image's colour photographs, their centres at 128x128: (N, 3, 128, 128) in [0, 1]."""
+def paintings(scenes: Sequence[Scene]) -> torch.Tensor:
+    """Their pictures, (N, 3, 128, 128) uint8."""
+    painted = [paint(scene, 128, 128) for scene in tqdm(scenes, desc="paint", unit="picture")]
+    return torch.from_numpy(np.stack(painted)).permute(0, 3, 1, 2).contiguous()
+
+
+def photographs() -> dict[str, torch.Tensor]:
+    """The centres of scikit-image's photographs at 128x128, in colour, (1, 3, 128, 128) in [0, 1] each."""
     import skimage.data
 
-    squares = []
+    squares = {}
     for name in PHOTOGRAPHS:
-        image = Image.fromarray(getattr(skimage.data, name)()).convert("RGB")
+        array = skimage.data.stereo_motorcycle()[0] if name == "motorcycle" else getattr(skimage.data, name)()
+        image = Image.fromarray(array).convert("RGB")
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         square = image.crop((left, top, left + side, top + side)).resize((128, 128), Image.Resampling.LANCZOS)
-        squares.append(np.asarray(square))
-    return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).float() / 255
+        squares[name] = torch.from_numpy(np.asarray(square)).permute(2, 0, 1)[None].float() / 255
+    return squares
 
 
 def reconstruction(base: StableDiffusion, pictures: torch.Tensor) -> torch.Tensor:
@@ -52,11 +69,16 @@ def reconstruction(base: StableDiffusion, pictures: torch.Tensor) -> torch.Tenso
     return torch.cat([psnr(base.decode(base.encode(part).mean), part) for part in pictures.split(20)])
 
 
+def drawn_latents(base: StableDiffusion, pictures: torch.Tensor) -> torch.Tensor:
+    """One draw from the posterior of each picture, as a morph inverts it."""
+    return base.encode(pictures).sample(torch.Generator().manual_seed(0))
+
+
 @torch.no_grad()
 def caption_losses(base: StableDiffusion, pictures: torch.Tensor, captions: list[str]) -> tuple[float, float]:
     """Denoising loss with the right captions and with those of other pictures, at the same noise and timesteps."""
     generator = torch.Generator().manual_seed(0)
-    latents, conditioning = base.encode(pictures).mean, base.condition(captions)
+    latents, conditioning = drawn_latents(base, pictures), base.condition(captions)
     noise = torch.randn(latents.shape, generator=generator)
     timesteps = torch.linspace(0, len(base.schedule) - 1, len(latents)).long()
     noisy, target = base.schedule.add_noise(latents, noise, timesteps), base.schedule.target(latents, noise, timesteps)
@@ -75,49 +97,146 @@ def round_trip(base: StableDiffusion, pictures: torch.Tensor, captions: list[str
     def predict(latents: torch.Tensor, timestep: int) -> torch.Tensor:
         return base.predict(latents, torch.full((len(latents),), timestep), conditioning)
 
-    noise = invert(base.encode(pictures).mean, predict, base.schedule, steps, lambda x: tqdm(list(x), desc="invert"))
-    back = base.decode(sample(noise, predict, base.schedule, steps, lambda x: tqdm(list(x), desc="back")))
+    noise = invert(drawn_latents(base, pictures), predict, base.schedule, steps, shown("invert"))
+    back = base.decode(sample(noise, predict, base.schedule, steps, shown("back")))
     return float((reconstruction(base, pictures) - psnr(back, pictures)).mean()), float(noise.std())
 
 
-def sheet(base: StableDiffusion, path: Path) -> None:
-    """Paintings above samples with the same captions, three double rows of eight."""
-    pictures, captions = paintings(24, HELD_OUT + 900)
-    noise = torch.randn(24, base.unet.config.in_channels, 16, 16, generator=torch.Generator().manual_seed(1))
-    latents = sample_captions(
-        base,
-        noise,
-        base.condition(captions),
-        {},
-        steps=30,
-        guidance=2.0,
-        progress=lambda x: tqdm(list(x), desc="sheet"),
+@torch.no_grad()
+def jumps(base: StableDiffusion, pairs: Sequence[tuple[Scene, Scene]], points: int) -> torch.Tensor:
+    """Largest over mean neighbouring perceptual distance (P,) on the way between two captions, from one noise each."""
+    found = []
+    for number, (one, other) in enumerate(tqdm(pairs, desc="caption pairs", unit="pair")):
+        first, second = base.condition([caption(one), caption(other)])
+        conditioning = lerp(first, second, torch.linspace(0, 1, points))
+        shape = (1, base.unet.config.in_channels, 16, 16)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(number)).expand(points, -1, -1, -1)
+
+        def predict(latents: torch.Tensor, timestep: int, given: torch.Tensor = conditioning) -> torch.Tensor:
+            return base.predict(latents, torch.full((len(latents),), timestep), given)
+
+        frames = base.decode(sample(noise, predict, base.schedule, 25, iter))
+        steps = perceptual(frames[:-1], frames[1:])
+        found.append(steps.max() / steps.mean())
+    return torch.stack(found)
+
+
+def samples(base: StableDiffusion, scenes: Sequence[Scene], guidance: float, label: str) -> torch.Tensor:
+    """What the pocket makes of the scenes' captions in 25 steps, (N, 3, 128, 128) in [0, 1]."""
+    parts = [
+        sample_scenes(base, scenes[first : first + 50], steps=25, guidance=guidance, seed=first)
+        for first in tqdm(range(0, len(scenes), 50), desc=label, unit="batch")
+    ]
+    return torch.cat(parts)
+
+
+def milliseconds(base: StableDiffusion) -> float:
+    """Median time of one evaluation of one sample on one core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    conditioning, noise = base.condition(["a lake"]), torch.randn(1, base.unet.config.in_channels, 16, 16)
+    times = []
+    with torch.no_grad():
+        for _ in range(30):
+            start = time.perf_counter()
+            base.predict(noise, torch.tensor([500]), conditioning)
+            times.append(time.perf_counter() - start)
+    torch.set_num_threads(threads)
+    return float(np.median(times) * 1000)
+
+
+def shown(label: str) -> Progress:
+    """A progress bar round the steps."""
+
+    def progress(steps: Iterable[int]) -> Iterable[int]:
+        return tqdm(list(steps), desc=label, unit="step")
+
+    return progress
+
+
+def measure_autoencoder(base: StableDiffusion) -> None:
+    """PSNR on unseen paintings and on photographs."""
+    pictures = paintings(scenes_from(MEASURED, 500)).float() / 255
+    print(f"autoencoder, {len(pictures)} unseen paintings: {float(reconstruction(base, pictures).mean()):.2f} dB")
+    found = {name: float(reconstruction(base, picture)[0]) for name, picture in photographs().items()}
+    print(f"autoencoder, {len(found)} photographs: {np.mean(list(found.values())):.2f} dB")
+    print("  " + ", ".join(f"{name} {value:.1f}" for name, value in found.items()))
+
+
+def measure_captions(base: StableDiffusion) -> None:
+    """Whether captions are obeyed, and how far samples lie from paintings."""
+    scenes = scenes_from(MEASURED, 200)
+    right, wrong = caption_losses(base, paintings(scenes).float() / 255, [caption(scene) for scene in scenes])
+    print(f"denoising loss with the right caption {right:.4f}, with another's {wrong:.4f}")
+    taught, checked = scenes_from(READ, TO_READ), scenes_from(SECOND, DISTRIBUTED)
+    reader = train_reader(paintings(taught), taught)
+    unseen = paintings(checked).float() / 255
+    _print_reading("unseen paintings", accuracies(reader, unseen, checked))
+    asked = scenes_from(MEASURED, CLASSIFIED)
+    for guidance in (1.0, 2.0):
+        made = samples(base, asked, guidance, f"guidance {guidance:g}")
+        _print_reading(f"{len(made)} samples, guidance {guidance:g}", accuracies(reader, made, asked))
+    described = scenes_from(FIRST, DISTRIBUTED)
+    theirs, made = features(reader, unseen), samples(base, described, 1.0, "distribution")
+    others = features(reader, paintings(described).float() / 255)
+    print(
+        f"Frechet distance to {DISTRIBUTED} unseen paintings: {DISTRIBUTED} samples without guidance "
+        f"{frechet_distance(features(reader, made), theirs):.3f}, "
+        f"{DISTRIBUTED} other paintings {frechet_distance(others, theirs):.3f}"
     )
-    made, painted = to_arrays(base.decode(latents)), to_arrays(pictures)
-    rows = [np.concatenate(row[i : i + 8], axis=1) for i in range(0, 24, 8) for row in (painted, made)]
-    Image.fromarray(np.concatenate(rows)).save(path)
+
+
+def _print_reading(of: str, found: dict[str, float]) -> None:
+    print(f"read rightly off {of}: " + ", ".join(f"{name} {share:.1%}" for name, share in found.items()))
+
+
+def measure_smoothness(base: StableDiffusion) -> None:
+    """How evenly pictures change on the way between two captions."""
+    pairs = list(zip(scenes_from(MEASURED, PAIRS), scenes_from(FIRST, PAIRS), strict=True))
+    found = jumps(base, pairs, POINTS)
+    over = int((found > 3).sum())
+    print(
+        f"captions, {PAIRS} pairs at {POINTS} points: largest over mean step {float(found.mean()):.2f} on average, "
+        f"{float(found.max()):.2f} at most, above 3 in {over}"
+    )
+
+
+def measure_inversion(base: StableDiffusion) -> None:
+    """How well inversion comes back."""
+    scenes = scenes_from(MEASURED, 48)
+    pictures = paintings(scenes).float() / 255
+    gap, std = round_trip(base, pictures, [caption(scene) for scene in scenes], steps=50)
+    print(f"inversion and back, 50 steps, no adapter: {gap:.2f} dB under the autoencoder; inverted std {std:.3f}")
+
+
+def measure_speed(base: StableDiffusion) -> None:
+    """What one evaluation costs."""
+    print(f"one evaluation of one sample on one core: {milliseconds(base):.0f} ms")
+
+
+MEASURES: dict[str, Callable[[StableDiffusion], None]] = {
+    "speed": measure_speed,
+    "autoencoder": measure_autoencoder,
+    "inversion": measure_inversion,
+    "smoothness": measure_smoothness,
+    "captions": measure_captions,
+}
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", default="models/pocket")
-    parser.add_argument("--paintings", type=int, default=500)
+    parser.add_argument("--only", choices=MEASURES, nargs="+", default=list(MEASURES))
     parser.add_argument("--sheet", type=Path)
     arguments = parser.parse_args()
     section = BaseSection(source=arguments.base, revision=None, config=None, dtype="float32")
     pinned = section.model_copy(update={"revision": base_digest(section)})
     base = open_base(pinned, torch.device("cpu"))
-    pictures, captions = paintings(arguments.paintings)
-    print(f"autoencoder, {len(pictures)} unseen paintings: {float(reconstruction(base, pictures).mean()):.2f} dB")
-    for name, value in zip(PHOTOGRAPHS, reconstruction(base, photographs()).tolist(), strict=True):
-        print(f"autoencoder, photograph {name}: {value:.2f} dB")
-    right, wrong = caption_losses(base, pictures[:200], captions[:200])
-    print(f"denoising loss with the right caption {right:.4f}, with another's {wrong:.4f}")
-    gap, std = round_trip(base, pictures[:24], captions[:24], steps=50)
-    print(f"inversion and back, 50 steps, no adapter: {gap:.2f} dB under the autoencoder; inverted std {std:.3f}")
+    for name in arguments.only:
+        MEASURES[name](base)
     if arguments.sheet:
-        sheet(base, arguments.sheet)
+        sample_sheet(base, shown("sheet")).save(arguments.sheet)
 
 
 if __name__ == "__main__":
