@@ -1,5 +1,6 @@
 """Stage `morph@<morph>`: frames between keyframes, with adapters, without them, and the cross-fade."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pipeline.adapters.lora import load_adapter
+from pipeline.adapters.lora import keyed_seed, load_adapter
 from pipeline.adapters.store import read_index
 from pipeline.base.device import choose_device
 from pipeline.base.opening import open_base
-from pipeline.base.stable_diffusion import StableDiffusion
+from pipeline.base.stable_diffusion import Posterior, StableDiffusion
 from pipeline.images.clips import write_frames, write_mp4, write_webp
 from pipeline.images.metadata import prepared_name, read_rows
 from pipeline.images.sheets import strip
@@ -52,7 +53,7 @@ def run(key: str) -> None:
         captions = {row.file_name: row.text for row in read_rows(prepared)}
         names = [prepared_name(name) for name in spec.keyframes]
         pictures = read_pictures(prepared / name for name in names)
-        latents = base.encode(pictures).mean
+        latents = draw_latents(base, pictures)
         conditioning = base.condition([captions[name] for name in names])
         files = read_index(adapters)
         # Modules of a UNet must not have dots in their names; pictures may.
@@ -79,7 +80,7 @@ def run(key: str) -> None:
                 (folder / FOLDERS[label]).mkdir()
                 write_frames(folder / FOLDERS[label], frames)
             (folder / "floor").mkdir()
-            write_frames(folder / "floor", to_arrays(base.decode(latents)))
+            write_frames(folder / "floor", to_arrays(base.decode(base.encode(pictures).mean)))
             write_webp(folder / "morph.webp", shown["morph"], settings.fps, stops, settings.hold)
             write_mp4(folder / "morph.mp4", shown["morph"], settings.fps, stops, settings.hold)
             strip(list(shown.items()), keyframes=stops, columns=13).save(folder / "strip.png")
@@ -99,6 +100,20 @@ def run(key: str) -> None:
         tracker.picture("strip", out / "strip.png")
         for clip in ("morph.webp", "morph.mp4", "morph.json"):
             tracker.artifact(out / clip, "clips")
+
+
+def draw_latents(base: StableDiffusion, pictures: torch.Tensor) -> torch.Tensor:
+    """Latents (B, C, h, w) of pictures (B, 3, H, W): one draw from each posterior, always the same for a picture.
+
+    Not the mean: the base was trained on draws, and means lie where it has seen nothing, so that inverting them gives
+    noise that is too small.
+    """
+    posterior = base.encode(pictures)
+    drawn = []
+    for picture, mean, std in zip(pictures, posterior.mean, posterior.std, strict=True):
+        generator = torch.Generator().manual_seed(keyed_seed(hashlib.sha256(picture.numpy().tobytes()).hexdigest()))
+        drawn.append(Posterior(mean[None], std[None]).sample(generator))
+    return torch.cat(drawn)
 
 
 def segment_alphas(frames: int) -> torch.Tensor:

@@ -7,10 +7,11 @@ from torch import nn
 
 from pipeline.images.world import HELD_OUT, VOCABULARY
 from pipeline.params import PocketSection
-from pipeline.pocket.autoencoder import encode_all, train_autoencoder
-from pipeline.pocket.denoiser import train_denoiser
-from pipeline.pocket.layout import build_autoencoder, build_scheduler, save_pocket, standardise
-from pipeline.pocket.optimizers import adamw
+from pipeline.pocket import progress
+from pipeline.pocket.autoencoder import batch_standardised, encode_all, shrink, train_autoencoder
+from pipeline.pocket.denoiser import DENSE_CENTRE, DENSE_WIDTH, draw_timesteps, train_denoiser
+from pipeline.pocket.layout import build_autoencoder, build_scheduler, fix_posterior_std, save_pocket, standardise
+from pipeline.pocket.optimizers import ViewedMuon, adamw, as_matrix, muon_and_adamw
 from pipeline.pocket.paintings import make_many, paint_captioned, paint_texture
 from pipeline.pocket.progress import Training, batches, warmed_cosine
 from pipeline.pocket.tokenizer import build_tokenizer
@@ -43,6 +44,86 @@ def test_standardised_latents_have_unit_statistics_and_decode_to_the_same_pictur
     assert torch.allclose(after.mean.std(dim=(0, 2, 3)), torch.ones(8), atol=1e-3)
     assert torch.allclose(after.std, posterior_std, rtol=1e-3)
     assert torch.allclose(again, decoded, atol=1e-4)
+
+
+def test_the_posterior_has_the_std_that_the_decoder_can_bear_whatever_the_picture() -> None:
+    torch.manual_seed(0)
+    model = build_autoencoder().eval()
+    pixels = torch.rand(2, 3, 64, 64) * 2 - 1
+    std = torch.linspace(0.1, 0.2, 8)
+    with torch.no_grad():
+        mean = model.encode(pixels).latent_dist.mean
+        fix_posterior_std(model, std)
+        posterior = model.encode(pixels).latent_dist
+    assert torch.equal(posterior.mean, mean)
+    assert torch.allclose(posterior.std, std.view(-1, 1, 1).expand_as(mean), rtol=1e-4)
+
+
+def test_latents_are_standardised_over_the_batch_a_channel_and_shrink_without_aliases() -> None:
+    latents = batch_standardised(3 + 2 * torch.randn(6, 8, 4, 4, generator=torch.Generator().manual_seed(0)))
+    assert torch.allclose(latents.mean(dim=(0, 2, 3)), torch.zeros(8), atol=1e-5)
+    assert torch.allclose(latents.std(dim=(0, 2, 3)), torch.ones(8), atol=1e-5)
+    stripes = torch.tensor([1.0, -1.0]).repeat(8).expand(1, 1, 16, 16)
+    assert shrink(stripes, 0.5).shape == (1, 1, 8, 8)
+    assert shrink(stripes, 0.5)[..., 2:-2].abs().max() < 0.01
+
+
+def test_timesteps_crowd_where_shapes_are_decided_and_reach_both_ends() -> None:
+    alphas = build_scheduler().alphas_cumprod
+    drawn = draw_timesteps(20_000, alphas, torch.Generator().manual_seed(0))
+    assert drawn.min() == 0 and drawn.max() >= 998
+    ratio = 0.5 * ((1 - alphas[drawn]).log() - alphas[drawn].clamp(min=1e-12).log())
+    near = ((ratio - DENSE_CENTRE).abs() < DENSE_WIDTH).double().mean()
+    grid = torch.arange(1000)
+    uniform = 0.5 * ((1 - alphas[grid]).log() - alphas[grid].clamp(min=1e-12).log())
+    by_chance = ((uniform - DENSE_CENTRE).abs() < DENSE_WIDTH).double().mean()
+    assert float(near) == pytest.approx(0.75 * 0.6827 + 0.25 * float(by_chance), abs=0.02)
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (6, 4, 1, 1), (6, 4, 3, 3)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_muon_moves_every_weight_as_torch_moves_its_matrix(shape: tuple[int, ...], layout: torch.memory_format) -> None:
+    if len(shape) == 2 and layout is torch.channels_last:
+        pytest.skip("matrices have one layout")
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(shape).to(memory_format=layout))
+    matrix = nn.Parameter(as_matrix(weight.detach()).clone())
+    ours = ViewedMuon([weight], 0.1, weight_decay=0.01)
+    theirs = torch.optim.Muon([matrix], lr=0.1, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        weight.grad = torch.randn(shape).to(memory_format=layout)
+        matrix.grad = as_matrix(weight.grad).clone()
+        ours.step()
+        theirs.step()
+    assert torch.equal(as_matrix(weight.detach()), matrix.detach())
+
+
+def test_muon_takes_the_inner_weights_and_adamw_all_others() -> None:
+    model = nn.Module()
+    model.conv_in, model.inner, model.embedding = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3), nn.Embedding(3, 4)
+    muon, other = muon_and_adamw(model, 1e-2, 1e-3)
+    assert muon.weights == [model.inner.weight]
+    taken = [weight for group in other.param_groups for weight in group["params"]]
+    assert {id(weight) for weight in (*muon.weights, *taken)} == {id(weight) for weight in model.parameters()}
+    assert len(taken) == 4
+
+
+def test_previews_see_the_averaged_weights_and_leave_the_training_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "PREVIEW_EVERY", 200)
+    plain, watched = fresh(tmp_path / "plain.pt"), fresh(tmp_path / "watched.pt")
+    plain.run(lambda step: loss_of(plain.model, step), ignore, "plain")
+    seen = []
+
+    def preview(step: int) -> None:
+        assert torch.equal(watched.model.weight, watched.ema["weight"])
+        seen.append(step)
+
+    watched.run(lambda step: loss_of(watched.model, step), ignore, "watched", preview)
+    assert seen == [200, 400, 600, 700]
+    assert torch.equal(plain.model.weight, watched.model.weight)
+    assert not torch.equal(watched.model.weight, watched.ema["weight"])
 
 
 def test_the_schedule_ends_in_pure_noise() -> None:

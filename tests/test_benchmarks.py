@@ -1,0 +1,40 @@
+"""The measures that benchmarks print are right where the answer is known."""
+
+import math
+
+import pytest
+import torch
+
+from pipeline.images.world import draw_scene
+from tests.benchmarks.classifier import Reader, accuracies, frechet_distance, labels
+
+
+def test_frechet_distance_of_known_normal_distributions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    raw = torch.randn(4000, 3, dtype=torch.float64, generator=generator)
+    # Whitened, so that mean 0 and covariance 1 hold to rounding.
+    raw -= raw.mean(0)
+    white = raw @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(raw.T))).T
+    assert frechet_distance(white, white) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(white, white + torch.tensor([3.0, 4.0, 0.0])) == pytest.approx(25)
+    # Variances 1 and 4 in each of three directions: 3 (1 + 4 - 2 sqrt(4)).
+    assert frechet_distance(white, 2 * white) == pytest.approx(3)
+    turn = torch.tensor([[0.6, -0.8, 0.0], [0.8, 0.6, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    stretched = white * torch.tensor([1.0, 3.0, 1.0], dtype=torch.float64)
+    root = torch.linalg.eigvals(torch.cov(stretched.T) @ torch.cov((stretched @ turn.T).T)).real.sqrt().sum()
+    expected = 2 * (1 + 9 + 1) - 2 * float(root)
+    assert frechet_distance(stretched, stretched @ turn.T) == pytest.approx(expected) and expected > 1
+
+
+def test_accuracy_counts_what_is_read_rightly() -> None:
+    scenes = [draw_scene(seed) for seed in range(200)]
+    torch.manual_seed(0)
+    reader = Reader()
+    with torch.no_grad():
+        for head in reader.heads.values():
+            head.weight.zero_()
+            head.bias.copy_(torch.tensor([1.0, *[0.0] * (len(head.bias) - 1)]))  # always the first value
+    found = accuracies(reader, torch.rand(200, 3, 128, 128), scenes)
+    for name, truth in labels(scenes).items():
+        assert found[name] == pytest.approx(float((truth == 0).double().mean()))
+        assert 0 < found[name] < 1 and not math.isnan(found[name])
