@@ -4,18 +4,16 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
+from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from pipeline.params import PocketSection
-from pipeline.pocket.layout import build_autoencoder, fix_posterior_std, standardise
+from pipeline.pocket.layout import LATENT_CHANNELS, build_autoencoder, fix_posterior_std, standardise
 from pipeline.pocket.optimizers import adamw
 from pipeline.pocket.progress import LogMetrics, Training, batches
 
 CROP = 64
-# Every so many steps teach that a picture made smaller is its latents made smaller; to these shares of its side.
-RESIZED_EVERY = 4
-RESIZED_TO = (0.5, 0.625, 0.75)
 
 
 def train_autoencoder(
@@ -27,40 +25,39 @@ def train_autoencoder(
 
     The decoder always gets latents with noise of std `latent_noise` added, and that is the posterior's std afterwards.
     So the data that the UNet learns fills all of latent space, thinly but evenly. Without it latents lie on a surface:
-    DDIM inversion cannot tell how much noise belongs beside the surface, and comes out far too small. Every few steps
-    it decodes latents that were resized: latents that obey it are smoother and easier to learn (Kouzelis et al. 2025,
-    "EQ-VAE", eq. 5, with scaling only).
+    DDIM inversion cannot tell how much noise belongs beside the surface, and comes out far too small. With
+    `keep_encoder` only the decoder learns, and the latents that a UNet already knows stay as they are.
     """
     torch.manual_seed(settings.seed)
     model = build_autoencoder().to(device, memory_format=torch.channels_last)
     if settings.init_from:
         model.load_state_dict(AutoencoderKL.from_pretrained(settings.init_from, subfolder="vae").state_dict())
-    optimizers = [adamw(list(model.parameters()), settings.autoencoder_rate)]
+    keep = settings.keep_encoder
+    learning = nn.ModuleList([model.post_quant_conv, model.decoder]) if keep else model
+    optimizers = [adamw(list(learning.parameters()), settings.autoencoder_rate)]
     training = Training(model, optimizers, settings.autoencoder_steps, settings.ema, work / "autoencoder.pt")
     indices = list(batches(len(pictures), settings.autoencoder_batch, settings.autoencoder_steps, settings.seed))
 
     def loss_at(step: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
-        resized = step % RESIZED_EVERY == RESIZED_EVERY - 1
-        # A whole picture has four times the pixels of a crop, and here few of them are decoded.
-        chosen = indices[step][: max(1, settings.autoencoder_batch // 3)] if resized else indices[step]
-        target = to_pixels(pictures[chosen], device) if resized else random_crops(pictures[chosen], generator)
-        target = target.to(device, memory_format=torch.channels_last)
+        crops = random_crops(pictures[indices[step]], generator).to(device, memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16):
-            latents = batch_standardised(model.encode(target).latent_dist.mean.float())
-            if resized:
-                share = RESIZED_TO[int(torch.randint(len(RESIZED_TO), (), generator=generator))]
-                latents, target = shrink(latents, share), shrink(target, share)
+            with torch.set_grad_enabled(not keep):
+                mean = model.encode(crops).latent_dist.mean.float()
+            latents = mean if keep else batch_standardised(mean)
             noise = torch.randn(latents.shape, generator=generator).to(device)
             decoded = model.decode(latents + settings.latent_noise * noise).sample
-        return reconstruction_loss(decoded.float(), target)
+        return reconstruction_loss(decoded.float(), crops)
 
     training.run(loss_at, log, "autoencoder")
     training.use_average()
-    mean, std = latent_statistics(model, pictures[:paintings][:512], device)
-    noise_std = settings.latent_noise * latent_statistics(model, pictures[:: len(pictures) // 512 + 1], device)[1] / std
-    standardise(model, mean, std)
-    fix_posterior_std(model, noise_std)
+    if keep:
+        fix_posterior_std(model, torch.full((LATENT_CHANNELS,), settings.latent_noise, device=device))
+    else:
+        mean, std = latent_statistics(model, pictures[:paintings][:512], device)
+        mixed_std = latent_statistics(model, pictures[:: len(pictures) // 512 + 1], device)[1]
+        standardise(model, mean, std)
+        fix_posterior_std(model, settings.latent_noise * mixed_std / std)
     return model.eval().requires_grad_(False)
 
 
@@ -70,11 +67,6 @@ def batch_standardised(latents: torch.Tensor) -> torch.Tensor:
     So the encoder cannot outgrow the noise, and no weight of a KL term has to be found.
     """
     return (latents - latents.mean(dim=(0, 2, 3), keepdim=True)) / latents.std(dim=(0, 2, 3), keepdim=True)
-
-
-def shrink(images: torch.Tensor, share: float) -> torch.Tensor:
-    """Images (B, C, H, W) at `share` of their side, antialiased."""
-    return F.interpolate(images, scale_factor=share, mode="bilinear", antialias=True)
 
 
 def random_crops(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

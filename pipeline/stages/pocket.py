@@ -59,6 +59,9 @@ def run() -> None:
 def find_start_problems(settings: PocketSection) -> list[Problem]:
     """Earlier weights that are not there, or that DVC removes before this stage runs."""
     if settings.init_from is None:
+        if settings.keep_encoder:
+            found = "true without earlier weights: an encoder that has learned nothing"
+            return [Problem("params.yaml: pocket.keep_encoder", found, "Set it to false, or name `init_from`.")]
         return []
     start = Path(settings.init_from)
     if OUT.resolve() in (start.resolve(), *start.resolve().parents):

@@ -8,7 +8,7 @@ from torch import nn
 from pipeline.images.world import HELD_OUT, VOCABULARY
 from pipeline.params import PocketSection
 from pipeline.pocket import progress
-from pipeline.pocket.autoencoder import batch_standardised, encode_all, shrink, train_autoencoder
+from pipeline.pocket.autoencoder import batch_standardised, encode_all, train_autoencoder
 from pipeline.pocket.denoiser import DENSE_CENTRE, DENSE_WIDTH, draw_timesteps, train_denoiser
 from pipeline.pocket.layout import build_autoencoder, build_scheduler, fix_posterior_std, save_pocket, standardise
 from pipeline.pocket.optimizers import ViewedMuon, adamw, as_matrix, muon_and_adamw
@@ -18,8 +18,8 @@ from pipeline.pocket.tokenizer import build_tokenizer
 
 SETTINGS = PocketSection(
     seed=3, init_from=None, paintings=16, textures=0, autoencoder_steps=2, autoencoder_batch=2, autoencoder_rate=1e-3,
-    latent_noise=0.1, unet_steps=2, unet_batch=2, unet_rate=1e-3, caption_dropout=0.5, between=0.5, ema=0.9,
-    compile=False,
+    keep_encoder=False, latent_noise=0.1, unet_steps=2, unet_batch=2, unet_rate=1e-3, caption_dropout=0.5,
+    between=0.5, ema=0.9, compile=False,
 )  # fmt: skip
 CPU = torch.device("cpu")
 
@@ -59,13 +59,27 @@ def test_the_posterior_has_the_std_that_the_decoder_can_bear_whatever_the_pictur
     assert torch.allclose(posterior.std, std.view(-1, 1, 1).expand_as(mean), rtol=1e-4)
 
 
-def test_latents_are_standardised_over_the_batch_a_channel_and_shrink_without_aliases() -> None:
+def test_latents_are_standardised_over_the_batch_a_channel() -> None:
     latents = batch_standardised(3 + 2 * torch.randn(6, 8, 4, 4, generator=torch.Generator().manual_seed(0)))
     assert torch.allclose(latents.mean(dim=(0, 2, 3)), torch.zeros(8), atol=1e-5)
     assert torch.allclose(latents.std(dim=(0, 2, 3)), torch.ones(8), atol=1e-5)
-    stripes = torch.tensor([1.0, -1.0]).repeat(8).expand(1, 1, 16, 16)
-    assert shrink(stripes, 0.5).shape == (1, 1, 8, 8)
-    assert shrink(stripes, 0.5)[..., 2:-2].abs().max() < 0.01
+
+
+def test_with_the_encoder_kept_latents_stay_and_the_decoder_learns(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    before = build_autoencoder().eval()
+    before.save_pretrained(tmp_path / "before/vae")
+    pictures = torch.randint(256, (16, 3, 128, 128), generator=torch.Generator().manual_seed(0)).byte()
+    settings = SETTINGS.model_copy(update={"init_from": str(tmp_path / "before"), "keep_encoder": True})
+    after = train_autoencoder(pictures, 16, settings, tmp_path / "work", CPU, ignore)
+    pixels = pictures[:1].float() / 127.5 - 1
+    with torch.no_grad():
+        latents = before.encode(pixels).latent_dist.mean
+        for key, weight in before.encoder.state_dict().items():
+            assert torch.equal(after.encoder.state_dict()[key], weight), key
+        assert torch.allclose(after.encode(pixels).latent_dist.mean, latents, atol=1e-5)
+        assert torch.allclose(after.encode(pixels).latent_dist.std, torch.tensor(0.1))
+        assert not torch.allclose(after.decode(latents).sample, before.decode(latents).sample)
 
 
 def test_timesteps_crowd_where_shapes_are_decided_and_reach_both_ends() -> None:
