@@ -1,5 +1,6 @@
 """The command line: parse, import the stage, call it. Nothing heavy is imported before a command runs."""
 
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -29,6 +30,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         try:
             function(*args, **kwargs)
         except UserError as error:
+            if os.environ.get("RANK", "0") != "0":
+                raise typer.Exit(1) from None  # the first of several processes says it for all
             print(f"morphline {function.__name__}: {len(error.problems)} problem(s)", file=sys.stderr)
             for problem in error.problems:
                 print(f"  {problem}", file=sys.stderr)
@@ -36,9 +39,10 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         except FloatingPointError as error:
             print(f"morphline {function.__name__}: {error}", file=sys.stderr)
             raise typer.Exit(1) from None
-        except KeyboardInterrupt:
-            print(f"morphline {function.__name__}: stopped; `dvc repro` goes on from here", file=sys.stderr)
-            raise typer.Exit(130) from None
+        except KeyboardInterrupt as stopped:
+            said = str(stopped) or "stopped"
+            print(f"morphline {function.__name__}: {said}; `dvc repro` goes on from here", file=sys.stderr)
+            raise typer.Exit(getattr(stopped, "exit_code", 130)) from None
 
     return app.command()(told)
 
@@ -144,6 +148,22 @@ def add(
     from pipeline.stages import add
 
     add.run(key, pictures, caption)
+
+
+@command
+def export(
+    key: SetKey,
+    out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("exported"),
+    force: Annotated[bool, typer.Option("--force", help="Replace files that are there already.")] = False,
+) -> None:
+    """Write a set's adapters in kohya's key format, for ComfyUI and A1111.
+
+    Example: morphline export alps --out ~/ComfyUI/models/loras
+    """
+    from pipeline.stages import export
+
+    for path in export.run(key, out, force):
+        print(path)
 
 
 @command

@@ -40,7 +40,7 @@ class BaseSection(Section):
     source: str = Field(min_length=1)
     revision: str | None
     config: str | None
-    dtype: Literal["float32", "bfloat16", "float16"]
+    dtype: Literal["float32", "tf32", "bfloat16", "float16"]
 
     def tags(self) -> dict[str, str]:
         """Which base it is, for tracking."""
@@ -62,12 +62,30 @@ class TrainSection(Section):
 
     steps: int = Field(ge=1, le=1_000_000)
     batch: int = Field(ge=1, le=1024)
+    accumulation: int = Field(ge=1, le=1024)
+    optimizer: Literal["adamw", "adamw8bit"]
     learning_rate: float = Field(gt=0, le=1)
+    b_rate: float = Field(gt=0, le=1000)
+    schedule: Literal["constant", "linear", "cosine"]
+    warmup: int = Field(ge=0, le=1_000_000)
     weight_decay: float = Field(ge=0, le=1)
     max_grad_norm: float = Field(gt=0, le=1e6)
+    min_snr_gamma: Annotated[float, Field(gt=0, le=1000)] | None
     noise_offset: float = Field(ge=0, le=1)
+    caption_dropout: Fraction
+    flip: bool
     rank: int = Field(ge=1, le=1024)
     alpha: float = Field(gt=0, le=4096)
+    rank_stabilised: bool
+    targets: (
+        Literal["attention", "attention+feed-forward"]
+        | Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False, min_length=1)]
+    )
+    init: Literal["kaiming", "gaussian"]
+    gradient_checkpointing: bool
+    validate_every: Annotated[int, Field(ge=1, le=1_000_000)] | None
+    patience: Annotated[int, Field(ge=1, le=1000)] | None
+    target_loss: Annotated[float, Field(gt=0)] | None
     seed: int = Field(ge=0, lt=2**63)
 
 
@@ -125,6 +143,9 @@ class MachineSection(Section):
     device: Literal["auto", "cpu", "cuda", "mps"]
     batch: Annotated[int, Field(ge=1, le=4096)] | None
     workers: Annotated[int, Field(ge=1, le=1024)] | None
+    processes: Annotated[int, Field(ge=1, le=1024)] | None
+    pack: Annotated[int, Field(ge=1, le=4096)] | None
+    reuse: bool
     checkpoint_every: int = Field(ge=1, le=1_000_000)
 
 
@@ -134,6 +155,7 @@ class TrackingSection(Section):
     uri: str | None
     experiment: str = Field(min_length=1)
     required: bool
+    pictures_every: Annotated[int, Field(ge=1, le=1_000_000)] | None
 
 
 class SetSpec(Section):

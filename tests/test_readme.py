@@ -36,17 +36,18 @@ def test_no_param_in_the_table_is_made_up() -> None:
         assert key in Params.model_fields[section].annotation.model_fields, f"{section}.{key}"  # type: ignore[union-attr]
 
 
-def test_the_stable_diffusion_block_is_complete_and_valid() -> None:
+def test_the_stable_diffusion_block_changes_keys_that_are_there_to_valid_values() -> None:
     block = next(
         part for part in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL) if "stable-diffusion-v1-5" in part
     )
-    content = YAML(typ="safe").load(StringIO(block))
-    assert set(content) == {"base", "prepare", "train", "morph"}
-    assert BaseSection(**content["base"]).dtype == "bfloat16"
-    assert PrepareSection(**content["prepare"]).width == 512
-    train, morph = TrainSection(**content["train"]), MorphSection(**content["morph"])
-    assert (train.rank, train.learning_rate, train.steps, train.noise_offset) == (8, 1e-4, 200, 0.1)
-    assert morph.steps == 50
+    changes = YAML(typ="safe").load(StringIO(block))
+    shipped = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    sections = {"base": BaseSection, "prepare": PrepareSection, "train": TrainSection, "morph": MorphSection}
+    assert changes.keys() == sections.keys()
+    for name, section in sections.items():
+        assert changes[name].keys() <= shipped[name].keys(), name
+        changed = section(**{**shipped[name], **changes[name]})
+        assert changed != section(**shipped[name]), name
 
 
 def test_the_lines_for_a_set_of_your_own_are_valid() -> None:

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from pipeline.errors import Problem, UserError
+from pipeline.outputs import whole_file
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,15 @@ class TrainState:
 
 
 @contextmanager
-def work_folder(path: Path) -> Iterator[Path]:
-    """A folder for checkpoints that one process at a time may use; it goes when the work succeeds.
+def held(path: Path) -> Iterator[None]:
+    """A lock `<path>.lock` that one process at a time may have; `<path>.pid` names it.
 
     Raises:
-        UserError: when another process holds it.
+        UserError: when another process has it.
     """
-    path.mkdir(parents=True, exist_ok=True)
-    holder = path.with_suffix(".pid")
-    lock = FileLock(path.with_suffix(".lock"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    holder = path.with_name(f"{path.name}.pid")
+    lock = FileLock(path.with_name(f"{path.name}.lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -43,28 +43,67 @@ def work_folder(path: Path) -> Iterator[Path]:
         raise UserError(Problem(str(path), f"process {who} is training this already", mend)) from None
     try:
         holder.write_text(f"{os.getpid()}\n")
-        yield path
-        shutil.rmtree(path)
+        yield
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
 
 
-def save_checkpoint(path: Path, state: TrainState) -> None:
-    """Write the state whole or not at all."""
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    os.close(handle)
-    save_file(state.tensors, partial, metadata={"step": str(state.step)})
-    os.replace(partial, path)
+@contextmanager
+def work_folder(path: Path) -> Iterator[Path]:
+    """A folder for checkpoints that one process at a time may use; it goes when the work succeeds.
+
+    Raises:
+        UserError: when another process holds it.
+    """
+    with held(path):
+        path.mkdir(parents=True, exist_ok=True)
+        yield path
+        shutil.rmtree(path)
 
 
-def load_checkpoint(path: Path) -> TrainState | None:
-    """The state in `path`; None when there is none, or when it is damaged, which is said."""
+@dataclass(frozen=True)
+class Checkpoints:
+    """The last two states of each unfinished training, in a folder of its own name each."""
+
+    folder: Path
+
+    def save(self, name: str, state: TrainState) -> None:
+        """Write the state whole or not at all, and keep the one before."""
+        last, before = self._paths(name)
+        if last.exists():
+            os.replace(last, before)
+        write_state(last, state)
+
+    def load(self, name: str) -> TrainState | None:
+        """The last state that is whole; None when there is none. Damaged ones are told and passed over."""
+        for path in self._paths(name):
+            if (state := read_state(path)) is not None:
+                return state
+        return None
+
+    def forget(self, name: str) -> None:
+        """Remove the states of a training that is over."""
+        for path in self._paths(name):
+            path.unlink(missing_ok=True)
+
+    def _paths(self, name: str) -> tuple[Path, Path]:
+        return self.folder / name / "checkpoint.safetensors", self.folder / name / "checkpoint-before.safetensors"
+
+
+def write_state(path: Path, state: TrainState) -> None:
+    """Write a state to a file, whole or not at all."""
+    with whole_file(path) as partial:
+        save_file(state.tensors, partial, metadata={"step": str(state.step)})
+
+
+def read_state(path: Path) -> TrainState | None:
+    """The state in a file; None when there is none, or when it is damaged, which is told."""
     if not path.exists():
         return None
     try:
         with safe_open(path, framework="pt") as file:
             return TrainState(int(file.metadata()["step"]), {key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        tqdm.write(f"{path}: a damaged checkpoint is passed over ({error}); this adapter starts again")
+        tqdm.write(f"{path}: a damaged checkpoint is passed over ({error})")
         return None

@@ -11,15 +11,19 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils import set_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import save
 
 from pipeline.errors import Problem, UserError
+from pipeline.params import TrainSection
 
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
-_PREFIX = "unet."
-_CONFIG_KEY = "lora_adapter_metadata"  # where diffusers looks for rank and alpha
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+PRESETS = {"attention": ATTENTION, "attention+feed-forward": (*ATTENTION, "ff.net.0.proj", "ff.net.2")}
+"""Which layers get factors, by the ends of their names."""
+
+PREFIX = "unet."
+CONFIG_KEY = "lora_adapter_metadata"  # where diffusers looks for rank and alpha
 _OWN_KEY = "morphline"
 
 
@@ -28,7 +32,7 @@ def add_adapter(unet: UNet2DConditionModel, name: str, rank: int, alpha: float, 
 
     B is zero, so it changes nothing yet; A is drawn from `seed` alone, without touching the global generator.
     """
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(TARGETS), init_lora_weights=True)
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(ATTENTION), init_lora_weights=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         _add(unet, config, name)
@@ -49,21 +53,37 @@ def adapter_weights(unet: UNet2DConditionModel, name: str) -> dict[str, torch.nn
     return {key: weight for key, weight in unet.named_parameters() if f".{name}." in key and ".lora_" in key}
 
 
-def save_adapter(path: Path, unet: UNet2DConditionModel, name: str, notes: Mapping[str, Any]) -> None:
+def lora_config(settings: TrainSection) -> LoraConfig:
+    """What peft and diffusers must know to use an adapter."""
+    names = PRESETS[settings.targets] if isinstance(settings.targets, str) else settings.targets
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        use_rslora=settings.rank_stabilised,
+        target_modules=list(names),
+        init_lora_weights="gaussian" if settings.init == "gaussian" else True,
+    )
+
+
+def save_adapter(path: Path, tensors: Mapping[str, torch.Tensor], config: LoraConfig, notes: Mapping[str, Any]) -> None:
     """Write one .safetensors file that `StableDiffusionPipeline.load_lora_weights` takes as it is.
 
-    notes: anything JSON that says where the adapter comes from; nothing volatile, so that equal adapters are equal
-    files.
+    tensors: the factors as peft names them, `<module>.lora_A.weight` and so on. notes: anything JSON that says where
+    the adapter comes from; nothing volatile, so that equal adapters are equal files.
     """
-    state = get_peft_model_state_dict(unet, adapter_name=name)
-    tensors = {_PREFIX + key: value.detach().float().cpu().contiguous() for key, value in sorted(state.items())}
-    config = {_PREFIX + key: _plain(value) for key, value in unet.peft_config[name].to_dict().items()}
+    state = {PREFIX + key: value.detach().float().cpu().contiguous() for key, value in sorted(tensors.items())}
+    told = {PREFIX + key: _plain(value) for key, value in config.to_dict().items()}
     metadata = {
         "format": "pt",
-        _CONFIG_KEY: json.dumps(config, sort_keys=True),
+        CONFIG_KEY: json.dumps(told, sort_keys=True),
         _OWN_KEY: json.dumps(notes, sort_keys=True, ensure_ascii=False),
     }
-    path.write_bytes(_canonical(save(tensors, metadata)))
+    write_tensors(path, state, metadata)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """A .safetensors file of the same bytes for the same content, in every process."""
+    path.write_bytes(_canonical(save(dict(tensors), dict(metadata))))
 
 
 def _plain(value: Any) -> Any:
@@ -111,14 +131,15 @@ def load_adapter(unet: UNet2DConditionModel, path: Path, name: str, base_digest:
         found = f"trained on {notes['base']['source']} ({notes['base']['digest'][:20]}), not on this base"
         raise UserError(Problem(str(path), found, "Run `dvc repro` to train it again."))
     with safe_open(path, framework="pt") as file:
-        config = json.loads(file.metadata()[_CONFIG_KEY])
-        state = {key.removeprefix(_PREFIX): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        config = json.loads(file.metadata()[CONFIG_KEY])
+        state = {key.removeprefix(PREFIX): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     _add(
         unet,
         LoraConfig(
-            r=config[_PREFIX + "r"],
-            lora_alpha=config[_PREFIX + "lora_alpha"],
-            target_modules=config[_PREFIX + "target_modules"],
+            r=config[PREFIX + "r"],
+            lora_alpha=config[PREFIX + "lora_alpha"],
+            use_rslora=config[PREFIX + "use_rslora"],
+            target_modules=config[PREFIX + "target_modules"],
         ),
         name,
     )

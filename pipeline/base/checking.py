@@ -54,10 +54,10 @@ def find_base_problems(section: BaseSection) -> list[Problem]:
     return problems
 
 
-def tokenizer_folder(section: BaseSection) -> Path:
-    """The folder whose `tokenizer` subfolder says how long a caption may be. A Hub id's is fetched."""
+def config_folder(section: BaseSection, part: str) -> Path:
+    """The folder with the subfolder `part` of the base's configs. A Hub id's is fetched, without weights."""
     if is_hub_id(section):
-        return fetch(section, ["tokenizer/*"])
+        return fetch(section, [f"{part}/*.json", f"{part}/*.txt"])
     return Path(section.config or section.source) if is_single_file(section) else Path(section.source)
 
 

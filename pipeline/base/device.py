@@ -23,6 +23,19 @@ def choose_device(name: str) -> torch.device:
 
 def find_dtype_problems(section: BaseSection, device: torch.device) -> list[Problem]:
     """A precision that the device cannot train in."""
+    if section.dtype == "tf32" and device.type != "cuda":
+        return [Problem("params.yaml: base.dtype", "tf32 needs an NVIDIA GPU", "Write `float32`, or `bfloat16`.")]
     if section.dtype == "float16" and device.type == "cpu":
         return [Problem("params.yaml: base.dtype", "float16 needs a GPU", "Write `float32`, or `bfloat16`.")]
     return []
+
+
+def torch_dtype(section: BaseSection) -> torch.dtype:
+    """The type of the base's weights. Says to torch, too, whether it may round float32 factors to TF32.
+
+    Both ways: torch's own default is yes for convolutions and no for matrices.
+    """
+    allowed = section.dtype == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+    return torch.float32 if allowed else getattr(torch, section.dtype)

@@ -17,12 +17,13 @@ from pipeline.base.checking import (
     COMPONENTS,
     WEIGHTS,
     base_digest,
+    config_folder,
     fetch,
     find_base_problems,
     is_hub_id,
     is_single_file,
 )
-from pipeline.base.device import find_dtype_problems
+from pipeline.base.device import find_dtype_problems, torch_dtype
 from pipeline.base.files import whole_weights
 from pipeline.base.schedule import NoiseSchedule
 from pipeline.base.stable_diffusion import StableDiffusion
@@ -40,7 +41,7 @@ def open_base(section: BaseSection, device: torch.device) -> StableDiffusion:
     if problems:
         raise UserError(*problems)
     disable_progress_bar()  # a bar for reading a file from disk hides the bars that matter
-    dtype = getattr(torch, section.dtype)
+    dtype = torch_dtype(section)
     parts = _load_single_file(section, dtype) if is_single_file(section) else _load_folder(section, dtype)
     for model in (parts["unet"], parts["vae"], parts["text_encoder"]):
         model.to(device).eval().requires_grad_(False)
@@ -49,6 +50,13 @@ def open_base(section: BaseSection, device: torch.device) -> StableDiffusion:
         parts["unet"], parts["vae"], parts["text_encoder"], parts["tokenizer"], schedule, device, dtype,
         base_digest(section),
     )  # fmt: skip
+
+
+def unet_without_weights(section: BaseSection) -> UNet2DConditionModel:
+    """The base's UNet as its config describes it, on torch's meta device: for questions about its layers."""
+    config = UNet2DConditionModel.load_config(config_folder(section, "unet"), subfolder="unet")
+    with torch.device("meta"):
+        return UNet2DConditionModel.from_config(config)
 
 
 def _load_folder(section: BaseSection, dtype: torch.dtype) -> dict[str, Any]:

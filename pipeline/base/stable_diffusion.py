@@ -41,6 +41,11 @@ class StableDiffusion:
         """Pixels along a side of one latent."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
+    def release_encoders(self) -> None:
+        """Move the autoencoder and the text encoder off the device, once all is encoded."""
+        self.vae.to("cpu")
+        self.text_encoder.to("cpu")
+
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> Posterior:
         """Pictures (B, 3, H, W) float32 in [0, 1] to latents scaled to about unit variance."""
@@ -76,6 +81,7 @@ class StableDiffusion:
 
         timesteps: (B,) integers. Under a base of lower precision the adapters' float32 weights need autocast.
         """
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        lower = self.dtype in (torch.float16, torch.bfloat16)
+        with torch.autocast(self.device.type, self.dtype if lower else None, enabled=lower):
             prediction = self.unet(latents.to(self.dtype), timesteps, conditioning.to(self.dtype), return_dict=False)[0]
-        return prediction.float()
+        return prediction.float() if lower else prediction

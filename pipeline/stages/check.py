@@ -1,8 +1,9 @@
 """Stage `check`: everything is validated before anything is made or removed."""
 
+import importlib.util
 from pathlib import Path
 
-from pipeline.base.checking import find_base_problems, tokenizer_folder
+from pipeline.base.checking import config_folder, find_base_problems
 from pipeline.base.device import choose_device, find_dtype_problems
 from pipeline.errors import Problem, UserError
 from pipeline.images.imagefolder import CaptionLength, find_problems, read_rows
@@ -22,6 +23,7 @@ def run() -> None:
     params = load_params()
     problems = find_base_problems(params.base)
     measure = None if problems else _caption_length(params)
+    problems += [] if problems else _target_problems(params)
     problems += _device_problems(params)
     for key, spec in params.sets.items():
         problems += find_problems(
@@ -30,6 +32,7 @@ def run() -> None:
             caption_length=measure,
             workers=params.machine.workers,
         )
+    problems += _train_problems(params)
     problems += _keyframe_problems(params)
     problems += _place_problems()
     if problems:
@@ -53,10 +56,51 @@ def _device_problems(params: Params) -> list[Problem]:
         return list(error.problems)
 
 
+def _train_problems(params: Params) -> list[Problem]:
+    """What training would stumble over."""
+    problems = []
+    for key, spec in params.sets.items():
+        settings, where = spec.train, f"params.yaml: sets.{key}: train"
+        for name in ("patience", "target_loss"):
+            if getattr(settings, name) is not None and settings.validate_every is None:
+                mend = "Set train.validate_every too, or write null."
+                problems.append(Problem(f"{where}.{name}", "there are no losses to stop by", mend))
+        if settings.optimizer == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
+            problems.append(
+                Problem(
+                    f"{where}.optimizer",
+                    "adamw8bit needs the package bitsandbytes, which is not installed",
+                    "Run `pip install bitsandbytes`, or write adamw.",
+                )
+            )
+        if settings.warmup >= settings.steps > 1:
+            found = f"{settings.warmup} steps of warm-up in a training of {settings.steps}"
+            problems.append(Problem(f"{where}.warmup", found, "Write fewer, or more train.steps."))
+    return problems
+
+
+def _target_problems(params: Params) -> list[Problem]:
+    """Layers that the base does not have; looked up in its config, without its weights."""
+    named = [spec.train for spec in params.sets.values() if not isinstance(spec.train.targets, str)]
+    if not named:
+        return []
+    from pipeline.adapters.pack import layers_of
+    from pipeline.base.opening import unet_without_weights
+
+    unet = unet_without_weights(params.base)
+    problems: dict[str, Problem] = {}
+    for settings in named:
+        try:
+            layers_of(unet, settings.targets, settings.rank)
+        except UserError as error:
+            problems |= {str(problem): problem for problem in error.problems}
+    return list(problems.values())
+
+
 def _caption_length(params: Params) -> CaptionLength:
     from transformers import CLIPTokenizer
 
-    tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder(params.base), subfolder="tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(config_folder(params.base, "tokenizer"), subfolder="tokenizer")
 
     def caption_length(text: str) -> tuple[int, int]:
         return len(tokenizer(text).input_ids), tokenizer.model_max_length

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from peft.utils import get_peft_model_state_dict
 
 from pipeline.adapters.lora import adapter_weights, add_adapter, keyed_seed, load_adapter, read_notes, save_adapter
 from pipeline.adapters.mixing import mixed_adapters
@@ -23,7 +24,9 @@ def saved(base: StableDiffusion, path: Path) -> torch.Tensor:
     add_adapter(base.unet, "made", rank=2, alpha=3.0, seed=1)
     for number, weight in enumerate(adapter_weights(base.unet, "made").values()):
         weight.data = 0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(number))
-    save_adapter(path, base.unet, "made", {**NOTES, "base": {"source": "tiny", "digest": base.digest}})
+    tensors = get_peft_model_state_dict(base.unet, adapter_name="made")
+    notes = {**NOTES, "base": {"source": "tiny", "digest": base.digest}}
+    save_adapter(path, tensors, base.unet.peft_config["made"], notes)
     return predicted(base)
 
 
@@ -76,9 +79,11 @@ def test_diffusers_takes_the_file_as_it_is(fresh_tiny: Fresh, tmp_path: Path, ti
 def test_the_same_adapter_is_the_same_file_in_every_process(tmp_path: Path, tiny_folders: dict[str, Path]) -> None:
     script = (
         "import sys, torch; from pathlib import Path; from tests.tiny import open_tiny\n"
-        "from pipeline.adapters.lora import add_adapter, save_adapter\n"
-        "base = open_tiny(Path(sys.argv[1])); add_adapter(base.unet, 'x', 2, 2.0, seed=1)\n"
-        "save_adapter(Path(sys.argv[2]), base.unet, 'x', {'b': 1, 'a': {'z': 2, 'y': 3}})\n"
+        "from pipeline.adapters.lora import lora_config, save_adapter\n"
+        "from pipeline.adapters.pack import AdapterPack\n"
+        "from tests.adapters.training_settings import SETTINGS\n"
+        "pack = AdapterPack(open_tiny(Path(sys.argv[1])).unet, [1], SETTINGS)\n"
+        "save_adapter(Path(sys.argv[2]), pack.tensors(0), lora_config(SETTINGS), {'b': 1, 'a': {'z': 2, 'y': 3}})\n"
     )
     contents = []
     for number in range(2):  # another hash seed reorders sets; safetensors itself reorders its metadata

@@ -5,10 +5,11 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-from pipeline.base.device import choose_device
+from pipeline.base.device import choose_device, find_dtype_problems, torch_dtype
 from pipeline.base.opening import open_base
 from pipeline.base.stable_diffusion import StableDiffusion
 from pipeline.errors import UserError
+from pipeline.params import BaseSection
 from tests.tiny import open_tiny, section
 
 
@@ -84,3 +85,17 @@ def test_devices() -> None:
 def test_float16_is_refused_on_a_cpu(tiny_folders: dict[str, Path]) -> None:
     with pytest.raises(UserError, match="float16 needs a GPU"):
         open_tiny(tiny_folders["epsilon"], dtype="float16")
+
+
+@pytest.mark.parametrize(("name", "allowed"), [("float32", False), ("tf32", True), ("bfloat16", False)])
+def test_tf32_is_allowed_where_it_is_asked_for_and_nowhere_else(name: str, allowed: bool) -> None:
+    section = BaseSection(source="x", revision=None, config=None, dtype=name)
+    assert torch_dtype(section) == (torch.bfloat16 if name == "bfloat16" else torch.float32)
+    assert torch.backends.cuda.matmul.allow_tf32 is allowed and torch.backends.cudnn.allow_tf32 is allowed
+    torch_dtype(section.model_copy(update={"dtype": "float32"}))
+
+
+def test_tf32_without_an_nvidia_gpu_is_refused() -> None:
+    section = BaseSection(source="x", revision=None, config=None, dtype="tf32")
+    assert "NVIDIA" in find_dtype_problems(section, torch.device("cpu"))[0].found
+    assert not find_dtype_problems(section, torch.device("cuda"))

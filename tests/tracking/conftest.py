@@ -93,7 +93,8 @@ ONE_OF_TWO = """
 import sys
 from pipeline.params import TrackingSection
 from pipeline.tracking import track
-with track(f"train@{sys.argv[1]}", TrackingSection(uri=None, experiment="morphline", required=True), {}) as tracker:
+section = TrackingSection(uri=None, experiment="morphline", required=True, pictures_every=None)
+with track(f"train@{sys.argv[1]}", section, {}) as tracker:
     for step in range(30):
         tracker.metric("loss", step, step)
 """
@@ -151,7 +152,9 @@ def book(project: Path, first_use: FirstUse, request: pytest.FixtureRequest) -> 
     from mlflow import MlflowClient
 
     uri = f"sqlite:///{first_use.folder / 'mlflow.db'}"
-    return Book(TrackingSection(uri=uri, experiment=request.node.name, required=True), MlflowClient(uri))
+    return Book(
+        TrackingSection(uri=uri, experiment=request.node.name, required=True, pictures_every=None), MlflowClient(uri)
+    )
 
 
 @pytest.fixture
@@ -162,7 +165,9 @@ def stub(project: Path, tmp_path: Path) -> Iterator[Stub]:
 
 
 def section(uri: str, **changes: Any) -> TrackingSection:
-    return TrackingSection(**{"uri": uri, "experiment": "morphline", "required": True, **changes})
+    return TrackingSection(
+        **{"uri": uri, "experiment": "morphline", "required": True, "pictures_every": None, **changes}
+    )
 
 
 def wait_a_moment() -> None:

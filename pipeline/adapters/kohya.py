@@ -1,0 +1,40 @@
+"""Adapters in the key format of kohya's sd-scripts, which ComfyUI and A1111 read."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from pipeline.adapters.lora import CONFIG_KEY, PREFIX, read_notes, write_tensors
+
+LETTERS = {"lora_A": "lora_down", "lora_B": "lora_up"}
+
+
+def write_kohya(adapter: Path, path: Path) -> None:
+    """Write one of our adapter files to `path` as `lora_unet_<module>.lora_down.weight`, `.lora_up.weight`, `.alpha`.
+
+    That format knows only alpha / rank as a scale; alpha is written so that the product is the same.
+
+    Raises:
+        UserError: when the file is missing, damaged or not one of ours.
+    """
+    notes = read_notes(adapter)
+    with safe_open(adapter, framework="pt") as file:
+        config = json.loads(file.metadata()[CONFIG_KEY])
+        tensors = {key.removeprefix(PREFIX): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    rank = config[PREFIX + "r"]
+    alpha = config[PREFIX + "lora_alpha"] * (rank**0.5 if config[PREFIX + "use_rslora"] else 1.0)
+    renamed: dict[str, torch.Tensor] = {}
+    for key, tensor in tensors.items():
+        module, letter, _ = key.rsplit(".", 2)
+        name = "lora_unet_" + module.replace(".", "_")
+        renamed[f"{name}.{LETTERS[letter]}.weight"] = tensor
+        renamed[f"{name}.alpha"] = torch.tensor(float(alpha))
+    metadata = {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": str(alpha),
+        "ss_training_comment": json.dumps(notes, sort_keys=True, ensure_ascii=False),
+    }
+    write_tensors(path, renamed, metadata)

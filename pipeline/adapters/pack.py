@@ -1,0 +1,156 @@
+"""Several adapters over one frozen UNet, side by side: in one batch each sample passes through its own adapter alone.
+
+All factors of all layers lie in two matrices, one row an adapter: clipping, checkpoints, the sum over processes and
+the optimizer see a few long rows instead of thousands of small tensors, and an adapter's row does not depend on the
+company it was trained in.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from pipeline.adapters.lora import PRESETS
+from pipeline.errors import Problem, UserError
+from pipeline.params import TrainSection
+
+Hook = Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer that gets factors, and where they stand in a row: `down` is A (r, in), `up` is B (out, r)."""
+
+    name: str
+    module: nn.Linear
+    down: slice
+    up: slice
+
+
+class AdapterPack:
+    """The factors of N adapters: W x + scale B A x (Hu et al. 2021, eq. 3), with each sample's own A and B.
+
+    down, up: (N, P) and (N, Q), the rows; down_grad, up_grad: their gradients, which add up until `zero_grad`.
+    seeds: one for each adapter; its start depends on nothing else.
+    """
+
+    def __init__(self, unet: nn.Module, seeds: Sequence[int], settings: TrainSection) -> None:
+        self.rank = settings.rank
+        self.scale = settings.alpha / (math.sqrt(settings.rank) if settings.rank_stabilised else settings.rank)
+        self.layers = layers_of(unet, settings.targets, settings.rank)
+        first = self.layers[0].module.weight
+        # In a lower precision than float32 most updates would round away.
+        dtype = torch.promote_types(first.dtype, torch.float32)
+        self.down = torch.zeros(len(seeds), self.layers[-1].down.stop, device=first.device, dtype=dtype)
+        self.up = torch.zeros(len(seeds), self.layers[-1].up.stop, device=first.device, dtype=dtype)
+        for row, seed in zip(self.down, seeds, strict=True):
+            self._start(row, seed, settings.init)
+        self.down_grad, self.up_grad = torch.zeros_like(self.down), torch.zeros_like(self.up)
+        self._factors = [self._views(layer) for layer in self.layers]
+
+    def _start(self, row: torch.Tensor, seed: int, init: str) -> None:
+        """A random, B zero, so that an adapter starts as no change; drawn on the CPU, the same for every device."""
+        generator = torch.Generator().manual_seed(seed)
+        for layer in self.layers:
+            shape = (self.rank, layer.module.in_features)
+            if init == "gaussian":
+                start = torch.randn(shape, generator=generator) / self.rank
+            else:  # what nn.Linear starts from (He et al. 2015, with a = sqrt 5)
+                start = (2 * torch.rand(shape, generator=generator) - 1) / math.sqrt(layer.module.in_features)
+            row[layer.down] = start.flatten().to(row)
+
+    def _views(self, layer: Layer) -> tuple[nn.Parameter, nn.Parameter]:
+        """A (N, r, in) and B (N, out, r): views of the rows whose gradients are views of the gradients' rows."""
+        count, module = len(self.down), layer.module
+        views = []
+        for rows, grads, part, shape in (
+            (self.down, self.down_grad, layer.down, (self.rank, module.in_features)),
+            (self.up, self.up_grad, layer.up, (module.out_features, self.rank)),
+        ):
+            parameter = nn.Parameter(rows[:, part].view(count, *shape))
+            parameter.grad = grads[:, part].view(count, *shape)
+            views.append(parameter)
+        return views[0], views[1]
+
+    def __len__(self) -> int:
+        return len(self.down)
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """While it lasts, the UNet takes batches of N equal parts, one for each adapter, in their order."""
+        handles = [
+            layer.module.register_forward_hook(self._hook(*factors))
+            for layer, factors in zip(self.layers, self._factors, strict=True)
+        ]
+        try:
+            with warnings.catch_warnings():
+                # Rows of one long matrix are what everything else here wants; it costs nothing to speak of.
+                warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, down: nn.Parameter, up: nn.Parameter) -> Hook:
+        def add(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+            rows = inputs[0].reshape(len(down), -1, inputs[0].shape[-1])
+            low = torch.bmm(rows, down.transpose(1, 2))
+            return output + torch.bmm(low * self.scale, up.transpose(1, 2)).view(output.shape)
+
+        return add
+
+    def zero_grad(self) -> None:
+        """Forget the gradients; they stay the rows that the factors add into."""
+        self.down_grad.zero_()
+        self.up_grad.zero_()
+
+    def grad_norms(self) -> torch.Tensor:
+        """Norm of each adapter's whole gradient, (N,)."""
+        return (self.down_grad.square().sum(1) + self.up_grad.square().sum(1)).sqrt()
+
+    def clip(self, max_norm: float) -> torch.Tensor:
+        """Scale each adapter's gradient down to `max_norm` where it is longer; the norms before, (N,)."""
+        norms = self.grad_norms()
+        factors = (max_norm / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp(max=1)
+        self.down_grad *= factors[:, None]
+        self.up_grad *= factors[:, None]
+        return norms
+
+    def tensors(self, place: int) -> dict[str, torch.Tensor]:
+        """Adapter number `place` as peft names it: `<module>.lora_A.weight` (r, in), `<module>.lora_B.weight`."""
+        return {
+            f"{layer.name}.lora_{letter}.weight": factor[place].detach().clone()
+            for layer, factors in zip(self.layers, self._factors, strict=True)
+            for letter, factor in zip("AB", factors, strict=True)
+        }
+
+
+def layers_of(unet: nn.Module, targets: str | Sequence[str], rank: int) -> list[Layer]:
+    """The layers of a preset, or those whose names end in one of `targets`, in the UNet's order.
+
+    Raises:
+        UserError: when a name fits no layer, or one that is not linear.
+    """
+    names = PRESETS[targets] if isinstance(targets, str) else tuple(targets)
+    found: list[Layer] = []
+    down = up = 0
+    unused = set(names)
+    for name, module in unet.named_modules():
+        fitting = [target for target in names if name == target or name.endswith(f".{target}")]
+        if not fitting:
+            continue
+        if not isinstance(module, nn.Linear):
+            mend = "Name linear layers, or take a preset: " + ", ".join(PRESETS) + "."
+            raise UserError(Problem("params.yaml: train.targets", f"{name} is a {type(module).__name__}", mend))
+        unused -= set(fitting)
+        widths = rank * module.in_features, rank * module.out_features
+        found.append(Layer(name, module, slice(down, down + widths[0]), slice(up, up + widths[1])))
+        down, up = down + widths[0], up + widths[1]
+    if unused:
+        mend = "Name ends of module names of this base's UNet, or take a preset: " + ", ".join(PRESETS) + "."
+        raise UserError(Problem("params.yaml: train.targets", f"no layer is called {', '.join(sorted(unused))}", mend))
+    return found

@@ -1,0 +1,26 @@
+"""`morphline export`: a set's adapters for ComfyUI and A1111. No DVC stage: its files are for elsewhere."""
+
+from pathlib import Path
+
+from pipeline.adapters.kohya import write_kohya
+from pipeline.adapters.store import read_index
+from pipeline.errors import Problem, UserError
+from pipeline.outputs import whole_file
+
+
+def run(key: str, out: Path, force: bool) -> list[Path]:
+    """Write every adapter of a set to the folder `out` in kohya's format; the files written.
+
+    Raises:
+        UserError: when the set has no adapters, or a file is there already and `force` is false.
+    """
+    adapters = Path("models/adapters", key)
+    files = sorted(set(read_index(adapters).values()))
+    targets = [out / file for file in files]
+    if not force and (there := [target for target in targets if target.exists()]):
+        mend = "Name another folder, or say --force."
+        raise UserError(*(Problem(str(target), "the file is there already", mend) for target in there))
+    for file, target in zip(files, targets, strict=True):
+        with whole_file(target) as partial:
+            write_kohya(adapters / file, partial)
+    return targets

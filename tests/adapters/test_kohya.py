@@ -1,0 +1,48 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
+
+from pipeline.adapters.kohya import write_kohya
+from pipeline.adapters.lora import lora_config, save_adapter
+from pipeline.adapters.pack import AdapterPack
+from pipeline.base.stable_diffusion import StableDiffusion
+from tests.adapters.training_settings import SETTINGS
+
+Fresh = Callable[[], StableDiffusion]
+
+
+@pytest.mark.parametrize("stabilised", [False, True])
+def test_kohyas_format_means_the_same_adapter(
+    fresh_tiny: Fresh, tiny_folders: dict[str, Path], tmp_path: Path, stabilised: bool
+) -> None:
+    """Read back by diffusers, both files give the same predictions."""
+    changes = {"alpha": 3.0, "targets": "attention+feed-forward", "rank_stabilised": stabilised}
+    settings = SETTINGS.model_copy(update=changes)
+    base = fresh_tiny()
+    pack = AdapterPack(base.unet, [1], settings)
+    pack.up.copy_(0.3 * torch.randn(pack.up.shape, generator=torch.Generator().manual_seed(0)))
+    notes = {"base": {"source": "x", "digest": base.digest}}
+    save_adapter(tmp_path / "ours.safetensors", pack.tensors(0), lora_config(settings), notes)
+    write_kohya(tmp_path / "ours.safetensors", tmp_path / "kohya.safetensors")
+    write_kohya(tmp_path / "ours.safetensors", tmp_path / "again.safetensors")
+    assert (tmp_path / "kohya.safetensors").read_bytes() == (tmp_path / "again.safetensors").read_bytes()
+    generator = torch.Generator().manual_seed(9)
+    inputs = torch.randn(1, 4, 8, 8, generator=generator), torch.tensor([300]), torch.randn(1, 64, 16)
+    predictions = []
+    for file in ("ours", "kohya"):
+        pipe = StableDiffusionPipeline.from_pretrained(tiny_folders["epsilon"])
+        pipe.load_lora_weights(tmp_path, weight_name=f"{file}.safetensors")
+        with torch.no_grad():
+            predictions.append(pipe.unet(*inputs).sample)
+    with torch.no_grad():
+        plain = base.unet(*inputs).sample
+    assert torch.allclose(predictions[0], predictions[1], atol=1e-6)
+    assert not torch.allclose(predictions[0], plain, atol=1e-2)
+    module = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0"
+    tensors = load_file(tmp_path / "kohya.safetensors")
+    assert tensors[f"{module}.lora_down.weight"].shape == (2, 16)
+    assert float(tensors[f"{module}.alpha"]) == pytest.approx(3.0 * (2**0.5 if stabilised else 1))

@@ -1,0 +1,20 @@
+import pytest
+import torch
+
+from pipeline.adapters.processes import ALONE, Processes, wanted
+from pipeline.errors import UserError
+
+
+def test_shares_take_everything_once() -> None:
+    shares = [Processes(index, 3).share(range(2, 10)) for index in range(3)]
+    assert sorted(place for share in shares for place in share) == list(range(2, 10))
+    assert [Processes(index, 2).shared_out("abc") for index in range(2)] == [["a", "c"], ["b"]]
+    assert ALONE.share(range(4)) == range(4) and ALONE.main
+
+
+def test_processes_are_as_many_as_asked_for_or_one_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert wanted(None, torch.device("cpu")) == 1 and wanted(3, torch.device("cpu")) == 3
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert wanted(None, torch.device("cuda")) == 2 and wanted(1, torch.device("cuda")) == 1
+    with pytest.raises(UserError, match="3 processes for 2 GPU"):
+        wanted(3, torch.device("cuda"))

@@ -1,0 +1,141 @@
+"""Adapters side by side against one after another: `python -m tests.benchmarks.train [--adapters 8] [--steps 20]`.
+
+Both train the same single-picture adapters for the same steps and samples in float32, in one run. The plain loop is
+the one that published scripts have: batch 1, peft's layers, VAE and text encoder at every step. Prints the ratio, what
+each part of the gain is worth, and the ratio by number of adapters.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from pipeline.adapters.checkpoints import Checkpoints
+from pipeline.adapters.draws import Sample
+from pipeline.adapters.encoding import encode_sample
+from pipeline.adapters.lora import adapter_weights, add_adapter
+from pipeline.adapters.training import Job, train_adapters
+from pipeline.base.checking import base_digest
+from pipeline.base.device import choose_device
+from pipeline.base.opening import open_base
+from pipeline.base.stable_diffusion import StableDiffusion
+from pipeline.images.painter import paint
+from pipeline.images.world import HELD_OUT, caption, draw_scene
+from pipeline.params import BaseSection, TrainSection, load_params
+
+FIRST = HELD_OUT + 5_000_000
+
+
+def plain_loop(base: StableDiffusion, pictures: torch.Tensor, captions: Sequence[str], settings: TrainSection) -> None:
+    """Each adapter by itself, everything computed at every step."""
+    _one_by_one(base, len(pictures), settings, lambda i: base.encode(pictures[i : i + 1]).sample(_generator()),
+                lambda i: base.condition([captions[i]]))  # fmt: skip
+
+
+def cached_loop(base: StableDiffusion, samples: Sequence[Sample], settings: TrainSection) -> None:
+    """Each adapter by itself, from latents and captions encoded once."""
+    _one_by_one(base, len(samples), settings, lambda i: samples[i].posterior.sample(_generator()).to(base.device),
+                lambda i: samples[i].conditioning)  # fmt: skip
+
+
+def _one_by_one(
+    base: StableDiffusion,
+    count: int,
+    settings: TrainSection,
+    latents_of: Callable[[int], torch.Tensor],
+    conditioning_of: Callable[[int], torch.Tensor],
+) -> None:
+    for index in range(count):
+        weights = add_adapter(base.unet, "plain", settings.rank, settings.alpha, seed=index)
+        optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        base.unet.train()
+        for _ in range(settings.steps):
+            latents, conditioning = latents_of(index), conditioning_of(index)
+            noise = torch.randn(latents.shape).to(latents)
+            timesteps = torch.randint(len(base.schedule), (1,), device=base.device)
+            noisy = base.schedule.add_noise(latents, noise, timesteps)
+            prediction = base.predict(noisy, timesteps, conditioning)
+            F.mse_loss(prediction, base.schedule.target(latents, noise, timesteps)).backward()
+            torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+        assert adapter_weights(base.unet, "plain")
+        base.unet.delete_adapters("plain")
+        base.unet.eval()
+
+
+def ours(
+    base: StableDiffusion, samples: Sequence[Sample], settings: TrainSection, pack: int, empty: torch.Tensor
+) -> None:
+    """The trainer of the pipeline, checkpoints and validation included."""
+    with TemporaryDirectory() as folder:
+        jobs = [Job(sample.name, sample.name, [sample]) for sample in samples]
+        train_adapters(base, jobs, settings, Checkpoints(Path(folder)), empty=empty, pack_size=pack)
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(int(torch.randint(2**31, ())))
+
+
+def seconds(base: StableDiffusion, work: Callable[[], None]) -> float:
+    """Wall time of one call."""
+    if base.device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    work()
+    if base.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--base", default="models/pocket")
+    parser.add_argument("--adapters", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    section = BaseSection(source=arguments.base, revision=None, config=None, dtype="float32")
+    device = choose_device("auto")
+    base = open_base(section.model_copy(update={"revision": base_digest(section)}), device)
+    settings = load_params().train.model_copy(update={"steps": arguments.steps, "batch": 1})
+    scenes = [draw_scene(FIRST + index) for index in range(max(16, arguments.adapters))]
+    pictures = torch.from_numpy(np.stack([paint(scene, 128, 128) for scene in scenes])).permute(0, 3, 1, 2)
+    captions = [caption(scene) for scene in scenes]
+    with TemporaryDirectory() as cache:
+        samples = [
+            encode_sample(base, f"p{i}", pictures[i], captions[i], False, Path(cache)) for i in range(len(scenes))
+        ]
+    empty, count = base.condition([""]), arguments.adapters
+    floats = pictures[:count].float() / 255
+    ways: dict[str, Callable[[], None]] = {
+        "plain loop": lambda: plain_loop(base, floats, captions[:count], settings),
+        "plain loop from caches": lambda: cached_loop(base, samples[:count], settings),
+        "ours, one by one": lambda: ours(base, samples[:count], settings, 1, empty),
+        f"ours, {count} side by side": lambda: ours(base, samples[:count], settings, count, empty),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in tqdm(range(arguments.rounds), desc="rounds"):
+        for name, work in ways.items():  # in turns, so that a busy machine is busy for all
+            times[name].append(seconds(base, work))
+    plain = np.median(times["plain loop"])
+    print(f"{count} adapters, {arguments.steps} steps of 1 each, float32, {device.type}:")
+    for name, taken in times.items():
+        each = np.median(taken) / (count * arguments.steps) * 1000
+        print(f"  {name}: {each:.1f} ms an adapter's step, {plain / np.median(taken):.2f} times the plain loop's speed")
+    print("by number of adapters, against the plain loop for one:")
+    for number in (1, 2, 4, 8, 16):
+        taken = min(seconds(base, lambda n=number: ours(base, samples[:n], settings, n, empty)) for _ in range(2))
+        ratio = plain / count / (taken / number)
+        print(f"  {number}: {taken / number / arguments.steps * 1000:.1f} ms an adapter's step, {ratio:.2f} times")
+
+
+if __name__ == "__main__":
+    main()
