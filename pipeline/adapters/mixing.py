@@ -11,7 +11,9 @@ from torch import nn
 
 @contextmanager
 def mixed_adapters(unet: UNet2DConditionModel, weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Let sample b of a batch see W + sum_i w_i[b] (alpha_i / r_i) B_i A_i, for as long as the context lasts.
+    """Let sample b of a batch see W + sum_i w_i[b] s_i B_i A_i, for as long as the context lasts.
+
+    s_i is alpha_i / r_i, or alpha_i / sqrt(r_i) for a rank-stabilised adapter.
 
     weights: adapter name to (B,), B the batch that the UNet is called with. Only the products B A are weighed, never
     the factors. Adapters that are not named, and all of them when none is, contribute nothing. Afterwards the scaling
@@ -28,7 +30,8 @@ def mixed_adapters(unet: UNet2DConditionModel, weights: Mapping[str, torch.Tenso
         for layer in layers:
             layer._active_adapter = [name for name in weights if name in layer.scaling]
             for name in layer._active_adapter:
-                scale = layer.lora_alpha[name] / layer.r[name]
+                root = 0.5 if layer.use_rslora[name] else 1.0
+                scale = layer.lora_alpha[name] / layer.r[name] ** root
                 layer.scaling[name] = (weights[name].float() * scale).view(-1, *[1] * _trailing_dimensions(layer))
         yield
     finally:

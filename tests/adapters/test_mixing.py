@@ -1,12 +1,15 @@
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from peft.utils import get_peft_model_state_dict
 
-from pipeline.adapters.lora import adapter_weights, add_adapter
+from pipeline.adapters.lora import adapter_weights, add_adapter, load_adapter, lora_config, save_adapter
 from pipeline.adapters.mixing import mixed_adapters
+from pipeline.adapters.pack import AdapterPack
 from pipeline.base.stable_diffusion import StableDiffusion
+from tests.adapters.training_settings import SETTINGS
 from tests.reference import merge_into
 
 Fresh = Callable[[], StableDiffusion]
@@ -72,3 +75,20 @@ def test_the_unet_is_as_before_afterwards(fresh_tiny: Fresh) -> None:
 def test_weights_for_a_unet_without_adapters_are_refused(fresh_tiny: Fresh) -> None:
     with pytest.raises(ValueError, match="no adapters"), mixed_adapters(fresh_tiny().unet, {"first": torch.ones(1)}):
         pass
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stabilised", [False, True])
+def test_full_weight_is_the_adapter_as_it_was_saved(fresh_tiny: Fresh, tmp_path: Path, stabilised: bool) -> None:
+    settings = SETTINGS.model_copy(update={"rank": 4, "alpha": 3.0, "rank_stabilised": stabilised})
+    base, trained = fresh_tiny(), fresh_tiny()
+    pack = AdapterPack(trained.unet, [1], settings)
+    pack.up.copy_(0.3 * torch.randn(pack.up.shape, generator=torch.Generator().manual_seed(0)))
+    save_adapter(
+        tmp_path / "a", pack.tensors(0), lora_config(settings), {"base": {"source": "x", "digest": base.digest}}
+    )
+    load_adapter(base.unet, tmp_path / "a", "a", base.digest)
+    with pack.attached():
+        expected = trained.predict(*inputs())
+    with mixed_adapters(base.unet, {"a": torch.ones(3)}):
+        assert torch.allclose(base.predict(*inputs()), expected, atol=1e-5)
