@@ -92,14 +92,26 @@ def sample(key: SetKey) -> None:
 
 
 @command
-def morph(key: MorphKey) -> None:
-    """Make a morph's frames and clips in data/morphs/MORPH.
+def morph(
+    what: Annotated[list[str], typer.Argument(metavar="MORPH | PICTURE PICTURE...", help="A key, or your pictures.")],
+    caption: Annotated[list[str] | None, typer.Option(help="What a picture shows; once for each, in order.")] = None,
+    out: Annotated[Path, typer.Option(help="The clip, with pictures: .mp4, .webp or .gif.")] = Path("morph.mp4"),
+    force: Annotated[bool, typer.Option("--force", help="Replace a clip that is there already.")] = False,
+) -> None:
+    """Make a morph's frames and clips in data/morphs/MORPH; or, from pictures, run all it takes and write the clip.
 
     Example: morphline morph alps
-    """
-    from pipeline.stages import morph
 
-    morph.run(key)
+    Example: morphline morph a.jpg b.jpg --caption "a beach by day" --caption "a beach at night" --out beach.mp4
+    """
+    if len(what) == 1 and not caption:
+        from pipeline.stages import morph
+
+        morph.run(what[0])
+        return
+    from pipeline.stages import quick
+
+    print(quick.run([Path(name) for name in what], caption or [], out, force))
 
 
 @command

@@ -6,11 +6,12 @@ A set or a morph may override values of its own sections under its key; `load_pa
 
 import difflib
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -24,6 +25,14 @@ Colour = tuple[
     Annotated[int, Field(ge=0, le=255)], Annotated[int, Field(ge=0, le=255)], Annotated[int, Field(ge=0, le=255)]
 ]
 
+
+def _rising(alphas: tuple[float, ...]) -> tuple[float, ...]:
+    if alphas[0] != 0 or alphas[-1] != 1 or any(b <= a for a, b in pairwise(alphas)):
+        raise ValueError("alphas must rise from 0 to 1")
+    return alphas
+
+
+RISING = AfterValidator(_rising)
 
 Entry = TypeVar("Entry")
 
@@ -105,7 +114,22 @@ class MorphSection(Section):
 
     frames: int = Field(ge=3, le=10_000)
     steps: int = Field(ge=2, le=1000)
+    inversion_steps: int = Field(ge=2, le=1000)
+    fixed_point: int = Field(ge=0, le=100)
+    relaxation: float = Field(gt=0, le=1)
+    tolerance: float = Field(ge=0, le=1)
     adain: bool
+    attention: tuple[Literal["down", "mid", "up"], ...] = Field(strict=False)
+    attention_until: Fraction
+    attention_source: Literal["inputs", "keys-values"]
+    guidance: float = Field(ge=1, le=50)
+    rescale: Fraction
+    negative: str
+    pacing: Literal["linear", "perceptual"] | Annotated[tuple[Fraction, ...], Field(strict=False, min_length=3), RISING]
+    pacing_steps: int = Field(ge=2, le=1000)
+    pacing_points: int = Field(ge=3, le=1000)
+    loop: bool
+    correct_ends: Fraction
     fps: float = Field(gt=0, le=120)
     hold: float = Field(ge=0, le=60)
 

@@ -3,8 +3,14 @@
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from pipeline.base.opening import open_base
 from pipeline.base.stable_diffusion import StableDiffusion
@@ -66,6 +72,52 @@ def build_tiny(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusi
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+    )
+
+
+def build_tiny_xl(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusionXLPipeline:
+    """As `build_tiny`, with the second text encoder, pooled captions and sizes of an XL."""
+    small = build_tiny(prediction_type, seed)
+    torch.manual_seed(seed + 1)
+    config = CLIPTextConfig(
+        vocab_size=len(small.tokenizer),
+        hidden_size=24,
+        projection_dim=20,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        bos_token_id=small.tokenizer.bos_token_id,
+        eos_token_id=small.tokenizer.eos_token_id,
+        pad_token_id=small.tokenizer.pad_token_id,
+    )
+    first = CLIPTextConfig(**{**small.text_encoder.config.to_dict(), "num_hidden_layers": 2})
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=16 + 24,
+        attention_head_dim=(2, 4),
+        transformer_layers_per_block=(1, 2),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 20,
+        norm_num_groups=8,
+    )
+    return StableDiffusionXLPipeline(
+        vae=small.vae,
+        text_encoder=CLIPTextModel(first),
+        text_encoder_2=CLIPTextModelWithProjection(config),
+        tokenizer=small.tokenizer,
+        tokenizer_2=build_tokenizer(["a", "red", "blue", "hill", "lake"]),
+        unet=unet,
+        scheduler=small.scheduler,
+        add_watermarker=False,
     )
 
 

@@ -3,18 +3,16 @@
 import hashlib
 import json
 import struct
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from peft import LoraConfig
-from peft.utils import set_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import save
 
+from pipeline.adapters.mixing import Adapter
 from pipeline.errors import Problem, UserError
 from pipeline.params import TrainSection
 
@@ -25,32 +23,6 @@ PRESETS = {"attention": ATTENTION, "attention+feed-forward": (*ATTENTION, "ff.ne
 PREFIX = "unet."
 CONFIG_KEY = "lora_adapter_metadata"  # where diffusers looks for rank and alpha
 _OWN_KEY = "morphline"
-
-
-def add_adapter(unet: UNet2DConditionModel, name: str, rank: int, alpha: float, seed: int) -> list[torch.nn.Parameter]:
-    """Add a fresh float32 adapter, the only trainable and active one, and return its weights.
-
-    B is zero, so it changes nothing yet; A is drawn from `seed` alone, without touching the global generator.
-    """
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(ATTENTION), init_lora_weights=True)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        _add(unet, config, name)
-    weights = adapter_weights(unet, name)
-    for parameter in weights.values():
-        parameter.data = parameter.data.float()  # in a lower precision most updates would round away
-    return list(weights.values())
-
-
-def _add(unet: UNet2DConditionModel, config: LoraConfig, name: str) -> None:
-    with warnings.catch_warnings():  # a second adapter on one UNet is what morphs are made of
-        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
-        unet.add_adapter(config, name)
-
-
-def adapter_weights(unet: UNet2DConditionModel, name: str) -> dict[str, torch.nn.Parameter]:
-    """The adapter's own parameters by name, in the order of the modules."""
-    return {key: weight for key, weight in unet.named_parameters() if f".{name}." in key and ".lora_" in key}
 
 
 def lora_config(settings: TrainSection) -> LoraConfig:
@@ -120,12 +92,24 @@ def read_notes(path: Path) -> dict[str, Any]:
         raise UserError(Problem(str(path), f"not an adapter of morphline ({error})", mend)) from error
 
 
-def load_adapter(unet: UNet2DConditionModel, path: Path, name: str, base_digest: str) -> None:
-    """Add the adapter in `path` to the UNet under `name`, in evaluation mode.
+def read_adapter(path: Path, base_digest: str, device: torch.device) -> Adapter:
+    """The adapter in a file, for `mixed_adapters`.
 
     Raises:
         UserError: when the file is not whole, or was trained on another base.
     """
+    config, state = _read(path, base_digest)
+    factors: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in state.items():
+        module, letter, _ = key.rsplit(".", 2)
+        factors.setdefault(module, {})[letter] = tensor.to(device)
+    rank = config[PREFIX + "r"]
+    scale = config[PREFIX + "lora_alpha"] / (rank**0.5 if config[PREFIX + "use_rslora"] else rank)
+    return Adapter({module: (pair["lora_A"], pair["lora_B"]) for module, pair in factors.items()}, scale)
+
+
+def _read(path: Path, base_digest: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Config and tensors of an adapter file, by peft's names."""
     notes = read_notes(path)
     if notes["base"]["digest"] != base_digest:
         found = f"trained on {notes['base']['source']} ({notes['base']['digest'][:20]}), not on this base"
@@ -133,26 +117,7 @@ def load_adapter(unet: UNet2DConditionModel, path: Path, name: str, base_digest:
     with safe_open(path, framework="pt") as file:
         config = json.loads(file.metadata()[CONFIG_KEY])
         state = {key.removeprefix(PREFIX): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    _add(
-        unet,
-        LoraConfig(
-            r=config[PREFIX + "r"],
-            lora_alpha=config[PREFIX + "lora_alpha"],
-            use_rslora=config[PREFIX + "use_rslora"],
-            target_modules=config[PREFIX + "target_modules"],
-        ),
-        name,
-    )
-    for parameter in adapter_weights(
-        unet, name
-    ).values():  # before they take values: the base may be of lower precision
-        parameter.data = parameter.data.float()
-        parameter.requires_grad_(False)
-    outcome = set_peft_model_state_dict(unet, state, adapter_name=name)
-    lost = [*outcome.unexpected_keys, *(key for key in outcome.missing_keys if f".{name}." in key)]
-    if lost:
-        found = f"its weights and this base do not fit together ({lost[0]})"
-        raise UserError(Problem(str(path), found, "Run `dvc repro` to train it again."))
+    return config, state
 
 
 def keyed_seed(*parts: object) -> int:

@@ -1,45 +1,66 @@
 """Several adapters in one batch, each sample with its own weight for each of them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
-from diffusers import UNet2DConditionModel
-from peft.tuners.lora import LoraLayer
 from torch import nn
+
+Hook = Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A trained adapter. factors: module name to A (r, in) and B (out, r); it adds scale B A to that weight."""
+
+    factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    scale: float
 
 
 @contextmanager
-def mixed_adapters(unet: UNet2DConditionModel, weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Let sample b of a batch see W + sum_i w_i[b] s_i B_i A_i, for as long as the context lasts.
+def mixed_adapters(unet: nn.Module, adapters: Sequence[Adapter], weights: torch.Tensor) -> Iterator[None]:
+    """Let sample b of a batch see W + sum_i weights[i, b] scale_i B_i A_i, for as long as the context lasts.
 
-    s_i is alpha_i / r_i, or alpha_i / sqrt(r_i) for a rank-stabilised adapter.
+    weights: (adapters, B), B the batch that the UNet is called with. Only the products B A are weighed, never the
+    factors: to interpolate those apart is wrong by -alpha (1 - alpha) (B_0 - B_1) (A_0 - A_1). All adapters of a layer
+    share one pair of matrix products: their A lie above each other, their B beside each other, and what is weighed is
+    the short vector in between. With no adapters nothing changes.
 
-    weights: adapter name to (B,), B the batch that the UNet is called with. Only the products B A are weighed, never
-    the factors. Adapters that are not named, and all of them when none is, contribute nothing. Afterwards the scaling
-    is as it was.
+    Raises:
+        ValueError: when an adapter has factors for a module that is no linear layer of this UNet.
     """
-    layers = [module for module in unet.modules() if isinstance(module, LoraLayer)]
-    if not layers:
-        if weights:
-            raise ValueError(f"the UNet has no adapters, but weights are given for {sorted(weights)}")
-        yield
-        return
-    before = [(dict(layer.scaling), list(layer.active_adapters)) for layer in layers]
+    handles = []
     try:
-        for layer in layers:
-            layer._active_adapter = [name for name in weights if name in layer.scaling]
-            for name in layer._active_adapter:
-                root = 0.5 if layer.use_rslora[name] else 1.0
-                scale = layer.lora_alpha[name] / layer.r[name] ** root
-                layer.scaling[name] = (weights[name].float() * scale).view(-1, *[1] * _trailing_dimensions(layer))
+        for name in sorted({name for adapter in adapters for name in adapter.factors}):
+            try:
+                module = unet.get_submodule(name)
+            except AttributeError:
+                module = None
+            if not isinstance(module, nn.Linear):
+                raise ValueError(f"an adapter has factors for {name}, which is no linear layer of this UNet")
+            having = [(number, adapter) for number, adapter in enumerate(adapters) if name in adapter.factors]
+            down = torch.cat([adapter.factors[name][0] for _, adapter in having])
+            up = torch.cat([adapter.factors[name][1] for _, adapter in having], dim=1)
+            columns = torch.cat(
+                [
+                    (weights[number] * adapter.scale).to(down).expand(len(adapter.factors[name][0]), -1)
+                    for number, adapter in having
+                ]
+            )
+            handles.append(module.register_forward_hook(_hook(down, up, columns.T.contiguous())))
         yield
     finally:
-        for layer, (scaling, active) in zip(layers, before, strict=True):
-            layer.scaling.update(scaling)
-            layer._active_adapter = active
+        for handle in handles:
+            handle.remove()
 
 
-def _trailing_dimensions(layer: LoraLayer) -> int:
-    """Dimensions after the batch: attention sees (B, tokens, channels), a convolution (B, channels, h, w)."""
-    return 3 if isinstance(layer.get_base_layer(), nn.Conv2d) else 2
+def _hook(down: torch.Tensor, up: torch.Tensor, columns: torch.Tensor) -> Hook:
+    """down: (R, in), up: (out, R), columns: (B, R), the weight of each row of `down` in each sample."""
+
+    def add(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        low = nn.functional.linear(inputs[0], down)
+        low = low * columns.view(len(columns), *[1] * (low.ndim - 2), -1)
+        return output + nn.functional.linear(low, up)
+
+    return add

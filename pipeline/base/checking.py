@@ -7,22 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from pipeline.base.families import FAMILIES, family_of
 from pipeline.base.files import RESTORE, json_problems, safetensors_problems, weights_problems
 from pipeline.errors import Problem, UserError
 from pipeline.params import BaseSection
 
 Answer = TypeVar("Answer")
 
-COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-# None: the key may be missing, as in Stable Diffusion 1.5's own scheduler.
-_CONFIGS: dict[str, tuple[str, dict[str, tuple[str | None, ...]]]] = {
-    "unet": ("config.json", {"_class_name": ("UNet2DConditionModel",)}),
-    "vae": ("config.json", {"_class_name": ("AutoencoderKL",)}),
-    "text_encoder": ("config.json", {"model_type": ("clip_text_model",)}),
-    "tokenizer": ("tokenizer_config.json", {}),
-    "scheduler": ("scheduler_config.json", {"prediction_type": ("epsilon", "v_prediction", None)}),
-}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 SHIPPED = Path("models/pocket")
 
@@ -71,7 +62,8 @@ def base_digest(section: BaseSection) -> str:
         kept = [path for path in config.rglob("*") if path.is_file() and path.suffix in (".json", ".txt")]
         named = {"weights": source} | {path.relative_to(config).as_posix(): path for path in kept}
     else:
-        files = [path for part in COMPONENTS for path in (source / part).rglob("*") if path.is_file()]
+        parts = {part for family in FAMILIES for part in family.parts}
+        files = [path for part in parts for path in (source / part).rglob("*") if path.is_file()]
         named = {path.relative_to(source).as_posix(): path for path in [source / "model_index.json", *files]}
     total = hashlib.sha256()
     for name, path in sorted(named.items()):
@@ -99,12 +91,15 @@ def _hub_problems(section: BaseSection) -> list[Problem]:
         mend = "Correct the path; or write a Hub id's commit, 40 hex digits, in base.revision (a branch can change)."
         return [Problem("params.yaml: base.source", found, mend)]
     try:
-        config = fetch(section, ["model_index.json", *(f"{part}/*.json" for part in COMPONENTS), "tokenizer/*"])
+        everything = {part for family in FAMILIES for part in family.parts}
+        texts = [f"{part}/*.{end}" for part in sorted(everything) for end in ("json", "txt")]
+        config = fetch(section, ["model_index.json", *texts])
         offered = _offered(section)
     except UserError as error:
         return list(error.problems)
     problems = _folder_problems(config, with_weights=False)
-    for component, stem in WEIGHTS.items():
+    weights = family_of(config).weights if not problems else {}
+    for component, stem in weights.items():
         if not any(re.fullmatch(rf"{component}/{stem}(-\d.*)?(\.fp16)?\.safetensors", name) for name in offered):
             mend = "Use a base with safetensors weights."
             problems.append(Problem(f"{section.source}: {component}", "no safetensors weights on the Hub", mend))
@@ -163,18 +158,19 @@ def _folder_problems(folder: Path, with_weights: bool = True) -> list[Problem]:
     if not index.is_file():
         mend = "A base is a diffusers folder; restore it, or choose another."
         return [Problem(str(folder), "model_index.json is missing", mend)]
-    problems = json_problems(index, _class_name=("StableDiffusionPipeline",))
+    problems = json_problems(index, _class_name=tuple(family.pipeline for family in FAMILIES))
     if problems:
         return problems
-    for component, (config, expected) in _CONFIGS.items():
+    family = family_of(folder)
+    for component, (config, expected) in family.configs.items():
         part = folder / component
         if not part.is_dir():
             problems.append(Problem(str(part), "the folder is missing", RESTORE))
             continue
         problems += json_problems(part / config, RESTORE, **expected)
-        if with_weights and component in WEIGHTS:
-            problems += weights_problems(part, WEIGHTS[component])
-    tokenizer = folder / "tokenizer"
-    if tokenizer.is_dir() and not any((tokenizer / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        problems.append(Problem(str(tokenizer), "neither tokenizer.json nor vocab.json is there", RESTORE))
+        if with_weights and component in family.weights:
+            problems += weights_problems(part, family.weights[component])
+    for tokenizer in (folder / part for part in family.tokenizers):
+        if tokenizer.is_dir() and not any((tokenizer / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+            problems.append(Problem(str(tokenizer), "neither tokenizer.json nor vocab.json is there", RESTORE))
     return problems

@@ -10,12 +10,10 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # notices about
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from pipeline.base.checking import (
-    COMPONENTS,
-    WEIGHTS,
     base_digest,
     config_folder,
     fetch,
@@ -24,9 +22,11 @@ from pipeline.base.checking import (
     is_single_file,
 )
 from pipeline.base.device import find_dtype_problems, torch_dtype
+from pipeline.base.families import STABLE_DIFFUSION_XL, Family, family_of
 from pipeline.base.files import whole_weights
 from pipeline.base.schedule import NoiseSchedule
 from pipeline.base.stable_diffusion import StableDiffusion
+from pipeline.base.stable_diffusion_xl import StableDiffusionXL
 from pipeline.errors import UserError
 from pipeline.params import BaseSection
 
@@ -43,13 +43,13 @@ def open_base(section: BaseSection, device: torch.device) -> StableDiffusion:
     disable_progress_bar()  # a bar for reading a file from disk hides the bars that matter
     dtype = torch_dtype(section)
     parts = _load_single_file(section, dtype) if is_single_file(section) else _load_folder(section, dtype)
-    for model in (parts["unet"], parts["vae"], parts["text_encoder"]):
+    schedule = NoiseSchedule.from_scheduler_config(parts.pop("scheduler_config"))
+    for model in (parts[name] for name in ("unet", "vae", "text_encoder", "text_encoder_2") if name in parts):
         model.to(device).eval().requires_grad_(False)
-    schedule = NoiseSchedule.from_scheduler_config(parts["scheduler_config"])
-    return StableDiffusion(
-        parts["unet"], parts["vae"], parts["text_encoder"], parts["tokenizer"], schedule, device, dtype,
-        base_digest(section),
-    )  # fmt: skip
+    if dtype == torch.float16 and parts["vae"].config.force_upcast:
+        parts["vae"].float()  # the XL autoencoder overflows in float16, and pictures come out black
+    kind = StableDiffusionXL if "text_encoder_2" in parts else StableDiffusion
+    return kind(**parts, schedule=schedule, device=device, dtype=dtype, digest=base_digest(section))
 
 
 def unet_without_weights(section: BaseSection) -> UNet2DConditionModel:
@@ -61,54 +61,74 @@ def unet_without_weights(section: BaseSection) -> UNet2DConditionModel:
 
 def _load_folder(section: BaseSection, dtype: torch.dtype) -> dict[str, Any]:
     root = _fetch_all(section) if is_hub_id(section) else Path(section.source)
-    unet, vae = (
-        kind.from_pretrained(root, subfolder=part, use_safetensors=True, torch_dtype=dtype, **_variant(root / part))
-        for kind, part in ((UNet2DConditionModel, "unet"), (AutoencoderKL, "vae"))
-    )
-    # The caption is encoded once, so its precision costs nothing: the text encoder is float32 always.
-    text_encoder = CLIPTextModel.from_pretrained(
-        root, subfolder="text_encoder", use_safetensors=True, dtype=torch.float32, **_variant(root / "text_encoder")
-    )
-    return {
-        "unet": unet,
-        "vae": vae,
-        "text_encoder": text_encoder,
-        "tokenizer": CLIPTokenizer.from_pretrained(root, subfolder="tokenizer"),
-        "scheduler_config": json.loads((root / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8")),
+    family = family_of(root)
+    kinds = {"unet": (UNet2DConditionModel, dtype), "vae": (AutoencoderKL, dtype)}
+    parts: dict[str, Any] = {
+        part: kind.from_pretrained(
+            root, subfolder=part, use_safetensors=True, torch_dtype=kept, **_variant(root / part, family)
+        )
+        for part, (kind, kept) in kinds.items()
     }
+    # The caption is encoded once, so its precision costs nothing: text encoders are float32 always.
+    for part in (part for part in family.weights if part.startswith("text_encoder")):
+        kind = CLIPTextModelWithProjection if part == "text_encoder_2" else CLIPTextModel
+        parts[part] = kind.from_pretrained(
+            root, subfolder=part, use_safetensors=True, dtype=torch.float32, **_variant(root / part, family)
+        )
+    for part in family.tokenizers:
+        parts[part] = CLIPTokenizer.from_pretrained(root, subfolder=part)
+    scheduler = root / "scheduler" / "scheduler_config.json"
+    parts["scheduler_config"] = json.loads(scheduler.read_text(encoding="utf-8"))
+    if family is STABLE_DIFFUSION_XL:
+        index = json.loads((root / "model_index.json").read_text(encoding="utf-8"))
+        parts["empty_is_zero"] = bool(index.get("force_zeros_for_empty_prompt", True))
+    return parts
 
 
 def _fetch_all(section: BaseSection) -> Path:
     """Download a Hub base: its configs, and of its weights the plain ones; float16 ones where there are no others."""
-    configs = ["model_index.json", *(f"{part}/*{end}" for part in COMPONENTS for end in (".json", ".txt"))]
+    family = family_of(fetch(section, ["model_index.json"]))
+    configs = ["model_index.json", *(f"{part}/*{end}" for part in family.parts for end in (".json", ".txt"))]
     for variant in ("", ".fp16"):
         names = [
-            f"{part}/{stem}{shards}{variant}.safetensors" for part, stem in WEIGHTS.items() for shards in ("", "-0*")
+            f"{part}/{stem}{shards}{variant}.safetensors"
+            for part, stem in family.weights.items()
+            for shards in ("", "-0*")
         ]
         root = fetch(section, [*configs, *names])
-        if all(whole_weights(root / part, stem) for part, stem in WEIGHTS.items()):
+        if all(whole_weights(root / part, stem) for part, stem in family.weights.items()):
             break
     return root
 
 
-def _variant(part: Path) -> dict[str, str]:
+def _variant(part: Path, family: Family) -> dict[str, str]:
     """Some bases come in float16 files only, whose names say so."""
-    found = whole_weights(part, WEIGHTS[part.name])
+    found = whole_weights(part, family.weights[part.name])
     return {"variant": found[0]} if found and found[0] else {}
 
 
 def _load_single_file(section: BaseSection, dtype: torch.dtype) -> dict[str, Any]:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
+    config = Path(section.config or "")
+    large = family_of(config) is STABLE_DIFFUSION_XL
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        pipe = StableDiffusionPipeline.from_single_file(
-            section.source, config=section.config, local_files_only=True, torch_dtype=dtype, safety_checker=None
+        pipe = (StableDiffusionXLPipeline if large else StableDiffusionPipeline).from_single_file(
+            section.source,
+            config=section.config,
+            local_files_only=True,
+            torch_dtype=dtype,
+            **({} if large else {"safety_checker": None}),
         )
-    return {
+    parts = {
         "unet": pipe.unet,
         "vae": pipe.vae,
         "text_encoder": pipe.text_encoder.float(),
         "tokenizer": pipe.tokenizer,
         "scheduler_config": dict(pipe.scheduler.config),
     }
+    if large:
+        parts |= {"text_encoder_2": pipe.text_encoder_2.float(), "tokenizer_2": pipe.tokenizer_2}
+        parts["empty_is_zero"] = bool(pipe.config.get("force_zeros_for_empty_prompt", True))
+    return parts

@@ -12,13 +12,14 @@ class NoiseSchedule:
     """x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise (Ho et al. 2020), with a_t = `alphas_cumprod[t]`, (T,) float64.
 
     prediction_type: "epsilon" (the noise) or "v_prediction" (v = sqrt(a) noise - sqrt(1 - a) x_0, Salimans and Ho
-    2022). final_alpha_cumprod: a below the first timestep. steps_offset: as in the base's scheduler.
+    2022). final_alpha_cumprod: a below the first timestep. steps_offset, spacing: as in the base's scheduler.
     """
 
     alphas_cumprod: torch.Tensor
     final_alpha_cumprod: float
     prediction_type: str
     steps_offset: int
+    spacing: str = "leading"
 
     @classmethod
     def from_scheduler_config(cls, config: Mapping[str, Any]) -> "NoiseSchedule":
@@ -32,18 +33,24 @@ class NoiseSchedule:
             float(ddim.final_alpha_cumprod),
             ddim.config.prediction_type,
             int(ddim.config.steps_offset),
+            str(ddim.config.timestep_spacing),
         )
 
     def __len__(self) -> int:
         return len(self.alphas_cumprod)
 
     def timesteps(self, steps: int) -> list[int]:
-        """`steps` rising timesteps, evenly spaced from the first ("leading" spacing, which inverts exactly in step).
+        """`steps` rising timesteps, spaced as the base's own scheduler spaces them (Lin et al. 2024, table 2).
 
-        Raises ValueError when there are more steps than the schedule has timesteps.
+        leading: from the first, shifted by `steps_offset`. trailing: up to the last, as zero terminal SNR needs it.
+        linspace: both ends. Raises ValueError when there are more steps than the schedule has timesteps.
         """
         if not 1 <= steps <= len(self):
             raise ValueError(f"{steps} steps asked of a schedule of {len(self)}")
+        if self.spacing == "trailing":
+            return [round(len(self) * (index + 1) / steps) - 1 for index in range(steps)]
+        if self.spacing == "linspace":
+            return [round((len(self) - 1) * index / max(1, steps - 1)) for index in range(steps)]
         stride = len(self) // steps
         offset = min(self.steps_offset, len(self) - 1 - stride * (steps - 1))
         return [stride * index + offset for index in range(steps)]

@@ -9,6 +9,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from pipeline.base.schedule import NoiseSchedule
 
+TILED_FROM = 1536
+"""Longer side in pixels from which the autoencoder works in overlapping tiles: its memory grows with the picture."""
+
 
 @dataclass(frozen=True)
 class Posterior:
@@ -49,12 +52,13 @@ class StableDiffusion:
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> Posterior:
         """Pictures (B, 3, H, W) float32 in [0, 1] to latents scaled to about unit variance."""
-        inputs = (pixels * 2 - 1).to(self.device, self.dtype)
+        inputs = (pixels * 2 - 1).to(self.vae.device, self.vae.dtype)
+        self.vae.use_tiling = max(pixels.shape[-2:]) >= TILED_FROM
         posteriors = [self.vae.encode(picture[None]).latent_dist for picture in inputs]
         scale = self.vae.config.scaling_factor
         return Posterior(
-            torch.cat([posterior.mean for posterior in posteriors]).float() * scale,
-            torch.cat([posterior.std for posterior in posteriors]).float() * scale,
+            torch.cat([posterior.mean for posterior in posteriors]).float().to(self.device) * scale,
+            torch.cat([posterior.std for posterior in posteriors]).float().to(self.device) * scale,
         )
 
     @torch.no_grad()
@@ -66,7 +70,8 @@ class StableDiffusion:
         """
         if not bool(latents.isfinite().all()):
             raise FloatingPointError("the latents are not finite; use base.dtype: float32, or train at a lower rate")
-        unscaled = (latents / self.vae.config.scaling_factor).to(self.dtype)
+        unscaled = (latents / self.vae.config.scaling_factor).to(self.vae.device, self.vae.dtype)
+        self.vae.use_tiling = max(latents.shape[-2:]) * self.pixels_per_latent >= TILED_FROM
         pictures = [self.vae.decode(latent[None]).sample for latent in unscaled]
         return (torch.cat(pictures).float() / 2 + 0.5).clamp(0, 1)
 
@@ -74,7 +79,7 @@ class StableDiffusion:
     def condition(self, captions: Sequence[str]) -> torch.Tensor:
         """Captions to embeddings (B, L, D) float32. `check` has refused captions that would be cut off."""
         tokens = self.tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt").input_ids
-        return self.text_encoder(tokens.to(self.device)).last_hidden_state.float()
+        return self.text_encoder(tokens.to(self.text_encoder.device)).last_hidden_state.float().to(self.device)
 
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: torch.Tensor) -> torch.Tensor:
         """The UNet's raw prediction (noise or v, see `schedule`) for latents (B, C, h, w), float32.
@@ -83,5 +88,8 @@ class StableDiffusion:
         """
         lower = self.dtype in (torch.float16, torch.bfloat16)
         with torch.autocast(self.device.type, self.dtype if lower else None, enabled=lower):
-            prediction = self.unet(latents.to(self.dtype), timesteps, conditioning.to(self.dtype), return_dict=False)[0]
+            prediction = self._call_unet(latents.to(self.dtype), timesteps, conditioning.to(self.dtype))
         return prediction.float() if lower else prediction
+
+    def _call_unet(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: torch.Tensor) -> torch.Tensor:
+        return self.unet(latents, timesteps, conditioning, return_dict=False)[0]

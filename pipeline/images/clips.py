@@ -6,7 +6,7 @@ from pathlib import Path
 
 import av
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from pipeline.images.tensors import Frame
 
@@ -69,6 +69,21 @@ def write_mp4(path: Path, frames: Sequence[Frame], fps: float, hold_at: Collecti
             picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
+
+
+def webp_to_gif(source: Path, path: Path) -> None:
+    """An animated WebP as an endless GIF, with the same durations to a hundredth of a second."""
+    frames, ends, total = [], [0.0], 0
+    with Image.open(source) as clip:
+        for frame in ImageSequence.Iterator(clip):
+            picture = frame.convert("RGB")  # only now is its duration known
+            total += frame.info["duration"]
+            ends.append(total)
+            # One palette for each frame, dithered: a sunset has more than 256 colours.
+            frames.append(picture.quantize(256, dither=Image.Dither.FLOYDSTEINBERG))
+    durations = (np.diff(np.rint(np.array(ends) / 10)) * 10).astype(int).tolist()
+    first, *others = frames
+    first.save(path, format="GIF", save_all=True, append_images=others, duration=durations, loop=0, disposal=1)
 
 
 def _held(frames: Sequence[Frame], hold_at: Collection[int], repeats: int) -> Iterator[Frame]:

@@ -1,14 +1,25 @@
-"""The morph engine: one segment, its two keyframes inverted together and all its frames sampled together."""
+"""The morph engine: keyframes inverted together, and all frames of a segment sampled together, step by step.
 
-from collections.abc import Callable, Iterable
+Nothing is stored between steps and no weights are swapped: every sample of a batch has its own adapter weights, its own
+caption, and, in the chosen blocks, keys and values from the endpoints that ride in the same batch.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 
-from pipeline.adapters.mixing import mixed_adapters
+from pipeline.adapters.mixing import Adapter, mixed_adapters
 from pipeline.base.stable_diffusion import StableDiffusion
-from pipeline.morphing.ddim import Progress, invert, sample
+from pipeline.morphing.attention import EndpointAttention, Source, captions_once, endpoint_attention
+from pipeline.morphing.ddim import FixedPoint, Predict, Progress, invert, sample
+from pipeline.morphing.guidance import rescaled
 from pipeline.morphing.interpolation import adain, lerp, slerp
+from pipeline.morphing.pacing import evenly_apart
+from pipeline.morphing.parts import in_parts
+
+Bars = Callable[[str], Progress]
 
 
 @dataclass(frozen=True)
@@ -17,66 +28,180 @@ class Keyframe:
 
     latents: torch.Tensor
     conditioning: torch.Tensor
-    adapter: str | None
+    adapter: Adapter | None
 
 
 @dataclass(frozen=True)
-class Segment:
-    """Clean latents (F, C, h, w) of the frames at `alphas` (F,), and the inverted noise (2, C, h, w) they come from."""
+class Borrowing:
+    """Self-attention of frames from their endpoints: in which blocks, for which first share of the steps, and what."""
 
-    alphas: torch.Tensor
-    latents: torch.Tensor
-    noise: torch.Tensor
+    blocks: tuple[str, ...]
+    until: float
+    source: Source
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How frames are made. negative: the caption embedding (L, D) that guidance leads away from, if it is not 1."""
+
+    steps: int
+    inversion_steps: int
+    fixed_point: FixedPoint | None = None
+    use_adain: bool = False
+    borrowing: Borrowing | None = None
+    guidance: float = 1.0
+    rescale: float = 0.0
+    negative: torch.Tensor | None = None
+
+
+@torch.no_grad()
+def invert_keyframes(
+    base: StableDiffusion,
+    keyframes: Sequence[Keyframe],
+    recipe: Recipe,
+    batch: int | None = None,
+    progress: Bars = lambda label: iter,
+) -> torch.Tensor:
+    """The noise (K, C, h, w) of each keyframe, with its own adapter and caption, never with guidance.
+
+    `batch` at most go through the UNet at once; None: all.
+    """
+
+    def inverted(places: slice) -> torch.Tensor:
+        part = keyframes[places]
+        adapters = _adapters(part)
+        weights = torch.tensor([[float(keyframe.adapter is own) for keyframe in part] for own in adapters])
+        with mixed_adapters(base.unet, adapters, weights.to(base.device)), captions_once(base.unet):
+            predict = _predictor(base, torch.stack([keyframe.conditioning for keyframe in part]))
+            latents = torch.stack([keyframe.latents for keyframe in part])
+            bar = progress("invert")
+            return invert(latents, predict, base.schedule, recipe.inversion_steps, bar, recipe.fixed_point)
+
+    return torch.cat(in_parts(len(keyframes), batch, inverted))
+
+
+@torch.no_grad()
 def morph_segment(
     base: StableDiffusion,
     first: Keyframe,
     second: Keyframe,
+    noise: torch.Tensor,
     alphas: torch.Tensor,
-    *,
-    steps: int,
-    use_adain: bool,
+    recipe: Recipe,
     batch: int | None = None,
-    progress: Callable[[str], Progress] = lambda label: iter,
-) -> Segment:
-    """Frames between two keyframes (DiffMorpher, Zhang et al. 2024, without its attention interpolation).
+    progress: Bars = lambda label: iter,
+) -> torch.Tensor:
+    """Clean latents (F, C, h, w) of the frames at `alphas` (F,) between two keyframes with inverted noise (2, C, h, w).
 
-    alphas: (F,) in [0, 1]. Both keyframes are inverted with their own adapter and caption; a frame then has the
-    slerp of the two noises, the lerp of the captions and the weights W + (1 - alpha) D0 + alpha D1. `batch` frames at
-    most go through the UNet at once; None: all.
+    A frame has the slerp of the two noises, with AdaIN if asked, the lerp of the captions, the weights
+    W + (1 - alpha) D0 + alpha D1 and, if asked, its endpoints' self-attention (DiffMorpher, Zhang et al. 2024).
+    The endpoints ride with every part of a batch that is cut into parts of at most `batch` samples; None: all at once.
     """
-    ends = torch.tensor([0.0, 1.0])
-    with torch.no_grad():
-        with mixed_adapters(base.unet, adapter_weights_at(first, second, ends, base.device)):
-            conditioning = torch.stack([first.conditioning, second.conditioning])
-            noise = invert(
-                torch.stack([first.latents, second.latents]),
-                _predictor(base, conditioning),
-                base.schedule,
-                steps,
-                progress("invert"),
-            )
-        parts = []
-        for part in alphas.split(batch or len(alphas)):
-            start = slerp(noise[0], noise[1], part)
-            if use_adain:
-                start = adain(start, noise[0], noise[1], part)
-            conditioning = lerp(first.conditioning, second.conditioning, part)
-            with mixed_adapters(base.unet, adapter_weights_at(first, second, part, base.device)):
-                parts.append(sample(start, _predictor(base, conditioning), base.schedule, steps, progress("frames")))
-    return Segment(alphas, torch.cat(parts), noise)
+    ends = torch.tensor([0.0, 1.0], dtype=alphas.dtype)
+    inner = alphas[(alphas > 0) & (alphas < 1)]
+    found: dict[float, torch.Tensor] = {}
+
+    def sampled(places: slice) -> None:
+        rows = torch.cat([ends, inner[places]])
+        latents = _sample_rows(base, first, second, noise, rows, recipe, progress("frames"))
+        found.update(zip(rows.tolist(), latents, strict=True))
+
+    if len(inner):
+        in_parts(len(inner), None if batch is None else batch - 2, sampled)
+    else:
+        sampled(slice(0))
+    return torch.stack([found[alpha] for alpha in alphas.tolist()])
 
 
-def adapter_weights_at(
-    first: Keyframe, second: Keyframe, alphas: torch.Tensor, device: torch.device
-) -> dict[str, torch.Tensor]:
-    """Adapter name to its weight (F,) in each frame. One adapter shared by both keyframes stays constant at 1."""
-    weights: dict[str, torch.Tensor] = {}
-    for keyframe, share in ((first, 1 - alphas), (second, alphas)):
-        if keyframe.adapter is not None:
-            weights[keyframe.adapter] = weights.get(keyframe.adapter, 0) + share.to(device)
-    return weights
+def _sample_rows(
+    base: StableDiffusion,
+    first: Keyframe,
+    second: Keyframe,
+    noise: torch.Tensor,
+    alphas: torch.Tensor,
+    recipe: Recipe,
+    progress: Progress,
+) -> torch.Tensor:
+    """All rows together; the first two are the endpoints."""
+    start = slerp(noise[0], noise[1], alphas)
+    if recipe.use_adain:
+        start = adain(start, noise[0], noise[1], alphas)
+    conditioning = lerp(first.conditioning, second.conditioning, alphas)
+    adapters, weights = adapter_weights_at(first, second, alphas)
+    guided = recipe.guidance != 1
+    if guided:
+        if recipe.negative is None:
+            raise ValueError("guidance needs a negative caption, if only the empty one")
+        conditioning = torch.cat([recipe.negative.expand_as(conditioning), conditioning])
+        weights = torch.cat([weights, weights], dim=1)
+    with ExitStack() as stack:
+        stack.enter_context(mixed_adapters(base.unet, adapters, weights.to(base.device)))
+        stack.enter_context(captions_once(base.unet))
+        borrowed = None
+        if recipe.borrowing and recipe.borrowing.until > 0:
+            how = recipe.borrowing
+            borrowed = stack.enter_context(endpoint_attention(base.unet, alphas, how.blocks, how.source))
+        predict = _predictor(base, conditioning)
+        if guided:
+            predict = _guided(predict, recipe)
+        steps = range(recipe.steps)
+        return sample(start, _until(predict, borrowed, recipe, steps), base.schedule, recipe.steps, progress)
+
+
+def _until(predict: Predict, borrowed: EndpointAttention | None, recipe: Recipe, steps: range) -> Predict:
+    """Switch the borrowed attention off after its share of the steps."""
+    if borrowed is None or recipe.borrowing is None:
+        return predict
+    last, taken = recipe.borrowing.until * len(steps), iter(steps)
+
+    def switched(latents: torch.Tensor, timestep: int) -> torch.Tensor:
+        borrowed.on = next(taken) < last
+        return predict(latents, timestep)
+
+    return switched
+
+
+def _guided(predict: Predict, recipe: Recipe) -> Predict:
+    """Classifier-free guidance over a batch that holds the negative caption's rows first (Ho and Salimans 2022)."""
+
+    def guided(latents: torch.Tensor, timestep: int) -> torch.Tensor:
+        without, given = predict(torch.cat([latents, latents]), timestep).chunk(2)
+        return rescaled(without + recipe.guidance * (given - without), given, recipe.rescale)
+
+    return guided
+
+
+def adapter_weights_at(first: Keyframe, second: Keyframe, alphas: torch.Tensor) -> tuple[list[Adapter], torch.Tensor]:
+    """The adapters of two keyframes and their weights (adapters, F) at `alphas`. A shared one stays constant at 1."""
+    adapters = _adapters([first, second])
+    weights = [(1 - alphas) * (first.adapter is own) + alphas * (second.adapter is own) for own in adapters]
+    return adapters, torch.stack(weights) if weights else torch.zeros(0, len(alphas))
+
+
+def _adapters(keyframes: Sequence[Keyframe]) -> list[Adapter]:
+    """The keyframes' adapters, each once."""
+    return list({id(keyframe.adapter): keyframe.adapter for keyframe in keyframes if keyframe.adapter}.values())
+
+
+def paced_alphas(
+    base: StableDiffusion,
+    first: Keyframe,
+    second: Keyframe,
+    noise: torch.Tensor,
+    frames: int,
+    coarse: Recipe,
+    points: int,
+    distances: Callable[[torch.Tensor], torch.Tensor],
+    batch: int | None = None,
+    progress: Bars = lambda label: iter,
+) -> torch.Tensor:
+    """Alphas (frames,) at which neighbours are equally far apart, found by a coarse pass of `points` frames.
+
+    distances: clean latents (n, C, h, w) to the distances (n - 1,) between neighbours.
+    """
+    measured = torch.linspace(0, 1, points)
+    latents = morph_segment(base, first, second, noise, measured, coarse, batch, progress)
+    return evenly_apart(measured, distances(latents), frames)
 
 
 def cross_fade(first: torch.Tensor, second: torch.Tensor, alphas: Iterable[float]) -> torch.Tensor:
@@ -84,7 +209,7 @@ def cross_fade(first: torch.Tensor, second: torch.Tensor, alphas: Iterable[float
     return lerp(first, second, torch.tensor(list(alphas)))
 
 
-def _predictor(base: StableDiffusion, conditioning: torch.Tensor) -> Callable[[torch.Tensor, int], torch.Tensor]:
+def _predictor(base: StableDiffusion, conditioning: torch.Tensor) -> Predict:
     def predict(latents: torch.Tensor, timestep: int) -> torch.Tensor:
         timesteps = torch.full((len(latents),), timestep, device=latents.device)
         return base.predict(latents, timesteps, conditioning)

@@ -35,3 +35,19 @@ def adain(latents: torch.Tensor, x0: torch.Tensor, x1: torch.Tensor, alphas: tor
     own_mean = latents.mean(dim=(2, 3), keepdim=True)
     own_std = latents.std(dim=(2, 3), keepdim=True).clamp_min(torch.finfo(latents.dtype).tiny)
     return (latents - own_mean) / own_std * stds + means
+
+
+def with_real_ends(
+    frames: torch.Tensor, alphas: torch.Tensor, first: torch.Tensor, second: torch.Tensor, reach: float
+) -> torch.Tensor:
+    """Add to frames (F, 3, H, W) what their ends lack of the real pictures (3, H, W), fading over `reach` of the way.
+
+    Autoencoder and inversion each lose a little; a clip that rests on its ends shows it. With a cosine's fall, since a
+    corner in time is seen.
+    """
+    if reach == 0:
+        return frames
+    near = 0.5 * (1 + torch.cos(torch.pi * (alphas / reach).clamp(max=1)))
+    far = 0.5 * (1 + torch.cos(torch.pi * ((1 - alphas) / reach).clamp(max=1)))
+    lacking = (near, first - frames[0]), (far, second - frames[-1])
+    return (frames + sum(share.to(frames).view(-1, 1, 1, 1) * part for share, part in lacking)).clamp(0, 1)

@@ -26,9 +26,7 @@ def sample_scenes(
     noise = torch.randn(len(scenes), LATENT_CHANNELS, LATENT_SIDE, LATENT_SIDE, generator=generator)
     conditioning = base.condition([caption(scene) for scene in scenes])
     noise, conditioning = noise.to(base.device), conditioning.to(base.device)
-    return base.decode(
-        sample_captions(base, noise, conditioning, {}, steps=steps, guidance=guidance, progress=progress)
-    )
+    return base.decode(sample_captions(base, noise, conditioning, steps=steps, guidance=guidance, progress=progress))
 
 
 def sample_sheet(base: StableDiffusion, progress: Progress = iter) -> Image.Image:

@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from pipeline.adapters.lora import keyed_seed, load_adapter
+from pipeline.adapters.lora import keyed_seed, read_adapter
+from pipeline.adapters.mixing import Adapter
 from pipeline.adapters.store import read_index
 from pipeline.base.device import choose_device
 from pipeline.base.opening import open_base
@@ -31,10 +32,9 @@ def run(key: str) -> None:
         rows, labels = [], []
         for row in read_rows(prepared)[: settings.captions]:
             keyframe = read_pictures([prepared / row.file_name])
-            load_adapter(base.unet, adapters / files[row.file_name], "shown", base.digest)
+            adapter = read_adapter(adapters / files[row.file_name], base.digest, base.device)
             size = (keyframe.shape[-2], keyframe.shape[-1])
-            pictures = paint_grid(base, row.text, "shown", settings, size, params.machine.batch)
-            base.unet.delete_adapters("shown")
+            pictures = paint_grid(base, row.text, adapter, settings, size, params.machine.batch)
             for seed, line in enumerate(pictures, start=settings.seed):
                 rows.append([*to_arrays(keyframe), *to_arrays(line)])
                 labels.append(f"{row.text} (seed {seed})")
@@ -48,7 +48,7 @@ def run(key: str) -> None:
 def paint_grid(
     base: StableDiffusion,
     caption: str,
-    adapter: str,
+    adapter: Adapter,
     settings: SampleSection,
     size: tuple[int, int],
     batch: int | None,
@@ -75,7 +75,8 @@ def paint_grid(
             base,
             part,
             conditioning.expand(len(part), -1, -1),
-            {adapter: weight.to(base.device)},
+            [adapter],
+            weight[None].to(base.device),
             steps=settings.steps,
             guidance=settings.guidance,
             progress=lambda steps: tqdm(list(steps), desc=caption[:40], unit="step"),

@@ -8,26 +8,29 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from peft.utils import get_peft_model_state_dict
 
-from pipeline.adapters.lora import adapter_weights, add_adapter, keyed_seed, load_adapter, read_notes, save_adapter
+from pipeline.adapters.lora import keyed_seed, lora_config, read_adapter, read_notes, save_adapter
 from pipeline.adapters.mixing import mixed_adapters
+from pipeline.adapters.pack import AdapterPack
 from pipeline.base.stable_diffusion import StableDiffusion
 from pipeline.errors import UserError
+from tests.adapters.training_settings import SETTINGS as TINY
 
 Fresh = Callable[[], StableDiffusion]
 NOTES = {"base": {"source": "tiny", "digest": "sha256:0"}, "captions": {"a.png": "ein Häuschen"}}
 
 
+SETTINGS = TINY.model_copy(update={"alpha": 3.0, "rank": 2})
+
+
 def saved(base: StableDiffusion, path: Path) -> torch.Tensor:
     """Save a random adapter of alpha 3 and rank 2; returns what the base predicts with it."""
-    add_adapter(base.unet, "made", rank=2, alpha=3.0, seed=1)
-    for number, weight in enumerate(adapter_weights(base.unet, "made").values()):
-        weight.data = 0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(number))
-    tensors = get_peft_model_state_dict(base.unet, adapter_name="made")
+    pack = AdapterPack(base.unet, [1], SETTINGS)
+    pack.up.copy_(0.3 * torch.randn(pack.up.shape, generator=torch.Generator().manual_seed(2)))
     notes = {**NOTES, "base": {"source": "tiny", "digest": base.digest}}
-    save_adapter(path, tensors, base.unet.peft_config["made"], notes)
-    return predicted(base)
+    save_adapter(path, pack.tensors(0), lora_config(SETTINGS), notes)
+    with pack.attached():
+        return predicted(base)
 
 
 @torch.no_grad()
@@ -38,27 +41,11 @@ def predicted(base: StableDiffusion) -> torch.Tensor:
     )
 
 
-def test_a_fresh_adapter_changes_nothing_and_its_start_depends_on_the_seed_alone(fresh_tiny: Fresh) -> None:
-    base, again, other = fresh_tiny(), fresh_tiny(), fresh_tiny()
-    before = predicted(base)
-    torch.manual_seed(1)
-    one = add_adapter(base.unet, "a", 2, 2.0, seed=5)
-    state = torch.get_rng_state()
-    torch.manual_seed(2)
-    two = add_adapter(again.unet, "b", 2, 2.0, seed=5)
-    three = add_adapter(other.unet, "c", 2, 2.0, seed=6)
-    assert torch.equal(predicted(base), before)
-    assert all(torch.equal(x, y) for x, y in zip(one, two, strict=True))
-    assert not all(torch.equal(x, y) for x, y in zip(one, three, strict=True))
-    torch.manual_seed(1)
-    assert torch.equal(torch.get_rng_state(), state), "the global generator was touched"
-
-
 def test_reloading_gives_the_same_predictions(fresh_tiny: Fresh, tmp_path: Path) -> None:
     expected = saved(fresh_tiny(), tmp_path / "a.safetensors")
     base = fresh_tiny()
-    load_adapter(base.unet, tmp_path / "a.safetensors", "again", base.digest)
-    with mixed_adapters(base.unet, {"again": torch.ones(1)}):
+    adapter = read_adapter(tmp_path / "a.safetensors", base.digest, base.device)
+    with mixed_adapters(base.unet, [adapter], torch.ones(1, 1)):
         assert torch.allclose(predicted(base), expected, atol=1e-6)
 
 
@@ -115,7 +102,7 @@ def test_tensors_are_float32_and_the_header_aligned(fresh_tiny: Fresh, tmp_path:
 def test_an_adapter_of_another_base_a_missing_and_a_damaged_one_are_told(fresh_tiny: Fresh, tmp_path: Path) -> None:
     saved(fresh_tiny(), tmp_path / "a.safetensors")
     with pytest.raises(UserError, match="not on this base"):
-        load_adapter(fresh_tiny().unet, tmp_path / "a.safetensors", "x", "sha256:other")
+        read_adapter(tmp_path / "a.safetensors", "sha256:other", torch.device("cpu"))
     with pytest.raises(UserError, match="missing"):
         read_notes(tmp_path / "b.safetensors")
     (tmp_path / "c.safetensors").write_bytes(b"not safetensors at all")

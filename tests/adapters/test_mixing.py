@@ -1,31 +1,16 @@
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from peft.utils import get_peft_model_state_dict
+from torch import nn
 
-from pipeline.adapters.lora import adapter_weights, add_adapter, load_adapter, lora_config, save_adapter
-from pipeline.adapters.mixing import mixed_adapters
+from pipeline.adapters.lora import lora_config, read_adapter, save_adapter
+from pipeline.adapters.mixing import Adapter, mixed_adapters
 from pipeline.adapters.pack import AdapterPack
 from pipeline.base.stable_diffusion import StableDiffusion
 from tests.adapters.training_settings import SETTINGS
-from tests.reference import merge_into
-
-Fresh = Callable[[], StableDiffusion]
-
-
-def with_two_adapters(base: StableDiffusion) -> dict[str, dict[str, torch.Tensor]]:
-    """Two adapters of random, not zero, factors; their tensors by adapter and name."""
-    for number, name in enumerate(("first", "second")):
-        add_adapter(base.unet, name, rank=2, alpha=3.0, seed=number)
-        generator = torch.Generator().manual_seed(number)
-        for weight in adapter_weights(base.unet, name).values():
-            weight.data = 0.3 * torch.randn(weight.shape, generator=generator)
-    return {
-        name: {k: v.clone() for k, v in get_peft_model_state_dict(base.unet, adapter_name=name).items()}
-        for name in ("first", "second")
-    }
+from tests.reference import merged, random_adapters
+from tests.tiny import open_tiny
 
 
 def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -38,57 +23,64 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 @torch.no_grad()
-def test_each_sample_sees_its_own_product_of_the_factors(fresh_tiny: Fresh) -> None:
-    base = fresh_tiny()
-    state = with_two_adapters(base)
+def test_each_sample_sees_its_own_product_of_the_factors(tiny: StableDiffusion) -> None:
+    adapters = random_adapters(tiny.unet, 2)
     latents, timesteps, captions = inputs()
-    weights = {"first": torch.tensor([1.0, 0.7, 0.0]), "second": torch.tensor([0.0, 0.3, 1.0])}
-    with mixed_adapters(base.unet, weights):
-        mixed = base.predict(latents, timesteps, captions)
+    weights = torch.tensor([[1.0, 0.7, 0.0], [0.0, 0.3, 1.0]])
+    with mixed_adapters(tiny.unet, adapters, weights):
+        mixed = tiny.predict(latents, timesteps, captions)
     for index in range(3):
-        plain = fresh_tiny()
-        merge_into(plain.unet, state, 3.0 / 2, {name: float(w[index]) for name, w in weights.items()})
-        alone = plain.predict(latents[index : index + 1], timesteps[index : index + 1], captions[index : index + 1])
+        plain = merged(tiny.unet, adapters, weights[:, index].tolist())
+        alone = plain(latents[index : index + 1], timesteps[index : index + 1], captions[index : index + 1]).sample
         assert torch.allclose(mixed[index], alone[0], atol=1e-5), index
 
 
 @torch.no_grad()
-def test_adapters_that_are_not_named_contribute_nothing(fresh_tiny: Fresh) -> None:
-    base, plain = fresh_tiny(), fresh_tiny()
-    with_two_adapters(base)
-    with mixed_adapters(base.unet, {}):
-        assert torch.equal(base.predict(*inputs()), plain.predict(*inputs()))
+def test_adapters_may_have_factors_for_different_layers(tiny: StableDiffusion) -> None:
+    one, two = random_adapters(tiny.unet, 2)
+    names = list(one.factors)
+    one = Adapter({name: one.factors[name] for name in names[::2]}, one.scale)
+    weights = torch.tensor([[0.5] * 3, [2.0] * 3])
+    with mixed_adapters(tiny.unet, [one, two], weights):
+        mixed = tiny.predict(*inputs())
+    assert torch.allclose(mixed, merged(tiny.unet, [one, two], [0.5, 2.0])(*inputs()).sample, atol=1e-5)
 
 
 @torch.no_grad()
-def test_the_unet_is_as_before_afterwards(fresh_tiny: Fresh) -> None:
-    base = fresh_tiny()
-    with_two_adapters(base)
-    before = base.predict(*inputs())
-    with mixed_adapters(base.unet, {"first": torch.tensor([9.0, 9.0, 9.0])}):
-        assert not torch.allclose(base.predict(*inputs()), before)
-    with pytest.raises(RuntimeError, match="on purpose"), mixed_adapters(base.unet, {"first": torch.zeros(3)}):
+def test_the_unet_is_as_before_afterwards_and_without_adapters(tiny: StableDiffusion) -> None:
+    before = tiny.predict(*inputs())
+    adapters = random_adapters(tiny.unet, 1)
+    with mixed_adapters(tiny.unet, adapters, torch.full((1, 3), 9.0)):
+        assert not torch.allclose(tiny.predict(*inputs()), before)
+    with pytest.raises(RuntimeError, match="on purpose"), mixed_adapters(tiny.unet, adapters, torch.ones(1, 3)):
         raise RuntimeError("on purpose")
-    assert torch.equal(base.predict(*inputs()), before)
+    with mixed_adapters(tiny.unet, [], torch.zeros(0, 3)):
+        assert torch.equal(tiny.predict(*inputs()), before)
 
 
-def test_weights_for_a_unet_without_adapters_are_refused(fresh_tiny: Fresh) -> None:
-    with pytest.raises(ValueError, match="no adapters"), mixed_adapters(fresh_tiny().unet, {"first": torch.ones(1)}):
-        pass
+def test_factors_for_a_layer_that_is_not_there_or_not_linear_are_refused(tiny: StableDiffusion) -> None:
+    pair = torch.zeros(2, 16), torch.zeros(16, 2)
+    for name in ("conv_in", "nowhere.at_all"):
+        adapter = Adapter({name: pair}, 1.0)
+        with pytest.raises(ValueError, match=name), mixed_adapters(tiny.unet, [adapter], torch.ones(1, 1)):
+            pass
+    assert not [module for module in tiny.unet.modules() if module._forward_hooks]
+    assert isinstance(tiny.unet, nn.Module)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("stabilised", [False, True])
-def test_full_weight_is_the_adapter_as_it_was_saved(fresh_tiny: Fresh, tmp_path: Path, stabilised: bool) -> None:
+def test_full_weight_is_the_adapter_as_it_was_saved(
+    tiny_folders: dict[str, Path], tmp_path: Path, stabilised: bool
+) -> None:
     settings = SETTINGS.model_copy(update={"rank": 4, "alpha": 3.0, "rank_stabilised": stabilised})
-    base, trained = fresh_tiny(), fresh_tiny()
-    pack = AdapterPack(trained.unet, [1], settings)
+    base = open_tiny(tiny_folders["epsilon"])
+    pack = AdapterPack(base.unet, [1], settings)
     pack.up.copy_(0.3 * torch.randn(pack.up.shape, generator=torch.Generator().manual_seed(0)))
-    save_adapter(
-        tmp_path / "a", pack.tensors(0), lora_config(settings), {"base": {"source": "x", "digest": base.digest}}
-    )
-    load_adapter(base.unet, tmp_path / "a", "a", base.digest)
+    notes = {"base": {"source": "x", "digest": base.digest}}
+    save_adapter(tmp_path / "a", pack.tensors(0), lora_config(settings), notes)
     with pack.attached():
-        expected = trained.predict(*inputs())
-    with mixed_adapters(base.unet, {"a": torch.ones(3)}):
+        expected = base.predict(*inputs())
+    adapter = read_adapter(tmp_path / "a", base.digest, base.device)
+    with mixed_adapters(base.unet, [adapter], torch.ones(1, 3)):
         assert torch.allclose(base.predict(*inputs()), expected, atol=1e-5)

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from pipeline.adapters.draws import Batch, denoising_losses
-from pipeline.adapters.lora import load_adapter, lora_config, save_adapter
+from pipeline.adapters.lora import lora_config, save_adapter
 from pipeline.adapters.pack import AdapterPack, layers_of
 from pipeline.base.stable_diffusion import StableDiffusion
 from pipeline.errors import UserError
 from tests.adapters.training_settings import SETTINGS
+from tests.peft_adapters import load_adapter
 
 Fresh = Callable[[], StableDiffusion]
 
@@ -44,7 +45,7 @@ def test_each_part_of_a_batch_sees_its_own_adapter_as_peft_computes_it(fresh_tin
         path = tmp_path / f"{place}.safetensors"
         save_adapter(path, pack.tensors(place), lora_config(SETTINGS), {"base": {"source": "x", "digest": base.digest}})
         peft = fresh_tiny()
-        load_adapter(peft.unet, path, "alone", base.digest)
+        load_adapter(peft.unet, path, "alone")
         with torch.no_grad():
             alone = peft.predict(inputs.clean[part], inputs.timesteps[part], inputs.conditioning[part])
         assert torch.allclose(together[part], alone, atol=1e-5), place
@@ -64,7 +65,7 @@ def test_the_scale_is_alpha_over_rank_or_its_root(fresh_tiny: Fresh, tmp_path: P
     path = tmp_path / "a.safetensors"
     save_adapter(path, pack.tensors(0), lora_config(settings), {"base": {"source": "x", "digest": base.digest}})
     peft = fresh_tiny()
-    load_adapter(peft.unet, path, "a", base.digest)
+    load_adapter(peft.unet, path, "a")
     with torch.no_grad(), pack.attached():
         ours = base.predict(inputs.clean, inputs.timesteps, inputs.conditioning)
         theirs = peft.predict(inputs.clean, inputs.timesteps, inputs.conditioning)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
+from pipeline.base import stable_diffusion
 from pipeline.base.device import choose_device, find_dtype_problems, torch_dtype
 from pipeline.base.opening import open_base
 from pipeline.base.stable_diffusion import StableDiffusion
@@ -99,3 +100,16 @@ def test_tf32_without_an_nvidia_gpu_is_refused() -> None:
     section = BaseSection(source="x", revision=None, config=None, dtype="tf32")
     assert "NVIDIA" in find_dtype_problems(section, torch.device("cpu"))[0].found
     assert not find_dtype_problems(section, torch.device("cuda"))
+
+
+def test_large_pictures_go_through_the_autoencoder_in_tiles(
+    tiny: StableDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = torch.rand(1, 3, 64, 48, generator=torch.Generator().manual_seed(0))
+    whole = tiny.encode(pixels).mean
+    assert not tiny.vae.use_tiling
+    monkeypatch.setattr(stable_diffusion, "TILED_FROM", 64)
+    tiled = tiny.encode(pixels).mean
+    assert tiny.vae.use_tiling and tiled.shape == whole.shape and not torch.equal(tiled, whole)
+    assert tiny.decode(whole).shape == pixels.shape and tiny.vae.use_tiling
+    assert tiny.decode(whole[..., :16, :16]).shape == (1, 3, 32, 32) and not tiny.vae.use_tiling

@@ -19,7 +19,6 @@ from tqdm import tqdm
 from pipeline.adapters.checkpoints import Checkpoints
 from pipeline.adapters.draws import Sample
 from pipeline.adapters.encoding import encode_sample
-from pipeline.adapters.lora import adapter_weights, add_adapter
 from pipeline.adapters.training import Job, train_adapters
 from pipeline.base.checking import base_digest
 from pipeline.base.device import choose_device
@@ -28,6 +27,7 @@ from pipeline.base.stable_diffusion import StableDiffusion
 from pipeline.images.painter import paint
 from pipeline.images.world import HELD_OUT, caption, draw_scene
 from pipeline.params import BaseSection, TrainSection, load_params
+from tests.peft_adapters import adapter_weights, add_adapter
 
 FIRST = HELD_OUT + 5_000_000
 

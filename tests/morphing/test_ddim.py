@@ -106,3 +106,29 @@ def test_timesteps_rise_and_stay_within_the_schedule(steps: int) -> None:
     timesteps = schedule_of("epsilon").timesteps(steps)
     assert len(set(timesteps)) == steps and timesteps == sorted(timesteps)
     assert timesteps[0] >= 0 and timesteps[-1] <= 999
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("steps", [1, 3, 20, 50, 30])
+def test_timesteps_are_spaced_as_the_bases_own_scheduler_spaces_them(spacing: str, steps: int) -> None:
+    config = {**CONFIG, "timestep_spacing": spacing}
+    theirs = DDIMScheduler.from_config(config)
+    theirs.set_timesteps(steps)
+    ours = NoiseSchedule.from_scheduler_config(config).timesteps(steps)
+    assert ours == sorted(theirs.timesteps.tolist()) or (spacing, steps) == ("linspace", 1)
+
+
+def test_trailing_steps_begin_at_pure_noise_and_come_back_from_inversion() -> None:
+    """Also where the steps do not divide the schedule, and no step is as long as another."""
+    config = {
+        **CONFIG,
+        "timestep_spacing": "trailing",
+        "prediction_type": "v_prediction",
+        "rescale_betas_zero_snr": True,
+    }
+    schedule = NoiseSchedule.from_scheduler_config(config)
+    assert schedule.timesteps(30)[-1] == 999 and schedule.alpha_cumprod(999) == pytest.approx(0, abs=1e-6)
+    clean = 0.5 * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    predict = gaussian_model(schedule, std=0.5)
+    back = sample(invert(clean, predict, schedule, 30), predict, schedule, 30)
+    assert float((back - clean).square().mean().sqrt()) < 0.1

@@ -1,124 +1,223 @@
-from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from peft.utils import get_peft_model_state_dict
 
-from pipeline.adapters.lora import adapter_weights, add_adapter
 from pipeline.base.stable_diffusion import StableDiffusion
-from pipeline.morphing.ddim import invert, sample
-from pipeline.morphing.engine import Keyframe, adapter_weights_at, cross_fade, morph_segment
-from tests.reference import ddim_sample, merge_into, slerp_by_hand
+from pipeline.morphing.ddim import FixedPoint, sample
+from pipeline.morphing.engine import (
+    Borrowing,
+    Keyframe,
+    Recipe,
+    adapter_weights_at,
+    cross_fade,
+    invert_keyframes,
+    morph_segment,
+    paced_alphas,
+)
+from tests.reference import FrameByFrame, random_adapters
 from tests.tiny import open_tiny
 
-RANK, ALPHA = 2, 3.0
+PLAIN = Recipe(steps=4, inversion_steps=4)
+ALPHAS = torch.tensor([0.0, 0.25, 0.6, 1.0], dtype=torch.float64)
+
+# Every value of every option, and every pair of values of two options, in at least one of these recipes.
+VALUES = {
+    "inversion_steps": (4, 6),
+    "fixed_point": (None, FixedPoint(3, 0.5, 1e-3)),
+    "use_adain": (False, True),
+    "borrowing": (None, Borrowing(("up",), 0.6, "inputs"), Borrowing(("down", "mid", "up"), 1.0, "keys-values")),
+    "guidance": (1.0, 2.5),
+    "rescale": (0.0, 0.7),
+    "adapters": ("own", "shared", "none"),
+}
 
 
-def keyframes(base: StableDiffusion, adapters: bool = True) -> tuple[Keyframe, Keyframe]:
-    generator = torch.Generator().manual_seed(21)
-    latents = torch.randn(2, 4, 8, 8, generator=generator)
-    captions = base.condition(["a red hill", "a blue lake"])
-    names = ("first", "second") if adapters else (None, None)
-    return Keyframe(latents[0], captions[0], names[0]), Keyframe(latents[1], captions[1], names[1])
+Pair = tuple[str, int, str, int]
 
 
-def add_random_adapters(base: StableDiffusion) -> dict[str, dict[str, torch.Tensor]]:
-    for number, name in enumerate(("first", "second")):
-        add_adapter(base.unet, name, RANK, ALPHA, seed=number)
-        for index, weight in enumerate(adapter_weights(base.unet, name).values()):
-            generator = torch.Generator().manual_seed(100 * number + index)
-            weight.data = 0.2 * torch.randn(weight.shape, generator=generator)
-    return {
-        name: {key: value.clone() for key, value in get_peft_model_state_dict(base.unet, adapter_name=name).items()}
-        for name in ("first", "second")
-    }
+def pairs_of(row: dict[str, int]) -> set[Pair]:
+    """Every two options of a combination with their values' numbers."""
+    names = [name for name in VALUES if name in row]
+    return {(a, row[a], b, row[b]) for place, a in enumerate(names) for b in names[place + 1 :]}
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_all_frames_together_equal_frame_by_frame_with_really_merged_weights(
-    prediction_type: str, tiny_folders: dict[str, Path]
-) -> None:
-    """The reference inverts and samples one latent at a time on a plain UNet whose weights are really changed."""
-    folder = tiny_folders[prediction_type]
+def pairwise() -> list[dict[str, object]]:
+    """Greedily chosen combinations that hold every pair of values of two options."""
+    every = [dict(zip(VALUES, row, strict=True)) for row in product(*(range(len(some)) for some in VALUES.values()))]
+    missing = set().union(*map(pairs_of, every))
+    chosen = []
+    while missing:
+        row = max(every, key=lambda row: len(pairs_of(row) & missing))
+        missing -= pairs_of(row)
+        chosen.append({name: VALUES[name][number] for name, number in row.items()})
+    return chosen
+
+
+def in_double(folder: Path) -> StableDiffusion:
     base = open_tiny(folder)
-    state = add_random_adapters(base)
-    first, second = keyframes(base)
-    alphas = torch.tensor([0.0, 0.25, 0.6, 1.0])
-    segment = morph_segment(base, first, second, alphas, steps=6, use_adain=False)
+    base.unet.double()
+    return replace(base, dtype=torch.float64)
 
+
+def keyframes(base: StableDiffusion, adapters: str = "own") -> tuple[Keyframe, Keyframe]:
+    generator = torch.Generator().manual_seed(21)
+    latents = torch.randn(2, 4, 8, 8, generator=generator).to(base.dtype)
+    captions = base.condition(["a red hill", "a blue lake"]).to(base.dtype)
+    one, two = random_adapters(base.unet, 2)
+    given = {"own": (one, two), "shared": (one, one), "none": (None, None)}[adapters]
+    return Keyframe(latents[0], captions[0], given[0]), Keyframe(latents[1], captions[1], given[1])
+
+
+def morphed(
+    base: StableDiffusion,
+    pair: tuple[Keyframe, Keyframe],
+    recipe: Recipe,
+    alphas: torch.Tensor = ALPHAS,
+    batch: int | None = None,
+) -> torch.Tensor:
+    noise = invert_keyframes(base, pair, recipe, batch)
+    return morph_segment(base, *pair, noise, alphas, recipe, batch)
+
+
+@pytest.mark.parametrize("number", range(len(pairwise())))
+def test_the_engine_equals_frame_by_frame_with_really_merged_weights(
+    number: int, tiny_folders: dict[str, Path]
+) -> None:
+    """In float64 to 1e-9, for every option and every pair of them, with epsilon and v in turns."""
+    options = pairwise()[number]
+    folder = tiny_folders[("epsilon", "v_prediction")[number % 2]]
+    base = in_double(folder)
+    pair = keyframes(base, str(options.pop("adapters")))
+    negative = base.condition(["a red lake"])[0].double()
+    recipe = Recipe(steps=4, negative=negative, **options)
+    noise = invert_keyframes(base, pair, recipe)
     scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
-    noises = []
-    for keyframe in (first, second):
-        plain = open_tiny(folder)
-        merge_into(plain.unet, state, ALPHA / RANK, {keyframe.adapter: 1.0})
+    scheduler.alphas_cumprod, scheduler.final_alpha_cumprod = (
+        base.schedule.alphas_cumprod, torch.tensor(base.schedule.final_alpha_cumprod, dtype=torch.float64),
+    )  # fmt: skip
+    reference = FrameByFrame(base, *pair, recipe, scheduler)
+    expected = reference.frames(ALPHAS.tolist())
+    assert torch.allclose(noise, torch.stack(reference.noises), atol=1e-9)
+    frames = morph_segment(base, *pair, noise, ALPHAS, recipe)
+    assert torch.allclose(frames, expected, atol=1e-9), options
+    in_parts = morph_segment(base, *pair, noise, ALPHAS, recipe, batch=3)
+    assert torch.allclose(in_parts, expected, atol=1e-9), "cut into parts"
 
-        def predict(x: torch.Tensor, t: int, plain=plain, keyframe=keyframe) -> torch.Tensor:
+
+def test_the_pairs_are_all_there() -> None:
+    rows = pairwise()
+    assert len(rows) < 20
+    for a in VALUES:
+        for b in VALUES:
+            if a != b:
+                seen = {(row[a], row[b]) for row in rows}
+                assert seen == {(x, y) for x in VALUES[a] for y in VALUES[b]}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"fixed_point": FixedPoint(3, 0.5, 0.0)}, {"use_adain": True}, {"borrowing": Borrowing(("up",), 0.6, "inputs")},
+        {"borrowing": Borrowing(("up",), 0.6, "keys-values")}, {"borrowing": Borrowing(("down", "up"), 0.6, "inputs")},
+        {"borrowing": Borrowing(("up",), 1.0, "inputs")}, {"guidance": 3.0}, {"steps": 5}, {"inversion_steps": 8},
+    ],
+)  # fmt: skip
+def test_every_option_changes_the_frames_between(changes: dict[str, object], tiny_folders: dict[str, Path]) -> None:
+    base = in_double(tiny_folders["epsilon"])
+    pair = keyframes(base)
+    plain = replace(PLAIN, negative=base.condition([""])[0].double())
+    before, after = (morphed(base, pair, recipe) for recipe in (plain, replace(plain, **changes)))
+    assert not torch.allclose(before[1:3], after[1:3], atol=1e-4)
+
+
+@pytest.mark.parametrize("borrowing", [None, Borrowing(("down", "mid", "up"), 1.0, "inputs")])
+def test_endpoints_are_those_sampled_alone(tiny_folders: dict[str, Path], borrowing: Borrowing | None) -> None:
+    from pipeline.adapters.mixing import mixed_adapters
+
+    base = in_double(tiny_folders["v_prediction"])
+    pair = keyframes(base)
+    recipe = replace(PLAIN, use_adain=True, borrowing=borrowing)
+    noise = invert_keyframes(base, pair, recipe)
+    frames = morph_segment(base, *pair, noise, ALPHAS, recipe)
+    for place, keyframe, frame in ((0, pair[0], frames[0]), (1, pair[1], frames[-1])):
+
+        def predict(x: torch.Tensor, t: int, keyframe: Keyframe = keyframe) -> torch.Tensor:
             with torch.no_grad():
-                return plain.unet(x, t, keyframe.conditioning[None]).sample
+                return base.predict(x, torch.tensor([t]), keyframe.conditioning[None])
 
-        noises.append(invert(keyframe.latents[None], predict, plain.schedule, 6)[0])
-    assert torch.allclose(segment.noise, torch.stack(noises), atol=1e-4)
-    for index, alpha in enumerate(alphas.tolist()):
-        plain = open_tiny(folder)
-        merge_into(plain.unet, state, ALPHA / RANK, {"first": 1 - alpha, "second": alpha})
-        caption = (1 - alpha) * first.conditioning + alpha * second.conditioning
-        noise = slerp_by_hand(noises[0], noises[1], alpha)
-        expected = ddim_sample(plain.unet, noise[None], caption[None], scheduler, 6)[0]
-        assert torch.allclose(segment.latents[index], expected, atol=1e-3, rtol=1e-3), alpha
+        with mixed_adapters(base.unet, [keyframe.adapter], torch.ones(1, 1)):
+            alone = sample(noise[place : place + 1], predict, base.schedule, recipe.steps)[0]
+        assert torch.allclose(frame, alone, atol=1e-9)
 
 
-def test_batches_change_nothing_but_rounding(fresh_tiny: Callable[[], StableDiffusion]) -> None:
-    base = fresh_tiny()
-    add_random_adapters(base)
-    alphas = torch.linspace(0, 1, 5)
-    together, in_twos = (
-        morph_segment(base, *keyframes(base), alphas, steps=4, use_adain=True, batch=batch) for batch in (None, 2)
-    )
-    assert torch.allclose(together.latents, in_twos.latents, atol=1e-4)
+def test_keyframes_are_inverted_together_as_alone(tiny_folders: dict[str, Path]) -> None:
+    base = in_double(tiny_folders["epsilon"])
+    first, second = keyframes(base)
+    together = invert_keyframes(base, [first, second, first], PLAIN)
+    assert torch.allclose(together[0], together[2], atol=1e-12)
+    for batch in (1, 2):
+        assert torch.allclose(invert_keyframes(base, [first, second, first], PLAIN, batch), together, atol=1e-9)
 
 
-def test_identical_keyframes_give_identical_frames(fresh_tiny: Callable[[], StableDiffusion]) -> None:
-    base = fresh_tiny()
-    first, _ = keyframes(base, adapters=False)
-    frames = morph_segment(base, first, first, torch.linspace(0, 1, 4), steps=4, use_adain=True).latents
+def test_a_fixed_point_brings_the_keyframes_back_more_exactly(tiny_folders: dict[str, Path]) -> None:
+    base = in_double(tiny_folders["v_prediction"])
+    pair = keyframes(base)
+    latents = torch.stack([keyframe.latents for keyframe in pair])
+    gaps = []
+    for fixed_point in (None, FixedPoint(5, 0.5, 0.0)):
+        frames = morphed(base, pair, replace(PLAIN, fixed_point=fixed_point), torch.tensor([0.0, 1.0]).double())
+        gaps.append(float((frames - latents).square().mean()))
+    assert gaps[1] < 0.25 * gaps[0]
+
+
+def test_identical_keyframes_give_identical_frames(tiny: StableDiffusion) -> None:
+    first, _ = keyframes(tiny)
+    recipe = replace(PLAIN, use_adain=True, borrowing=Borrowing(("up",), 0.6, "inputs"))
+    frames = morphed(tiny, (first, first), recipe)
     assert frames.isfinite().all() and torch.allclose(frames, frames[:1].expand_as(frames), atol=1e-4)
 
 
-def test_adain_is_a_real_option(fresh_tiny: Callable[[], StableDiffusion]) -> None:
-    base = fresh_tiny()
-    alphas = torch.tensor([0.0, 0.5, 1.0])
-    on, off = (
-        morph_segment(base, *keyframes(base, adapters=False), alphas, steps=4, use_adain=flag).latents
-        for flag in (True, False)
-    )
-    assert not torch.allclose(on[1], off[1], atol=1e-3)
-    assert torch.allclose(on[[0, 2]], off[[0, 2]], atol=1e-3)
-
-
-def test_adapter_weights_cross_and_a_shared_adapter_stays_constant(fresh_tiny: Callable[[], StableDiffusion]) -> None:
-    first, second = keyframes(fresh_tiny())
+def test_adapter_weights_cross_and_a_shared_adapter_stays_constant(tiny: StableDiffusion) -> None:
+    first, second = keyframes(tiny)
     alphas = torch.tensor([0.0, 0.25, 1.0])
-    weights = adapter_weights_at(first, second, alphas, torch.device("cpu"))
-    assert weights["first"].tolist() == [1.0, 0.75, 0.0] and weights["second"].tolist() == [0.0, 0.25, 1.0]
-    shared = adapter_weights_at(first, first, alphas, torch.device("cpu"))
-    assert shared["first"].tolist() == [1.0, 1.0, 1.0]
-    plain, _ = keyframes(fresh_tiny(), adapters=False)
-    assert adapter_weights_at(plain, plain, alphas, torch.device("cpu")) == {}
+    adapters, weights = adapter_weights_at(first, second, alphas)
+    assert adapters == [first.adapter, second.adapter]
+    assert weights.tolist() == [[1.0, 0.75, 0.0], [0.0, 0.25, 1.0]]
+    adapters, weights = adapter_weights_at(first, first, alphas)
+    assert adapters == [first.adapter] and weights.tolist() == [[1.0, 1.0, 1.0]]
+    plain, _ = keyframes(tiny, "none")
+    assert adapter_weights_at(plain, plain, alphas)[0] == []
 
 
-def test_the_endpoints_are_sampled_from_the_keyframes_own_noise(fresh_tiny: Callable[[], StableDiffusion]) -> None:
-    base = fresh_tiny()
-    first, second = keyframes(base, adapters=False)
-    segment = morph_segment(base, first, second, torch.tensor([0.0, 1.0]), steps=5, use_adain=True)
+def test_pacing_asks_for_distances_of_the_coarse_frames(tiny: StableDiffusion) -> None:
+    pair = keyframes(tiny)
+    noise = invert_keyframes(tiny, pair, PLAIN)
+    seen = []
 
-    def predict(x: torch.Tensor, t: int) -> torch.Tensor:
-        with torch.no_grad():
-            return base.predict(x, torch.full((len(x),), t), second.conditioning[None])
+    def distances(latents: torch.Tensor) -> torch.Tensor:
+        seen.append(latents.shape)
+        return torch.tensor([3.0, 1.0])  # three quarters of the way lie before the middle
 
-    alone = sample(segment.noise[1:], predict, base.schedule, 5)
-    assert torch.allclose(segment.latents[1:], alone, atol=1e-4)
+    alphas = paced_alphas(tiny, *pair, noise, 5, replace(PLAIN, steps=2), 3, distances)
+    assert seen == [(3, 4, 8, 8)]
+    assert alphas.tolist() == pytest.approx([0, 1 / 6, 1 / 3, 1 / 2, 1], abs=1e-4)
+
+
+def test_guidance_without_a_negative_caption_is_refused(tiny: StableDiffusion) -> None:
+    with pytest.raises(ValueError, match="negative"):
+        morphed(tiny, keyframes(tiny), replace(PLAIN, guidance=2.0))
+
+
+def test_the_unet_is_left_as_it_was(tiny: StableDiffusion) -> None:
+    before = dict(tiny.unet.attn_processors)
+    recipe = replace(PLAIN, borrowing=Borrowing(("up",), 0.6, "inputs"))
+    morphed(tiny, keyframes(tiny), recipe)
+    assert tiny.unet.attn_processors == before
+    assert not [module for module in tiny.unet.modules() if module._forward_hooks]
 
 
 def test_a_cross_fade_is_the_mean_of_the_pictures() -> None:

@@ -1,4 +1,5 @@
 import json
+import shutil
 from fractions import Fraction
 from pathlib import Path
 
@@ -8,10 +9,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from ruamel.yaml import YAML
 
 from pipeline.base.stable_diffusion import Posterior
+from pipeline.stages import morph
 from pipeline.stages.morph import draw_latents
-from tests.project import HILLS
+from tests.project import HILLS, edit, with_values
 
 KINDS = ("frames", "no-lora", "cross-fade")
 HELD = {"hills": (5, [0, 2, 4]), "dots": (4, [0, 3])}  # frames, and those of them that are keyframes
@@ -52,7 +55,7 @@ def test_the_clips_play_all_frames_and_rest_on_the_keyframes(ran: Path, key: str
 def test_morph_json_says_how_the_morph_was_made(ran: Path, key: str) -> None:
     facts = json.loads((ran / "data/morphs" / key / "morph.json").read_text(encoding="utf-8"))
     count, stops = HELD[key]
-    assert list(facts) == ["set", "base", "keyframes", "positions", "inverted_noise_std", "settings"]
+    assert list(facts) == ["set", "base", "keyframes", "positions", "alphas", "inverted_noise_std", "settings"]
     assert facts["set"] == key and facts["base"] in (ran / "params.yaml").read_text(encoding="utf-8")
     names = {"hills": ["red hill.png", "großer See.png", "blue.png"], "dots": ["d3.png", "d1.png"]}[key]
     texts = {"hills": list(HILLS.values()), "dots": ["a red lake"] * 2}[key]
@@ -61,7 +64,10 @@ def test_morph_json_says_how_the_morph_was_made(ran: Path, key: str) -> None:
     ]
     assert facts["positions"] == pytest.approx(np.linspace(0, len(stops) - 1, count).tolist())
     frames = {"hills": 3, "dots": 4}[key]
-    assert facts["settings"] == {"frames": frames, "steps": 2, "adain": True, "fps": 8.0, "hold": 0.5}
+    shipped = YAML(typ="safe").load((ran / "params.yaml").read_text(encoding="utf-8"))["morph"]
+    assert facts["settings"] == {**shipped, "frames": frames, "steps": 2}
+    for segments in facts["alphas"].values():
+        assert segments == [pytest.approx(np.linspace(0, 1, frames).tolist(), abs=1e-6)] * (len(stops) - 1)
     assert all(value > 0 for value in facts["inverted_noise_std"].values())
 
 
@@ -122,3 +128,54 @@ def test_a_picture_is_drawn_the_same_wherever_it_stands_and_others_differently()
     noise = drawn - pictures
     assert noise.std(dim=(1, 2, 3)).tolist() == pytest.approx([0.1] * 3, rel=0.05)
     assert not torch.allclose(noise[0], noise[1], atol=0.05)
+
+
+def remade(project: Path, ran: Path, values: dict[str, object]) -> Path:
+    """The morph `hills` made again with other params, from the adapters that are there."""
+    for part in ("data/prepared/hills", "models/adapters/hills"):
+        shutil.copytree(ran / part, project / part)
+    edit(project / "params.yaml", lambda text: with_values(text, values))
+    morph.run("hills")
+    return project / "data/morphs/hills"
+
+
+def test_a_loop_leads_back_and_ends_before_its_first_frame(project: Path, ran: Path) -> None:
+    folder = remade(project, ran, {"morph.loop": "true"})
+    facts = json.loads((folder / "morph.json").read_text(encoding="utf-8"))
+    assert len(facts["positions"]) == 6 and [keyframe["frame"] for keyframe in facts["keyframes"]] == [0, 2, 4]
+    assert len(facts["alphas"]["morph"]) == 3
+    frames = [picture(folder / f"frames/{number:04}.png").astype(float) for number in range(6)]
+    steps = [np.abs(a - b).mean() for a, b in zip(frames, [*frames[1:], frames[0]], strict=True)]
+    assert steps[-1] < 2 * max(steps[:-1]), "a jump back to the start"
+    for number in range(5):
+        assert (folder / f"frames/{number:04}.png").read_bytes() == (
+            ran / f"data/morphs/hills/frames/{number:04}.png"
+        ).read_bytes()
+
+
+def test_perceptual_pacing_evens_out_the_steps_and_a_list_is_taken_as_it_is(project: Path, ran: Path) -> None:
+    folder = remade(
+        project,
+        ran,
+        {"morph.pacing": "perceptual", "morph.pacing_points": 5, "morph.pacing_steps": 2, "morph.frames": 5},
+    )
+    alphas = json.loads((folder / "morph.json").read_text(encoding="utf-8"))["alphas"]["morph"]
+    assert all(len(segment) == 5 and segment == sorted(segment) for segment in alphas)
+    assert any(segment != pytest.approx([0, 0.25, 0.5, 0.75, 1], abs=0.01) for segment in alphas)
+    edit(project / "params.yaml", lambda text: with_values(text, {"morph.pacing": "[0, 0.1, 0.2, 1]"}))
+    morph.run("hills")
+    facts = json.loads((folder / "morph.json").read_text(encoding="utf-8"))
+    assert facts["alphas"]["morph"] == [[0, 0.1, 0.2, 1]] * 2 and len(facts["positions"]) == 7
+
+
+def test_corrected_ends_are_in_the_clips_and_never_in_the_frames(project: Path, ran: Path) -> None:
+    folder = remade(project, ran, {"morph.correct_ends": 0.5})
+    plain = ran / "data/morphs/hills"
+    for number in range(5):
+        assert (folder / f"frames/{number:04}.png").read_bytes() == (plain / f"frames/{number:04}.png").read_bytes()
+    prepared = picture(ran / "data/prepared/hills/red hill.png").astype(float)
+    gaps = []
+    for clip in (folder, plain):
+        with Image.open(clip / "morph.webp") as image:
+            gaps.append(float(np.abs(np.asarray(image.convert("RGB")).astype(float) - prepared).mean()))
+    assert gaps[0] < 3 < gaps[1]

@@ -1,0 +1,55 @@
+"""The families of bases that can be opened: of which parts their diffusers folders consist."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+# None: the key may be missing, as in Stable Diffusion 1.5's own scheduler.
+Expected = dict[str, tuple[str | None, ...]]
+
+
+@dataclass(frozen=True)
+class Family:
+    """name: for people. pipeline: `_class_name` in model_index.json. configs: part to its config file and what that
+    must say. weights: part to the stem of its weights' file names."""
+
+    name: str
+    pipeline: str
+    configs: dict[str, tuple[str, Expected]]
+    weights: dict[str, str]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Every subfolder that belongs to a base."""
+        return tuple(self.configs)
+
+    @property
+    def tokenizers(self) -> tuple[str, ...]:
+        """Those of them that hold a tokenizer."""
+        return tuple(part for part in self.configs if part.startswith("tokenizer"))
+
+
+_TEXT_ENCODER: tuple[str, Expected] = ("config.json", {"model_type": ("clip_text_model",)})
+_CONFIGS: dict[str, tuple[str, Expected]] = {
+    "unet": ("config.json", {"_class_name": ("UNet2DConditionModel",)}),
+    "vae": ("config.json", {"_class_name": ("AutoencoderKL",)}),
+    "text_encoder": _TEXT_ENCODER,
+    "tokenizer": ("tokenizer_config.json", {}),
+    "scheduler": ("scheduler_config.json", {"prediction_type": ("epsilon", "v_prediction", None)}),
+}
+_WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+
+STABLE_DIFFUSION = Family("Stable Diffusion", "StableDiffusionPipeline", _CONFIGS, _WEIGHTS)
+STABLE_DIFFUSION_XL = Family(
+    "Stable Diffusion XL",
+    "StableDiffusionXLPipeline",
+    {**_CONFIGS, "text_encoder_2": _TEXT_ENCODER, "tokenizer_2": ("tokenizer_config.json", {})},
+    {**_WEIGHTS, "text_encoder_2": "model"},
+)
+FAMILIES = (STABLE_DIFFUSION, STABLE_DIFFUSION_XL)
+
+
+def family_of(folder: Path) -> Family:
+    """The family of a diffusers folder, by its model_index.json, which `check` has found to be one of ours."""
+    name = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+    return next(family for family in FAMILIES if family.pipeline == name)

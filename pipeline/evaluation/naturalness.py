@@ -1,0 +1,55 @@
+"""How much like a picture of its base a frame is, told by the base itself and by nothing that must be downloaded."""
+
+import torch
+
+from pipeline.base.stable_diffusion import StableDiffusion
+from pipeline.morphing.interpolation import lerp
+
+SHARES = (0.05, 0.1, 0.2, 0.3, 0.4)
+"""Timesteps, in shares of the schedule: low enough that the noise leaves a double exposure to be seen."""
+
+
+@torch.no_grad()
+def denoising_errors(
+    base: StableDiffusion, latents: torch.Tensor, conditioning: torch.Tensor, batch: int | None = None
+) -> torch.Tensor:
+    """Mean squared error (N,) of the base's noise or v for clean latents (N, C, h, w) and captions (N, L, D).
+
+    At fixed timesteps and noise, the same for every picture, and without adapters, which would have learned the
+    keyframes. What the base finds likely, it denoises well.
+    """
+    errors = torch.zeros(len(latents), dtype=torch.float64)
+    for number, share in enumerate(SHARES):
+        noise = torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(number)).to(latents)
+        timestep = int(share * len(base.schedule))
+        parts = []
+        for part, captions in zip(
+            latents.split(batch or len(latents)), conditioning.split(batch or len(latents)), strict=True
+        ):
+            timesteps = torch.full((len(part),), timestep, device=part.device)
+            noises = noise.expand_as(part)
+            predicted = base.predict(base.schedule.add_noise(part, noises, timesteps), timesteps, captions)
+            target = base.schedule.target(part, noises, timesteps)
+            parts.append((predicted - target).square().mean(dim=(1, 2, 3)).double().cpu())
+        errors += torch.cat(parts)
+    return errors / len(SHARES)
+
+
+def naturalness(
+    base: StableDiffusion,
+    frames: torch.Tensor,
+    keyframes: torch.Tensor,
+    captions: tuple[torch.Tensor, torch.Tensor],
+    alphas: torch.Tensor,
+    batch: int | None = None,
+) -> float:
+    """Mean denoising error of the frames between two keyframes over that of the keyframes: 1 is as natural as they are.
+
+    frames: (F, 3, H, W) at `alphas` (F,), the ends left out of the mean; keyframes: (2, 3, H, W); captions: their
+    embeddings (L, D). Above 1: less natural. A cross-fade shows two pictures at once, which no picture of the base is.
+    """
+    inner = (alphas > 0) & (alphas < 1)
+    between = lerp(captions[0], captions[1], alphas[inner])
+    found = denoising_errors(base, base.encode(frames[inner]).mean, between, batch)
+    own = denoising_errors(base, base.encode(keyframes).mean, torch.stack(list(captions)), batch)
+    return float(found.mean() / own.mean())

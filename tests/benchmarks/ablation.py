@@ -1,0 +1,162 @@
+"""What each part of a morph is worth: `python -m tests.benchmarks.ablation [--pairs 12] [--out docs]`.
+
+Runs every row of the table on the same pairs of held-out paintings, with the same adapters, and writes
+`<out>/ablation.md` with a strip of every row for the first pairs in `<out>/ablation/`.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from pipeline.base.stable_diffusion import StableDiffusion
+from pipeline.evaluation.distances import perceptual, psnr
+from pipeline.evaluation.metrics import smoothness
+from pipeline.evaluation.naturalness import naturalness
+from pipeline.images.sheets import strip
+from pipeline.images.tensors import to_arrays
+from pipeline.morphing.ddim import FixedPoint
+from pipeline.morphing.engine import (
+    Borrowing,
+    Keyframe,
+    Recipe,
+    cross_fade,
+    invert_keyframes,
+    morph_segment,
+    paced_alphas,
+)
+from pipeline.morphing.pacing import even
+from pipeline.params import load_params
+from tests.benchmarks.pairs import open_pocket, paintings, scenes, trained_keyframes
+
+BARE = Recipe(steps=50, inversion_steps=50)
+ADAIN = replace(BARE, use_adain=True)
+BORROWED = replace(ADAIN, borrowing=Borrowing(("up",), 0.6, "inputs"))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A way to morph. recipe None: the cross-fade. paced: by a coarse pass."""
+
+    recipe: Recipe | None
+    adapters: bool = True
+    paced: bool = False
+    dtype: str = "float32"
+
+
+ROWS = {
+    "cross-fade": Row(None),
+    "DDIM, no adapters": Row(BARE, adapters=False),
+    "adapters and slerp": Row(BARE),
+    "+ AdaIN": Row(ADAIN),
+    "+ attention (up, inputs, 0.6)": Row(BORROWED),
+    "attention: all blocks": Row(replace(ADAIN, borrowing=Borrowing(("down", "mid", "up"), 0.6, "inputs"))),
+    "attention: keys and values": Row(replace(ADAIN, borrowing=Borrowing(("up",), 0.6, "keys-values"))),
+    "attention: all steps": Row(replace(ADAIN, borrowing=Borrowing(("up",), 1.0, "inputs"))),
+    "+ perceptual pacing": Row(BORROWED, paced=True),
+    "pacing without attention": Row(ADAIN, paced=True),
+    "pacing without AdaIN or attention": Row(BARE, paced=True),
+    "+ fixed point (2)": Row(replace(BORROWED, fixed_point=FixedPoint(2, 0.5, 1e-3)), paced=True),
+    "bfloat16": Row(BORROWED, paced=True, dtype="bfloat16"),
+    "30 steps": Row(replace(BORROWED, steps=30, inversion_steps=30), paced=True),
+    "20 steps": Row(replace(BORROWED, steps=20, inversion_steps=20), paced=True),
+    "20 steps, 50 of inversion": Row(replace(BORROWED, steps=20), paced=True),
+}
+COLUMNS = ("ends under the floor, dB", "way", "variance", "longest / mean", "naturalness", "evaluations")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two keyframes and their pictures (2, 3, H, W)."""
+
+    keyframes: tuple[Keyframe, Keyframe]
+    pictures: torch.Tensor
+
+
+def morphed(base: StableDiffusion, pair: Pair, row: Row, frames: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Frames (F, 3, H, W), their alphas, and the evaluations of single samples that they cost."""
+    if row.recipe is None:
+        alphas = even(frames)
+        return cross_fade(*pair.pictures, alphas.tolist()), alphas, 0
+    first, second = (k if row.adapters else replace(k, adapter=None) for k in pair.keyframes)
+    counted = 0
+
+    def count(module: object, inputs: tuple[torch.Tensor, ...]) -> None:
+        nonlocal counted
+        counted += len(inputs[0])
+
+    def apart(latents: torch.Tensor) -> torch.Tensor:
+        pictures = base.decode(latents)
+        return perceptual(pictures[:-1], pictures[1:])
+
+    handle = base.unet.register_forward_pre_hook(count)
+    noise = invert_keyframes(base, (first, second), row.recipe)
+    alphas = even(frames)
+    if row.paced:
+        alphas = paced_alphas(base, first, second, noise, frames, replace(row.recipe, steps=10), 17, apart)
+    latents = morph_segment(base, first, second, noise, alphas, row.recipe)
+    handle.remove()
+    return base.decode(latents).cpu(), alphas, counted
+
+
+def figures(base: StableDiffusion, pair: Pair, row: Row, frames: torch.Tensor, alphas: torch.Tensor) -> list[float]:
+    """The table's columns but the last."""
+    floor = psnr(base.decode(base.encode(pair.pictures).mean).cpu(), pair.pictures)
+    gap = float((floor - psnr(frames[[0, -1]], pair.pictures)).mean()) if row.recipe else float("nan")
+    steps = smoothness(perceptual(frames[:-1], frames[1:]))
+    captions = pair.keyframes[0].conditioning, pair.keyframes[1].conditioning
+    natural = naturalness(base, frames, pair.pictures, captions, alphas)
+    return [gap, steps.sum, steps.variance, steps.max_over_mean, natural]
+
+
+def table(found: dict[str, np.ndarray]) -> str:
+    """Means over the pairs, as Markdown."""
+    lines = [f"| | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    formats: tuple[Callable[[float], str], ...] = (
+        "{:.2f}".format, "{:.3f}".format, "{:.2e}".format, "{:.2f}".format, "{:.3f}".format, "{:.0f}".format,
+    )  # fmt: skip
+    for name, values in found.items():
+        cells = ["" if np.isnan(value) else shown(value) for shown, value in zip(formats, values.mean(0), strict=True)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run every row, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--base", default="models/pocket")
+    parser.add_argument("--pairs", type=int, default=12)
+    parser.add_argument("--frames", type=int, default=16)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--out", type=Path, default=Path("docs"))
+    arguments = parser.parse_args()
+    bases = {dtype: open_pocket(arguments.base, dtype) for dtype in {ROWS[name].dtype for name in arguments.rows}}
+    chosen = scenes(arguments.pairs)
+    pictures = paintings(chosen)
+    keyframes = trained_keyframes(bases["float32"], chosen, load_params().train)
+    pairs = [Pair((keyframes[i], keyframes[i + 1]), pictures[i : i + 2]) for i in range(0, 2 * arguments.pairs, 2)]
+    found: dict[str, list[list[float]]] = {name: [] for name in arguments.rows}
+    folder = arguments.out / "ablation"
+    folder.mkdir(parents=True, exist_ok=True)
+    with tqdm(total=len(pairs) * len(found), unit="morph") as bar:
+        for number, pair in enumerate(pairs):
+            shown = {}
+            for name in found:
+                row = ROWS[name]
+                frames, alphas, evaluations = morphed(bases[row.dtype], pair, row, arguments.frames)
+                found[name].append([*figures(bases["float32"], pair, row, frames, alphas), evaluations])
+                shown[name] = to_arrays(frames)
+                bar.update()
+            picture = strip(list(shown.items()), keyframes=[0, arguments.frames - 1], columns=9, cell=96)
+            picture.save(folder / f"{number + 1:02}.webp", quality=88)
+    text = table({name: np.array(rows) for name, rows in found.items()})
+    print(text)
+    (folder / "table.md").write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""The engine against the frame-by-frame reference: `python -m tests.benchmarks.morph [--frames 16] [--steps 50]`.
+
+One run, side by side, on the same keyframes, adapters and device. The reference is the algorithm as a paper states it
+(`tests/reference.py`): one latent at a time, weights merged for each frame, attention inputs stored, and a full second
+pass for pacing. Prints times, the ratio, UNet evaluations, and how even and how true both came out.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from diffusers import DDIMScheduler
+
+from pipeline.base.stable_diffusion import StableDiffusion
+from pipeline.evaluation.distances import perceptual, psnr
+from pipeline.morphing.engine import Borrowing, Keyframe, Recipe, invert_keyframes, morph_segment, paced_alphas
+from pipeline.morphing.pacing import even, evenly_apart
+from pipeline.params import load_params
+from pipeline.stages.morph import alphas_of, recipe_of
+from tests.benchmarks.pairs import open_pocket, paintings, scenes, trained_keyframes
+from tests.reference import FrameByFrame
+
+
+@dataclass
+class Outcome:
+    """What one way took and gave."""
+
+    seconds: float
+    evaluations: int
+    frames: torch.Tensor
+
+
+def measured(base: StableDiffusion, work: Callable[[], torch.Tensor]) -> Outcome:
+    """Time of the work, its evaluations of single samples, and the decoded frames."""
+    counted = 0
+
+    def count(module: object, inputs: tuple[torch.Tensor, ...]) -> None:
+        nonlocal counted
+        counted += len(inputs[0])
+
+    handle = base.unet.register_forward_pre_hook(count)
+    start = time.perf_counter()
+    latents = work()
+    if base.device.type == "cuda":
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    handle.remove()
+    return Outcome(seconds, counted, base.decode(latents))
+
+
+def told(name: str, outcome: Outcome, ends: torch.Tensor, slowest: Outcome) -> str:
+    """One line of the table."""
+    steps = perceptual(outcome.frames[:-1], outcome.frames[1:])
+    true = float(psnr(outcome.frames[[0, -1]], ends.to(outcome.frames.device)).mean())
+    return (
+        f"{name}: {outcome.seconds:.1f} s, {slowest.seconds / outcome.seconds:.1f} times the reference's speed, "
+        f"{outcome.evaluations} evaluations; longest over mean step {float(steps.max() / steps.mean()):.2f}, "
+        f"way {float(steps.sum()):.3f}, ends {true:.2f} dB"
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--base", default="models/pocket")
+    parser.add_argument("--frames", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=50)
+    arguments = parser.parse_args()
+    params = load_params()
+    base = open_pocket(arguments.base)
+    chosen = scenes(1)
+    first, second = trained_keyframes(base, chosen, params.train)
+    ends = paintings(chosen)
+    recipe = Recipe(
+        steps=arguments.steps,
+        inversion_steps=arguments.steps,
+        use_adain=True,
+        borrowing=Borrowing(("up",), 0.6, "inputs"),
+    )
+
+    def apart(latents: torch.Tensor) -> torch.Tensor:
+        pictures = base.decode(latents)
+        return perceptual(pictures[:-1], pictures[1:])
+
+    def reference() -> torch.Tensor:
+        scheduler = DDIMScheduler.from_pretrained(arguments.base, subfolder="scheduler")
+        way = FrameByFrame(base, first, second, recipe, scheduler)
+        measured_at = even(arguments.frames)
+        return way.frames(evenly_apart(measured_at, apart(way.frames(measured_at.tolist())), arguments.frames).tolist())
+
+    def ours(recipe: Recipe, keyframes: tuple[Keyframe, Keyframe], points: int, coarse_steps: int) -> torch.Tensor:
+        noise = invert_keyframes(base, keyframes, recipe)
+        coarse = replace(recipe, steps=coarse_steps)
+        alphas = paced_alphas(base, *keyframes, noise, arguments.frames, coarse, points, apart)
+        return morph_segment(base, *keyframes, noise, alphas, recipe)
+
+    def shipped() -> torch.Tensor:
+        settings = params.morph.model_copy(update={"frames": arguments.frames})
+        made = recipe_of(settings, base)
+        noise = invert_keyframes(base, (first, second), made)
+        alphas = alphas_of(base, (first, second), noise, settings, made, None, lambda label: iter)
+        return morph_segment(base, first, second, noise, alphas, made)
+
+    points, coarse_steps = params.morph.pacing_points, params.morph.pacing_steps
+    ours(replace(recipe, steps=2, inversion_steps=2), (first, second), 3, 2)  # warm up
+    slowest = measured(base, reference)
+    same = measured(base, lambda: ours(recipe, (first, second), points, coarse_steps))
+    default = measured(base, shipped)
+    print(f"{arguments.frames} frames, {arguments.steps} steps, float32, {base.device.type}")
+    print(told("frame by frame, with its second pass", slowest, ends, slowest))
+    print(told("the engine, the same steps and options", same, ends, slowest))
+    print(told("the engine, as it ships", default, ends, slowest))
+
+
+if __name__ == "__main__":
+    main()
