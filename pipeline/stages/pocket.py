@@ -110,7 +110,8 @@ def train_pocket(
     unet, text_encoder = train_denoiser(
         latents, captions, tokenizer, settings, work, device, _logger(tracker, "denoiser"), preview
     )
-    save_pocket(out, autoencoder.cpu(), unet.cpu(), text_encoder.cpu(), tokenizer)
+    # A fresh tokenizer: one that was used keeps its last truncation, and would be saved with it.
+    save_pocket(out, autoencoder.cpu(), unet.cpu(), text_encoder.cpu(), build_tokenizer(VOCABULARY))
 
 
 def _paintings(settings: PocketSection, work: Path, workers: int) -> tuple[torch.Tensor, list[Captioned]]:
