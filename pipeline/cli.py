@@ -25,6 +25,8 @@ MorphKey = Annotated[str, typer.Argument(metavar="MORPH", help="A key under `mor
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """Register a command. A user's mistake becomes its message and exit code 1; Ctrl-C becomes exit code 130."""
 
+    name = function.__name__.replace("_", "-")
+
     @wraps(function)
     def told(*args: Any, **kwargs: Any) -> None:
         try:
@@ -32,16 +34,16 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         except UserError as error:
             if os.environ.get("RANK", "0") != "0":
                 raise typer.Exit(1) from None  # the first of several processes says it for all
-            print(f"morphline {function.__name__}: {len(error.problems)} problem(s)", file=sys.stderr)
+            print(f"morphline {name}: {len(error.problems)} problem(s)", file=sys.stderr)
             for problem in error.problems:
                 print(f"  {problem}", file=sys.stderr)
             raise typer.Exit(1) from None
         except FloatingPointError as error:
-            print(f"morphline {function.__name__}: {error}", file=sys.stderr)
+            print(f"morphline {name}: {error}", file=sys.stderr)
             raise typer.Exit(1) from None
         except KeyboardInterrupt as stopped:
             said = str(stopped) or "stopped"
-            print(f"morphline {function.__name__}: {said}; `dvc repro` goes on from here", file=sys.stderr)
+            print(f"morphline {name}: {said}; `dvc repro` goes on from here", file=sys.stderr)
             raise typer.Exit(getattr(stopped, "exit_code", 130)) from None
 
     return app.command()(told)
@@ -176,6 +178,22 @@ def export(
 
     for path in export.run(key, out, force):
         print(path)
+
+
+@command
+def ci_report(
+    base: Annotated[str, typer.Option(help="The Git revision to compare with.")],
+    out: Annotated[Path, typer.Option(help="The report, Markdown.")] = Path("report/report.md"),
+    pictures: Annotated[Path, typer.Option(help="Folder for the strips it shows.")] = Path("report/pictures"),
+    url: Annotated[str | None, typer.Option(help="Where readers find that folder; else only files are named.")] = None,
+) -> None:
+    """Say what a change did, after `dvc repro`: stages, params, figures and strips, as Markdown for a pull request.
+
+    Example: morphline ci-report --base main --out report/report.md
+    """
+    from pipeline.stages import ci_report
+
+    ci_report.run(base, out, pictures, url)
 
 
 @command
