@@ -104,7 +104,9 @@ def main() -> None:
     arguments = parser.parse_args()
     section = BaseSection(source=arguments.base, revision=None, config=None, dtype="float32")
     device = choose_device("auto")
-    base = open_base(section.model_copy(update={"revision": base_digest(section)}), device)
+    pinned = section.model_copy(update={"revision": base_digest(section)})
+    # peft leaves its wrappers in a UNet, so the plain loops have one of their own.
+    base, wrapped = open_base(pinned, device), open_base(pinned, device)
     settings = load_params().train.model_copy(update={"steps": arguments.steps, "batch": 1})
     scenes = [draw_scene(FIRST + index) for index in range(max(16, arguments.adapters))]
     pictures = torch.from_numpy(np.stack([paint(scene, 128, 128) for scene in scenes])).permute(0, 3, 1, 2)
@@ -116,8 +118,8 @@ def main() -> None:
     empty, count = base.condition([""]), arguments.adapters
     floats = pictures[:count].float() / 255
     ways: dict[str, Callable[[], None]] = {
-        "plain loop": lambda: plain_loop(base, floats, captions[:count], settings),
-        "plain loop from caches": lambda: cached_loop(base, samples[:count], settings),
+        "plain loop": lambda: plain_loop(wrapped, floats, captions[:count], settings),
+        "plain loop from caches": lambda: cached_loop(wrapped, samples[:count], settings),
         "ours, one by one": lambda: ours(base, samples[:count], settings, 1, empty),
         f"ours, {count} side by side": lambda: ours(base, samples[:count], settings, count, empty),
     }
