@@ -18,21 +18,25 @@ from pipeline.params import BaseSection
 from pipeline.pocket.tokenizer import build_tokenizer
 
 
-def build_tiny(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusionPipeline:
-    torch.manual_seed(seed)
-    tokenizer: CLIPTokenizer = build_tokenizer(["a", "red", "blue", "hill", "lake"])
-    config = CLIPTextConfig(
+def text_config(tokenizer: CLIPTokenizer, width: int, projection: int, layers: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=16,
-        projection_dim=16,
+        hidden_size=width,
+        projection_dim=projection,
         intermediate_size=32,
-        num_hidden_layers=1,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         max_position_embeddings=64,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+
+
+def build_tiny(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusionPipeline:
+    torch.manual_seed(seed)
+    tokenizer: CLIPTokenizer = build_tokenizer(["a", "red", "blue", "hill", "lake"])
+    config = text_config(tokenizer, width=16, projection=16, layers=1)
     unet = UNet2DConditionModel(
         sample_size=8,
         in_channels=4,
@@ -79,19 +83,8 @@ def build_tiny_xl(prediction_type: str = "epsilon", seed: int = 0) -> StableDiff
     """As `build_tiny`, with the second text encoder, pooled captions and sizes of an XL."""
     small = build_tiny(prediction_type, seed)
     torch.manual_seed(seed + 1)
-    config = CLIPTextConfig(
-        vocab_size=len(small.tokenizer),
-        hidden_size=24,
-        projection_dim=20,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        bos_token_id=small.tokenizer.bos_token_id,
-        eos_token_id=small.tokenizer.eos_token_id,
-        pad_token_id=small.tokenizer.pad_token_id,
-    )
-    first = CLIPTextConfig(**{**small.text_encoder.config.to_dict(), "num_hidden_layers": 2})
+    config = text_config(small.tokenizer, width=24, projection=20, layers=2)
+    first = text_config(small.tokenizer, width=16, projection=16, layers=2)
     unet = UNet2DConditionModel(
         sample_size=8,
         in_channels=4,

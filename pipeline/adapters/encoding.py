@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pipeline.adapters.draws import Sample
+from pipeline.adapters.stamp import stamp
 from pipeline.base.stable_diffusion import Posterior, StableDiffusion
 from pipeline.outputs import whole_file
 
@@ -20,7 +21,8 @@ def encode_sample(
     flip: encode the mirrored picture too. Latents stay on the CPU, where noise is drawn.
     """
     digest = hashlib.sha256(pixels.contiguous().numpy().tobytes() + caption.encode()).hexdigest()
-    key = hashlib.sha256(f"{base.digest} {base.dtype} {tuple(pixels.shape)} {digest} {flip}".encode()).hexdigest()
+    inputs = f"{stamp()} {base.digest} {base.dtype} {tuple(pixels.shape)} {digest} {flip}"
+    key = hashlib.sha256(inputs.encode()).hexdigest()
     path = cache / f"{key[:32]}.safetensors"
     tensors = _read(path)
     if tensors is None:

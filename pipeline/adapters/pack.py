@@ -7,7 +7,7 @@ company it was trained in.
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,10 +15,9 @@ import torch
 from torch import nn
 
 from pipeline.adapters.lora import PRESETS
+from pipeline.adapters.mixing import Hook
 from pipeline.errors import Problem, UserError
 from pipeline.params import TrainSection
-
-Hook = Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import torch
 
 from pipeline.base.stable_diffusion import StableDiffusion
-from pipeline.morphing.interpolation import lerp
 
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4)
 """Timesteps, in shares of the schedule: low enough that the noise leaves a double exposure to be seen."""
@@ -37,19 +36,16 @@ def denoising_errors(
 
 def naturalness(
     base: StableDiffusion,
-    frames: torch.Tensor,
-    keyframes: torch.Tensor,
-    captions: tuple[torch.Tensor, torch.Tensor],
-    alphas: torch.Tensor,
+    frames: tuple[torch.Tensor, torch.Tensor],
+    keyframes: tuple[torch.Tensor, torch.Tensor],
     batch: int | None = None,
 ) -> float:
-    """Mean denoising error of the frames between two keyframes over that of the keyframes: 1 is as natural as they are.
+    """Mean denoising error of frames over that of the keyframes they lie between: 1 is as natural as those are.
 
-    frames: (F, 3, H, W) at `alphas` (F,), the ends left out of the mean; keyframes: (2, 3, H, W); captions: their
-    embeddings (L, D). Above 1: less natural. A cross-fade shows two pictures at once, which no picture of the base is.
+    Both as pictures (N, 3, H, W) and the embeddings of their captions (N, L, D). Above 1: less natural. A cross-fade
+    shows two pictures at once, which no picture of the base is.
     """
-    inner = (alphas > 0) & (alphas < 1)
-    between = lerp(captions[0], captions[1], alphas[inner])
-    found = denoising_errors(base, base.encode(frames[inner]).mean, between, batch)
-    own = denoising_errors(base, base.encode(keyframes).mean, torch.stack(list(captions)), batch)
-    return float(found.mean() / own.mean())
+    found, own = (
+        denoising_errors(base, base.encode(shown).mean, said, batch).mean() for shown, said in (frames, keyframes)
+    )
+    return float(found / own)

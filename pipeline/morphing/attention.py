@@ -35,9 +35,7 @@ class EndpointAttention:
             return self._plain(attn, hidden_states, self._between(hidden_states))
         query = attn.to_q(hidden_states)
         key, value = self._between(attn.to_k(hidden_states)), self._between(attn.to_v(hidden_states))
-        split = [part.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for part in (query, key, value)]
-        attended = torch.nn.functional.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
-        return attn.to_out[0](attended)
+        return _attended(attn, query, key, value)
 
     def _between(self, states: torch.Tensor) -> torch.Tensor:
         """Each sample's states (B, tokens, channels) replaced by those between its endpoints'."""
@@ -81,12 +79,13 @@ class CaptionAttention:
         """As diffusers calls it for cross-attention: hidden states (B, tokens, channels), captions (B, L, D)."""
         if id(attn) not in self._known:
             self._known[id(attn)] = attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
-        split = [
-            part.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-            for part in (attn.to_q(hidden_states), *self._known[id(attn)])
-        ]
-        attended = torch.nn.functional.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
-        return attn.to_out[0](attended)
+        return _attended(attn, attn.to_q(hidden_states), *self._known[id(attn)])
+
+
+def _attended(attn: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """What attention makes of queries (B, tokens, channels), keys and values (B, n, channels)."""
+    split = [part.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for part in (query, key, value)]
+    return attn.to_out[0](torch.nn.functional.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2))
 
 
 @contextmanager

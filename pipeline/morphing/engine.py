@@ -7,6 +7,7 @@ caption, and, in the chosen blocks, keys and values from the endpoints that ride
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 
@@ -14,7 +15,7 @@ from pipeline.adapters.mixing import Adapter, mixed_adapters
 from pipeline.base.stable_diffusion import StableDiffusion
 from pipeline.morphing.attention import EndpointAttention, Source, captions_once, endpoint_attention
 from pipeline.morphing.ddim import FixedPoint, Predict, Progress, invert, sample
-from pipeline.morphing.guidance import rescaled
+from pipeline.morphing.guidance import guided
 from pipeline.morphing.interpolation import adain, lerp, slerp
 from pipeline.morphing.pacing import evenly_apart
 from pipeline.morphing.parts import in_parts
@@ -128,8 +129,8 @@ def _sample_rows(
         start = adain(start, noise[0], noise[1], alphas)
     conditioning = lerp(first.conditioning, second.conditioning, alphas)
     adapters, weights = adapter_weights_at(first, second, alphas)
-    guided = recipe.guidance != 1
-    if guided:
+    with_guidance = recipe.guidance != 1
+    if with_guidance:
         if recipe.negative is None:
             raise ValueError("guidance needs a negative caption, if only the empty one")
         conditioning = torch.cat([recipe.negative.expand_as(conditioning), conditioning])
@@ -142,33 +143,22 @@ def _sample_rows(
             how = recipe.borrowing
             borrowed = stack.enter_context(endpoint_attention(base.unet, alphas, how.blocks, how.source))
         predict = _predictor(base, conditioning)
-        if guided:
-            predict = _guided(predict, recipe)
-        steps = range(recipe.steps)
-        return sample(start, _until(predict, borrowed, recipe, steps), base.schedule, recipe.steps, progress)
+        if with_guidance:
+            predict = guided(predict, recipe.guidance, recipe.rescale)
+        if borrowed and recipe.borrowing:
+            predict = _until(predict, borrowed, recipe.borrowing.until * recipe.steps)
+        return sample(start, predict, base.schedule, recipe.steps, progress)
 
 
-def _until(predict: Predict, borrowed: EndpointAttention | None, recipe: Recipe, steps: range) -> Predict:
-    """Switch the borrowed attention off after its share of the steps."""
-    if borrowed is None or recipe.borrowing is None:
-        return predict
-    last, taken = recipe.borrowing.until * len(steps), iter(steps)
+def _until(predict: Predict, borrowed: EndpointAttention, last: float) -> Predict:
+    """Switch the borrowed attention off from step `last` on."""
+    step = count()
 
     def switched(latents: torch.Tensor, timestep: int) -> torch.Tensor:
-        borrowed.on = next(taken) < last
+        borrowed.on = next(step) < last
         return predict(latents, timestep)
 
     return switched
-
-
-def _guided(predict: Predict, recipe: Recipe) -> Predict:
-    """Classifier-free guidance over a batch that holds the negative caption's rows first (Ho and Salimans 2022)."""
-
-    def guided(latents: torch.Tensor, timestep: int) -> torch.Tensor:
-        without, given = predict(torch.cat([latents, latents]), timestep).chunk(2)
-        return rescaled(without + recipe.guidance * (given - without), given, recipe.rescale)
-
-    return guided
 
 
 def adapter_weights_at(first: Keyframe, second: Keyframe, alphas: torch.Tensor) -> tuple[list[Adapter], torch.Tensor]:

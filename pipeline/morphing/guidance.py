@@ -6,7 +6,7 @@ import torch
 
 from pipeline.adapters.mixing import Adapter, mixed_adapters
 from pipeline.base.stable_diffusion import StableDiffusion
-from pipeline.morphing.ddim import Progress, sample
+from pipeline.morphing.ddim import Predict, Progress, sample
 
 
 @torch.no_grad()
@@ -30,17 +30,21 @@ def sample_captions(
     if guidance == 1:
         with mixed_adapters(base.unet, adapters, given):
             return sample(noise, lambda x, t: base.predict(x, _all(t, x), conditioning), base.schedule, steps, progress)
-    empty = base.condition([""]).expand_as(conditioning)
-    both = torch.cat([empty, conditioning])
-
-    def predict(latents: torch.Tensor, timestep: int) -> torch.Tensor:
-        doubled = torch.cat([latents, latents])
-        without, with_caption = base.predict(doubled, _all(timestep, doubled), both).chunk(2)
-        return without + guidance * (with_caption - without)
-
+    both = torch.cat([base.condition([""]).expand_as(conditioning), conditioning])
+    predict = guided(lambda x, t: base.predict(x, _all(t, x), both), guidance)
     # Both halves of the doubled batch see the same adapters.
     with mixed_adapters(base.unet, adapters, torch.cat([given, given], dim=1)):
         return sample(noise, predict, base.schedule, steps, progress)
+
+
+def guided(predict: Predict, guidance: float, rescale: float = 0.0) -> Predict:
+    """Guidance over a `predict` that takes twice the batch: first the rows of the empty or negative caption."""
+
+    def both(latents: torch.Tensor, timestep: int) -> torch.Tensor:
+        without, given = predict(torch.cat([latents, latents]), timestep).chunk(2)
+        return rescaled(without + guidance * (given - without), given, rescale)
+
+    return both
 
 
 def _all(timestep: int, latents: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,6 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,7 +17,6 @@ from datasets import disable_progress_bars, load_dataset
 from PIL import Image
 from tqdm import tqdm
 
-import pipeline
 from pipeline.adapters.checkpoints import Checkpoints, TrainState, held
 from pipeline.adapters.draws import Sample
 from pipeline.adapters.encoding import encode_sample
@@ -27,6 +25,7 @@ from pipeline.adapters.lora import keyed_seed, lora_config, save_adapter
 from pipeline.adapters.pack import AdapterPack
 from pipeline.adapters.processes import ALONE, Processes, is_launched, joined, launch, wanted
 from pipeline.adapters.rates import learning_rate
+from pipeline.adapters.stamp import stamp
 from pipeline.adapters.store import write_index
 from pipeline.adapters.training import Curves, Job, Watch, curves_of, hardly_moved, train_adapters
 from pipeline.base.device import choose_device
@@ -124,13 +123,8 @@ def encode_set(base: StableDiffusion, folder: Path, flip: bool) -> list[Sample]:
 
 def identity(base: StableDiffusion, samples: Sequence[Sample], section: Mapping[str, Any]) -> str:
     """Of everything that an adapter depends on: only if all is the same, work goes on or is reused."""
-    root = Path(pipeline.__file__).parent
-    code = [
-        path.read_text(encoding="utf-8") for room in ("adapters", "base") for path in sorted((root / room).glob("*.py"))
-    ]
-    versions = [f"{name} {version(name)}" for name in ("torch", "diffusers", "peft", "accelerate")]
     inputs = [f"{sample.name} {sample.digest}" for sample in samples]
-    parts = [base.digest, json.dumps(section, sort_keys=True), *inputs, *versions, *code]
+    parts = [stamp(), base.digest, json.dumps(section, sort_keys=True), *inputs]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 

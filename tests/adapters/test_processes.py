@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pipeline.adapters.processes import ALONE, Processes, wanted
+from pipeline.adapters.processes import ALONE, Processes, joined, wanted
 from pipeline.errors import UserError
 
 
@@ -18,3 +18,13 @@ def test_processes_are_as_many_as_asked_for_or_one_without_a_gpu(monkeypatch: py
     assert wanted(None, torch.device("cuda")) == 2 and wanted(1, torch.device("cuda")) == 1
     with pytest.raises(UserError, match="3 processes for 2 GPU"):
         wanted(3, torch.device("cuda"))
+
+
+@pytest.mark.parametrize("name", ["DEEPSPEED", "FSDP"])
+def test_what_splits_models_is_refused_and_one_process_is_alone(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    cpu = torch.device("cpu")
+    assert joined(cpu) == (ALONE, cpu)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(UserError, match=f"{name} splits models"):
+        joined(cpu)

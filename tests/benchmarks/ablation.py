@@ -29,9 +29,11 @@ from pipeline.morphing.engine import (
     morph_segment,
     paced_alphas,
 )
+from pipeline.morphing.interpolation import lerp
 from pipeline.morphing.pacing import even
 from pipeline.params import load_params
-from tests.benchmarks.pairs import open_pocket, paintings, scenes, trained_keyframes
+from tests.benchmarks.pairs import scenes, trained_keyframes
+from tests.benchmarks.shared import open_pocket, paintings
 
 BARE = Recipe(steps=50, inversion_steps=50)
 ADAIN = replace(BARE, use_adain=True)
@@ -108,8 +110,10 @@ def figures(base: StableDiffusion, pair: Pair, row: Row, frames: torch.Tensor, a
     floor = psnr(base.decode(base.encode(pair.pictures).mean).cpu(), pair.pictures)
     gap = float((floor - psnr(frames[[0, -1]], pair.pictures)).mean()) if row.recipe else float("nan")
     steps = smoothness(perceptual(frames[:-1], frames[1:]))
-    captions = pair.keyframes[0].conditioning, pair.keyframes[1].conditioning
-    natural = naturalness(base, frames, pair.pictures, captions, alphas)
+    first, second = (keyframe.conditioning for keyframe in pair.keyframes)
+    inner = (alphas > 0) & (alphas < 1)
+    between = frames[inner], lerp(first, second, alphas[inner])
+    natural = naturalness(base, between, (pair.pictures, torch.stack([first, second])))
     return [gap, steps.sum, steps.variance, steps.max_over_mean, natural]
 
 
@@ -136,7 +140,7 @@ def main() -> None:
     arguments = parser.parse_args()
     bases = {dtype: open_pocket(arguments.base, dtype) for dtype in {ROWS[name].dtype for name in arguments.rows}}
     chosen = scenes(arguments.pairs)
-    pictures = paintings(chosen)
+    pictures = paintings(chosen).float() / 255
     keyframes = trained_keyframes(bases["float32"], chosen, load_params().train)
     pairs = [Pair((keyframes[i], keyframes[i + 1]), pictures[i : i + 2]) for i in range(0, 2 * arguments.pairs, 2)]
     found: dict[str, list[list[float]]] = {name: [] for name in arguments.rows}

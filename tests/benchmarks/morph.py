@@ -19,7 +19,8 @@ from pipeline.morphing.engine import Borrowing, Keyframe, Recipe, invert_keyfram
 from pipeline.morphing.pacing import even, evenly_apart
 from pipeline.params import load_params
 from pipeline.stages.morph import alphas_of, recipe_of
-from tests.benchmarks.pairs import open_pocket, paintings, scenes, trained_keyframes
+from tests.benchmarks.pairs import scenes, trained_keyframes
+from tests.benchmarks.shared import open_pocket, paintings
 from tests.reference import FrameByFrame
 
 
@@ -72,7 +73,7 @@ def main() -> None:
     base = open_pocket(arguments.base)
     chosen = scenes(1)
     first, second = trained_keyframes(base, chosen, params.train)
-    ends = paintings(chosen)
+    ends = paintings(chosen).float() / 255
     recipe = Recipe(
         steps=arguments.steps,
         inversion_steps=arguments.steps,

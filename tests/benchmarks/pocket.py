@@ -15,17 +15,14 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from pipeline.base.checking import base_digest
-from pipeline.base.opening import open_base
 from pipeline.base.stable_diffusion import StableDiffusion
 from pipeline.evaluation.distances import perceptual, psnr
-from pipeline.images.painter import paint
-from pipeline.images.world import HELD_OUT, Scene, caption, draw_scene
+from pipeline.images.world import HELD_OUT, Scene, caption
 from pipeline.morphing.ddim import Progress, invert, sample
 from pipeline.morphing.interpolation import lerp
-from pipeline.params import BaseSection
 from pipeline.pocket.sheet import sample_scenes, sample_sheet
 from tests.benchmarks.classifier import accuracies, features, frechet_distance, train_reader
+from tests.benchmarks.shared import open_pocket, paintings, scenes_from
 
 # The photographs that scikit-image's package itself carries: of things and places, then of surfaces.
 PHOTOGRAPHS = (
@@ -36,17 +33,6 @@ CLASSIFIED, DISTRIBUTED, PAIRS, POINTS = 500, 2000, 50, 17
 TO_READ = 8000
 # Apart from each other, all beyond HELD_OUT: what is measured, what the classifier learns, two sets to compare.
 MEASURED, READ, FIRST, SECOND = (HELD_OUT + 1_000_000 * number for number in (0, 1, 2, 3))
-
-
-def scenes_from(first: int, count: int) -> list[Scene]:
-    """`count` scenes from seed `first` on."""
-    return [draw_scene(first + index) for index in range(count)]
-
-
-def paintings(scenes: Sequence[Scene]) -> torch.Tensor:
-    """Their pictures, (N, 3, 128, 128) uint8."""
-    painted = [paint(scene, 128, 128) for scene in tqdm(scenes, desc="paint", unit="picture")]
-    return torch.from_numpy(np.stack(painted)).permute(0, 3, 1, 2).contiguous()
 
 
 def photographs() -> dict[str, torch.Tensor]:
@@ -230,9 +216,7 @@ def main() -> None:
     parser.add_argument("--only", choices=MEASURES, nargs="+", default=list(MEASURES))
     parser.add_argument("--sheet", type=Path)
     arguments = parser.parse_args()
-    section = BaseSection(source=arguments.base, revision=None, config=None, dtype="float32")
-    pinned = section.model_copy(update={"revision": base_digest(section)})
-    base = open_base(pinned, torch.device("cpu"))
+    base = open_pocket(arguments.base, device="cpu")
     for name in arguments.only:
         MEASURES[name](base)
     if arguments.sheet:

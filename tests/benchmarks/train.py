@@ -20,13 +20,10 @@ from pipeline.adapters.checkpoints import Checkpoints
 from pipeline.adapters.draws import Sample
 from pipeline.adapters.encoding import encode_sample
 from pipeline.adapters.training import Job, train_adapters
-from pipeline.base.checking import base_digest
-from pipeline.base.device import choose_device
-from pipeline.base.opening import open_base
 from pipeline.base.stable_diffusion import StableDiffusion
-from pipeline.images.painter import paint
-from pipeline.images.world import HELD_OUT, caption, draw_scene
-from pipeline.params import BaseSection, TrainSection, load_params
+from pipeline.images.world import HELD_OUT, caption
+from pipeline.params import TrainSection, load_params
+from tests.benchmarks.shared import open_pocket, paintings, scenes_from
 from tests.peft_adapters import adapter_weights, add_adapter
 
 FIRST = HELD_OUT + 5_000_000
@@ -102,14 +99,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    section = BaseSection(source=arguments.base, revision=None, config=None, dtype="float32")
-    device = choose_device("auto")
-    pinned = section.model_copy(update={"revision": base_digest(section)})
     # peft leaves its wrappers in a UNet, so the plain loops have one of their own.
-    base, wrapped = open_base(pinned, device), open_base(pinned, device)
+    base, wrapped = open_pocket(arguments.base), open_pocket(arguments.base)
     settings = load_params().train.model_copy(update={"steps": arguments.steps, "batch": 1})
-    scenes = [draw_scene(FIRST + index) for index in range(max(16, arguments.adapters))]
-    pictures = torch.from_numpy(np.stack([paint(scene, 128, 128) for scene in scenes])).permute(0, 3, 1, 2)
+    scenes = scenes_from(FIRST, max(16, arguments.adapters))
+    pictures = paintings(scenes)
     captions = [caption(scene) for scene in scenes]
     with TemporaryDirectory() as cache:
         samples = [
@@ -128,7 +122,7 @@ def main() -> None:
         for name, work in ways.items():  # in turns, so that a busy machine is busy for all
             times[name].append(seconds(base, work))
     plain = np.median(times["plain loop"])
-    print(f"{count} adapters, {arguments.steps} steps of 1 each, float32, {device.type}:")
+    print(f"{count} adapters, {arguments.steps} steps of 1 each, float32, {base.device.type}:")
     for name, taken in times.items():
         each = np.median(taken) / (count * arguments.steps) * 1000
         print(f"  {name}: {each:.1f} ms an adapter's step, {plain / np.median(taken):.2f} times the plain loop's speed")

@@ -161,3 +161,24 @@ def test_a_project_without_morphs_is_in_order(project: Path) -> None:
         project / "params.yaml", lambda text: with_entries(text, "morphs", "").replace("\nmorphs:\n", "\nmorphs: {}\n")
     )
     assert CliRunner().invoke(app, ["check"]).exit_code == 0
+
+
+def test_train_params_that_cannot_work_together_are_told(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    values = {"train.patience": 3, "train.optimizer": "adamw8bit", "train.warmup": 6, "train.targets": "[to_q, to_z]"}
+    edit(project / "params.yaml", lambda text: with_values(text, values))
+    said = "\n".join(checked())
+    for part in (
+        "sets.hills: train.patience: there are no losses to stop by",
+        "sets.hills: train.optimizer: adamw8bit needs the package bitsandbytes",
+        "sets.hills: train.warmup: 6 steps of warm-up in a training of 6",
+        "train.targets: no layer is called to_z",
+    ):
+        assert part in said, part
+    assert said.count("to_z") == 1, "once, not once for each set"
+
+
+def test_layers_by_name_and_stopping_with_losses_are_in_order(project: Path) -> None:
+    values = {"train.targets": "[to_q, ff.net.2]", "train.patience": 2, "train.validate_every": 1}
+    edit(project / "params.yaml", lambda text: with_values(text, values))
+    assert CliRunner().invoke(app, ["check"]).exit_code == 0

@@ -19,7 +19,9 @@ import torch
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
+from pipeline.adapters import encoding
 from pipeline.stages import prepare, train
+from pipeline.tracking import Tracker
 from tests.project import DOTS, HILLS, ROOT, contents, edit, paint, paint_set, with_entries, with_values
 
 
@@ -193,6 +195,53 @@ def test_a_known_adapter_is_reused_and_only_the_new_one_is_trained(
     }
     assert "new.safetensors" in now
     assert "3 of 4 adapters are known" in "".join(capfd.readouterr())
+
+
+def test_pictures_from_a_training_under_way_come_with_their_step_and_change_nothing(
+    ran: Path, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[tuple[str, int | None, tuple[int, int]]] = []
+    monkeypatch.setattr(
+        Tracker, "picture", lambda self, key, picture, step=None: shown.append((key, step, picture.size))
+    )
+    edit(project / "params.yaml", lambda text: with_values(text, {"tracking.pictures_every": 2}))
+    for key in ("hills", "dots"):
+        prepare.run(key)
+        train.run(key)
+        assert contents(project / "models/adapters" / key) == contents(ran / "models/adapters" / key)
+    # Three adapters below each other, one caption each; then four captions of one adapter beside each other.
+    assert shown == [("training", step, (64, 3 * 72)) for step in (2, 4, 6)] + [
+        ("training", step, (4 * 64, 72)) for step in (2, 4)
+    ]
+
+
+def test_encoded_pictures_are_kept_until_the_picture_the_caption_or_the_code_is_another(
+    tmp_path: Path, fresh_tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = fresh_tiny()
+    pixels = torch.randint(256, (3, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
+    one = encoding.encode_sample(base, "a", pixels, "a red hill", True, tmp_path)
+    plain, encoded = encoding._encode, []
+
+    def spy(*arguments: Any) -> Any:
+        encoded.append(arguments[2])
+        return plain(*arguments)
+
+    monkeypatch.setattr(encoding, "_encode", spy)
+    again = encoding.encode_sample(base, "a", pixels, "a red hill", True, tmp_path)
+    assert encoded == [] and torch.equal(one.posterior.mean, again.posterior.mean)
+    assert one.flipped and again.flipped and torch.equal(one.flipped.std, again.flipped.std)
+    assert torch.equal(one.posterior.mean, base.encode(pixels[None].float() / 255).mean)
+    assert torch.equal(one.flipped.mean, base.encode(pixels.flip(-1)[None].float() / 255).mean)
+    encoding.encode_sample(base, "a", pixels, "a lake", True, tmp_path)
+    encoding.encode_sample(base, "a", pixels.flip(0), "a hill", True, tmp_path)
+    monkeypatch.setattr(encoding, "stamp", lambda: "other code")
+    encoding.encode_sample(base, "a", pixels, "a red hill", True, tmp_path)
+    assert encoded == ["a lake", "a hill", "a red hill"]
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"damaged")
+    encoding.encode_sample(base, "a", pixels, "a red hill", True, tmp_path)
+    assert len(encoded) == 4
 
 
 def test_a_reused_adapter_that_was_damaged_is_trained_again(project: Path) -> None:
