@@ -61,6 +61,6 @@ def _hook(down: torch.Tensor, up: torch.Tensor, columns: torch.Tensor) -> Hook:
     def add(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         low = nn.functional.linear(inputs[0], down)
         low = low * columns.view(len(columns), *[1] * (low.ndim - 2), -1)
-        return output + nn.functional.linear(low, up)
+        return torch.addmm(output.flatten(0, -2), low.flatten(0, -2), up.T).view(output.shape)
 
     return add

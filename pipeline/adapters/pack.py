@@ -98,7 +98,8 @@ class AdapterPack:
         def add(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
             rows = inputs[0].reshape(len(down), -1, inputs[0].shape[-1])
             low = torch.bmm(rows, down.transpose(1, 2))
-            return output + torch.bmm(low * self.scale, up.transpose(1, 2)).view(output.shape)
+            base = output.view(len(up), -1, output.shape[-1])
+            return torch.baddbmm(base, low, up.transpose(1, 2), alpha=self.scale).view(output.shape)
 
         return add
 
