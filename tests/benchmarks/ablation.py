@@ -8,11 +8,13 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from pipeline.adapters.mixing import Adapter
 from pipeline.base.stable_diffusion import StableDiffusion
 from pipeline.evaluation.distances import perceptual, psnr
 from pipeline.evaluation.metrics import smoothness
@@ -42,17 +44,21 @@ BORROWED = replace(ADAIN, borrowing=Borrowing(("up",), 0.6, "inputs"))
 
 @dataclass(frozen=True)
 class Row:
-    """A way to morph. recipe None: the cross-fade. paced: by a coarse pass."""
+    """A way to morph. recipe None: the cross-fade. paced: by a coarse pass.
+
+    adapters: by position, at one fixed weight (half of each, all the way), or none.
+    """
 
     recipe: Recipe | None
-    adapters: bool = True
+    adapters: Literal["by position", "fixed", "none"] = "by position"
     paced: bool = False
     dtype: str = "float32"
 
 
 ROWS = {
     "cross-fade": Row(None),
-    "DDIM, no adapters": Row(BARE, adapters=False),
+    "DDIM, no adapters": Row(BARE, adapters="none"),
+    "adapters at fixed weights": Row(BARE, adapters="fixed"),
     "adapters and slerp": Row(BARE),
     "+ AdaIN": Row(ADAIN),
     "+ attention (up, inputs, 0.6)": Row(BORROWED),
@@ -84,7 +90,7 @@ def morphed(base: StableDiffusion, pair: Pair, row: Row, frames: int) -> tuple[t
     if row.recipe is None:
         alphas = even(frames)
         return cross_fade(*pair.pictures, alphas.tolist()), alphas, 0
-    first, second = (k if row.adapters else replace(k, adapter=None) for k in pair.keyframes)
+    first, second = (k if row.adapters != "none" else replace(k, adapter=None) for k in pair.keyframes)
     counted = 0
 
     def count(module: object, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -97,12 +103,27 @@ def morphed(base: StableDiffusion, pair: Pair, row: Row, frames: int) -> tuple[t
 
     handle = base.unet.register_forward_pre_hook(count)
     noise = invert_keyframes(base, (first, second), row.recipe)
+    if row.adapters == "fixed":
+        blend = half_of_each(first, second)
+        first, second = replace(first, adapter=blend), replace(second, adapter=blend)
     alphas = even(frames)
     if row.paced:
         alphas = paced_alphas(base, first, second, noise, frames, replace(row.recipe, steps=10), 17, apart)
     latents = morph_segment(base, first, second, noise, alphas, row.recipe)
     handle.remove()
     return base.decode(latents).cpu(), alphas, counted
+
+
+def half_of_each(first: Keyframe, second: Keyframe) -> Adapter:
+    """One adapter whose product is the mean of both: their A above each other, half of each B side by side."""
+    if first.adapter is None or second.adapter is None or first.adapter.scale != second.adapter.scale:
+        raise ValueError("both keyframes need an adapter of one scale")
+    other = second.adapter.factors
+    factors = {
+        name: (torch.cat([down, other[name][0]]), torch.cat([up / 2, other[name][1] / 2], dim=1))
+        for name, (down, up) in first.adapter.factors.items()
+    }
+    return Adapter(factors, first.adapter.scale)
 
 
 def figures(base: StableDiffusion, pair: Pair, row: Row, frames: torch.Tensor, alphas: torch.Tensor) -> list[float]:
