@@ -20,6 +20,11 @@ app = typer.Typer(
 
 SetKey = Annotated[str, typer.Argument(metavar="SET", help="A key under `sets` in params.yaml.")]
 MorphKey = Annotated[str, typer.Argument(metavar="MORPH", help="A key under `morphs` in params.yaml.")]
+Out = Annotated[Path, typer.Option(help="The clip: .mp4, .webp or .gif; with no suffix, a folder of PNGs.")]
+Fps = Annotated[float | None, typer.Option(help="Frames a second, if not as in params.yaml.")]
+Hold = Annotated[float | None, typer.Option(help="Seconds on each keyframe, if not as in params.yaml.")]
+Size = Annotated[int | None, typer.Option(help="Longer side in pixels, if not the frames' own.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a clip that is there already.")]
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
@@ -97,8 +102,11 @@ def sample(key: SetKey) -> None:
 def morph(
     what: Annotated[list[str], typer.Argument(metavar="MORPH | PICTURE PICTURE...", help="A key, or your pictures.")],
     caption: Annotated[list[str] | None, typer.Option(help="What a picture shows; once for each, in order.")] = None,
-    out: Annotated[Path, typer.Option(help="The clip, with pictures: .mp4, .webp or .gif.")] = Path("morph.mp4"),
-    force: Annotated[bool, typer.Option("--force", help="Replace a clip that is there already.")] = False,
+    out: Out = Path("morph.mp4"),
+    fps: Fps = None,
+    hold: Hold = None,
+    size: Size = None,
+    force: Force = False,
 ) -> None:
     """Make a morph's frames and clips in data/morphs/MORPH; or, from pictures, run all it takes and write the clip.
 
@@ -113,7 +121,18 @@ def morph(
         return
     from pipeline.stages import quick
 
-    print(quick.run([Path(name) for name in what], caption or [], out, force))
+    print(quick.run([Path(name) for name in what], caption or [], out, fps=fps, hold=hold, size=size, force=force))
+
+
+@command
+def clip(key: MorphKey, out: Out, fps: Fps = None, hold: Hold = None, size: Size = None, force: Force = False) -> None:
+    """Write a finished morph as another clip: another kind, pace or size; nothing is made anew.
+
+    Example: morphline clip alps --out alps.gif --fps 12 --size 512
+    """
+    from pipeline.stages import clip
+
+    print(clip.run(key, out, fps=fps, hold=hold, size=size, force=force))
 
 
 @command

@@ -1,4 +1,4 @@
-"""Frames as files that play: PNGs, an animated WebP and an MP4. The same frames always give the same bytes."""
+"""Frames as files that play: PNGs, animated WebP and GIF, and MP4. The same frames always give the same bytes."""
 
 from collections.abc import Collection, Iterator, Sequence
 from fractions import Fraction
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import av
 import numpy as np
-from PIL import Image, ImageSequence
+from PIL import Image
 
 from pipeline.images.tensors import Frame
 
@@ -33,30 +33,35 @@ def write_webp(path: Path, frames: Sequence[Frame], fps: float, hold_at: Collect
     milliseconds; rounding does not add up over the clip.
     """
     _check(frames, hold_at)
-    seconds = [1 / fps + (hold if number in hold_at else 0) for number in range(len(frames))]
-    ends = np.rint(np.cumsum([0.0, *seconds]) * 1000).astype(int)
     first, *others = [Image.fromarray(frame) for frame in frames]
     first.save(
         path,
         format="WEBP",
         save_all=True,
         append_images=others,
-        duration=np.diff(ends).tolist(),
+        duration=_durations(len(frames), fps, hold_at, hold, 1000),
         loop=0,
         quality=90,
         method=4,
     )
 
 
-def write_mp4(path: Path, frames: Sequence[Frame], fps: float, hold_at: Collection[int] = (), hold: float = 0) -> None:
+def write_mp4(
+    path: Path,
+    frames: Sequence[Frame],
+    fps: float,
+    hold_at: Collection[int] = (),
+    hold: float = 0,
+    enlarge: bool = True,
+) -> None:
     """Write an H.264 MP4 that plays everywhere: 4:2:0, BT.709, its index at the front for the web.
 
     The frame rate is constant, so frames with an index in `hold_at` are repeated round(hold * fps) times. Frames with
-    a short side under 256 pixels are enlarged by a whole factor (Lanczos) to at least that; odd sides get one more
-    row or column of edge pixels.
+    a short side under 256 pixels are enlarged by a whole factor (Lanczos) to at least that, unless `enlarge` is False;
+    odd sides get one more row or column of edge pixels.
     """
     _check(frames, hold_at)
-    height, width = _playable(frames[0]).shape[:2]
+    height, width = _playable(frames[0], enlarge).shape[:2]
     rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         # One thread: the number of threads is written into the stream.
@@ -65,25 +70,28 @@ def write_mp4(path: Path, frames: Sequence[Frame], fps: float, hold_at: Collecti
         codec = stream.codec_context
         codec.colorspace = codec.color_primaries = codec.color_trc = codec.color_range = _BT709
         for frame in _held(frames, hold_at, round(hold * fps)):
-            picture = av.VideoFrame.from_ndarray(_playable(frame), format="rgb24")
+            picture = av.VideoFrame.from_ndarray(_playable(frame, enlarge), format="rgb24")
             picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
 
 
-def webp_to_gif(source: Path, path: Path) -> None:
-    """An animated WebP as an endless GIF, with the same durations to a hundredth of a second."""
-    frames, ends, total = [], [0.0], 0
-    with Image.open(source) as clip:
-        for frame in ImageSequence.Iterator(clip):
-            picture = frame.convert("RGB")  # only now is its duration known
-            total += frame.info["duration"]
-            ends.append(total)
-            # One palette for each frame, dithered: a sunset has more than 256 colours.
-            frames.append(picture.quantize(256, dither=Image.Dither.FLOYDSTEINBERG))
-    durations = (np.diff(np.rint(np.array(ends) / 10)) * 10).astype(int).tolist()
-    first, *others = frames
+def write_gif(path: Path, frames: Sequence[Frame], fps: float, hold_at: Collection[int] = (), hold: float = 0) -> None:
+    """Write an endless GIF, with a palette for each frame, dithered: a sunset has more than 256 colours.
+
+    Timed as `write_webp` does, but in hundredths of a second.
+    """
+    _check(frames, hold_at)
+    first, *others = [Image.fromarray(frame).quantize(256, dither=Image.Dither.FLOYDSTEINBERG) for frame in frames]
+    durations = [10 * hundredths for hundredths in _durations(len(frames), fps, hold_at, hold, 100)]
     first.save(path, format="GIF", save_all=True, append_images=others, duration=durations, loop=0, disposal=1)
+
+
+def _durations(count: int, fps: float, hold_at: Collection[int], hold: float, unit: int) -> list[int]:
+    """How long each frame is shown, in 1/unit seconds, so that rounding does not add up."""
+    seconds = [1 / fps + (hold if number in hold_at else 0) for number in range(count)]
+    ends = np.rint(np.cumsum([0.0, *seconds]) * unit).astype(int)
+    return np.diff(ends).tolist()
 
 
 def _held(frames: Sequence[Frame], hold_at: Collection[int], repeats: int) -> Iterator[Frame]:
@@ -92,9 +100,9 @@ def _held(frames: Sequence[Frame], hold_at: Collection[int], repeats: int) -> It
             yield frame
 
 
-def _playable(frame: Frame) -> Frame:
+def _playable(frame: Frame, enlarge: bool) -> Frame:
     height, width = frame.shape[:2]
-    factor = -(-_MP4_SHORT_SIDE // min(height, width))
+    factor = -(-_MP4_SHORT_SIDE // min(height, width)) if enlarge else 1
     if factor > 1:
         picture = Image.fromarray(frame).resize((width * factor, height * factor), Image.Resampling.LANCZOS)
         frame = np.asarray(picture)

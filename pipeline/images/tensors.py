@@ -1,6 +1,6 @@
 """Pictures as the models see them and as people do: tensors in [0, 1], and uint8 arrays."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,28 @@ def to_arrays(pictures: torch.Tensor) -> list[Frame]:
     return list(scaled.permute(0, 2, 3, 1).cpu().numpy())
 
 
-def read_pictures(paths: Iterable[Path]) -> torch.Tensor:
-    """RGB pictures of one size to (N, 3, H, W) float32 in [0, 1]."""
-    pictures = []
+def from_arrays(frames: Sequence[Frame]) -> torch.Tensor:
+    """N arrays (H, W, 3) uint8 to (N, 3, H, W) float32 in [0, 1]."""
+    return torch.stack([torch.from_numpy(frame).permute(2, 0, 1).float() / 255 for frame in frames])
+
+
+def read_arrays(paths: Iterable[Path]) -> list[Frame]:
+    """Pictures as arrays (H, W, 3) uint8."""
+    frames = []
     for path in paths:
         with Image.open(path) as image:
-            pictures.append(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255)
-    return torch.stack(pictures)
+            frames.append(np.array(image.convert("RGB")))
+    return frames
+
+
+def read_pictures(paths: Iterable[Path]) -> torch.Tensor:
+    """RGB pictures of one size to (N, 3, H, W) float32 in [0, 1]."""
+    return from_arrays(read_arrays(paths))
+
+
+def resized(frame: Frame, side: int) -> Frame:
+    """A frame whose longer side has `side` pixels (Lanczos)."""
+    height, width = frame.shape[:2]
+    scale = side / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS))

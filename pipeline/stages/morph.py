@@ -189,7 +189,8 @@ def run_through(
         ends = keyframes[one], keyframes[other]
         alphas = alphas_of(base, ends, noise[[one, other]], settings, recipe, batch, bars)
         latents = morph_segment(base, *ends, noise[[one, other]], alphas, recipe, batch, bars)
-        take.segments.append(base.decode(latents).cpu())
+        # One by one, so that the device never holds more than one picture.
+        take.segments.append(torch.cat([base.decode(frame[None]).cpu() for frame in latents]))
         take.alphas.append(alphas)
     return take
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 import unicodedata
@@ -11,28 +10,27 @@ from itertools import count
 from pathlib import Path
 
 from pipeline.errors import Problem, UserError
-from pipeline.images.clips import webp_to_gif
-from pipeline.outputs import whole_file
 from pipeline.params import load_params
-from pipeline.stages import add
-
-KINDS = (".mp4", ".webp", ".gif")
+from pipeline.stages import add, clip
 
 
-def run(pictures: Sequence[Path], captions: Sequence[str], out: Path, force: bool) -> Path:
+def run(
+    pictures: Sequence[Path],
+    captions: Sequence[str],
+    out: Path,
+    *,
+    fps: float | None = None,
+    hold: float | None = None,
+    size: int | None = None,
+    force: bool = False,
+) -> Path:
     """Add the pictures as a set and a morph (or find those of before), run the pipeline for it, and write the clip.
 
     Raises:
-        UserError: for pictures or captions that `morphline add` refuses, a clip of another kind, one that is there
-            already (unless `force`), and a pipeline that stopped, which has said why.
+        UserError: for pictures or captions that `morphline add` refuses, a clip that `morphline clip` would not write,
+            and a pipeline that stopped, which has said why.
     """
-    problems = []
-    if out.suffix.lower() not in KINDS:
-        problems.append(Problem("--out", f"found {str(out)!r}", f"Name a file that ends in {', '.join(KINDS)}."))
-    elif out.exists() and not force:
-        problems.append(Problem("--out", f"{out} is there already", "Name another file, or say --force."))
-    if problems:
-        raise UserError(*problems)
+    clip.check_out(out, fps, hold, size, force)
     key, known = find_key(pictures, captions)
     if not known:
         add.run(key, pictures, captions)
@@ -40,13 +38,7 @@ def run(pictures: Sequence[Path], captions: Sequence[str], out: Path, force: boo
     if code:
         mend = f"Mend what it said above, then `dvc repro morph@{key}`, or the same command again."
         raise UserError(Problem(f"dvc repro morph@{key}", f"it stopped (exit code {code})", mend))
-    source = Path("data/morphs", key) / ("morph.mp4" if out.suffix.lower() == ".mp4" else "morph.webp")
-    with whole_file(out) as partial:
-        if out.suffix.lower() == ".gif":
-            webp_to_gif(source, partial)
-        else:
-            shutil.copyfile(source, partial)
-    return out
+    return clip.run(key, out, fps=fps, hold=hold, size=size, force=force)
 
 
 def find_key(pictures: Sequence[Path], captions: Sequence[str]) -> tuple[str, bool]:

@@ -1,4 +1,4 @@
-"""Frames as PNG, WebP and MP4."""
+"""Frames as PNG, WebP, GIF and MP4."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.images.clips import Frame, frame_name, write_frames, write_mp4, write_webp
+from pipeline.images.clips import Frame, frame_name, write_frames, write_gif, write_mp4, write_webp
 
 
 def _frames(count: int = 6, height: int = 64, width: int = 96) -> list[Frame]:
@@ -61,6 +61,19 @@ def test_webp_shows_every_frame_for_its_time(tmp_path: Path) -> None:
     assert durations == [667, 166, 167, 167, 166, 667]
 
 
+def test_gif_shows_every_frame_for_its_time(tmp_path: Path) -> None:
+    write_gif(tmp_path / "a.gif", _frames(), fps=6, hold_at=[0, 5], hold=0.5)
+    with Image.open(tmp_path / "a.gif") as clip:
+        assert (clip.n_frames, clip.size, clip.info["loop"]) == (6, (96, 64), 0)
+        durations = []
+        for number, frame in enumerate(_frames()):
+            clip.seek(number)
+            pixels = np.asarray(clip.convert("RGB")).astype(int)
+            assert np.abs(pixels - frame).mean() < 4  # 256 colours, dithered
+            durations.append(clip.info["duration"])
+    assert durations == [670, 160, 170, 170, 160, 670]  # 2 s in all
+
+
 def test_mp4_plays_every_frame_and_holds_the_keyframes(tmp_path: Path) -> None:
     write_mp4(tmp_path / "a.mp4", _frames(6, 256, 320), fps=8, hold_at=[0, 5], hold=0.5)
     frames, times, rate = _decoded(tmp_path / "a.mp4")
@@ -101,6 +114,11 @@ def test_mp4_sizes(tmp_path: Path, size: tuple[int, int], played: tuple[int, int
         assert np.abs(decoded[0][-1].astype(int) - decoded[0][-2]).mean() < 4  # the edge again, not black
 
 
+def test_mp4_of_a_size_that_was_asked_for(tmp_path: Path) -> None:
+    write_mp4(tmp_path / "a.mp4", _frames(2, 63, 96), fps=8, enlarge=False)
+    assert _decoded(tmp_path / "a.mp4")[0][0].shape == (64, 96, 3)
+
+
 @pytest.mark.parametrize(("fps", "rate"), [(29.97, Fraction(2997, 100)), (0.5, Fraction(1, 2)), (12, Fraction(12))])
 def test_odd_frame_rates(tmp_path: Path, fps: float, rate: Fraction) -> None:
     write_mp4(tmp_path / "a.mp4", _frames(3), fps=fps)
@@ -120,6 +138,7 @@ def test_the_same_frames_give_the_same_bytes(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         write_webp(tmp_path / name / "a.webp", _frames(), 8, [0], 0.5)
         write_mp4(tmp_path / name / "a.mp4", _frames(), 8, [0], 0.5)
+        write_gif(tmp_path / name / "a.gif", _frames(), 8, [0], 0.5)
         write_frames(tmp_path / name, _frames())
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
@@ -136,6 +155,6 @@ def test_the_same_frames_give_the_same_bytes(tmp_path: Path) -> None:
     ],
 )
 def test_frames_that_make_no_clip(tmp_path: Path, frames: list[Frame], hold_at: list[int], message: str) -> None:
-    for write in (write_webp, write_mp4):
+    for write in (write_webp, write_gif, write_mp4):
         with pytest.raises(ValueError, match=message):
             write(tmp_path / "a.clip", frames, 8, hold_at, 1)

@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -30,15 +31,13 @@ def own(tmp_path: Path) -> list[Path]:
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch, ran: Path) -> list[list[str]]:
-    """What would be run; its clip is another morph's."""
+    """What would be run; its morph is another one."""
     called: list[list[str]] = []
 
     def call(command: list[str]) -> int:
         called.append(command[1:])
         out = Path("data/morphs") / command[-1].removeprefix("morph@")
-        out.mkdir(parents=True, exist_ok=True)
-        for name in ("morph.mp4", "morph.webp"):
-            (out / name).write_bytes((ran / "data/morphs/hills" / name).read_bytes())
+        shutil.copytree(ran / "data/morphs/hills", out, dirs_exist_ok=True)
         return 0
 
     monkeypatch.setattr(subprocess, "call", call)
@@ -49,16 +48,16 @@ def test_pictures_become_a_set_and_a_morph_and_the_clip_is_written(
     project: Path, own: list[Path], runs: list[list[str]], ran: Path
 ) -> None:
     captions = ["a red hill", "a blue hill"]
-    clip = quick.run(own, captions, Path("out/hill.mp4"), force=False)
-    assert clip.read_bytes() == (ran / "data/morphs/hills/morph.mp4").read_bytes()
+    made = quick.run(own, captions, Path("out/hill.mp4"))
+    assert made.read_bytes() == (ran / "data/morphs/hills/morph.mp4").read_bytes()
     assert runs == [["-m", "dvc", "repro", "morph@one-hill-two"]]
     params = load_params(project / "params.yaml")
     assert params.morphs["one-hill-two"].keyframes == ("One Hill.png", "two.png")
-    gif = quick.run(own, captions, Path("out/hill.gif"), force=False)
+    gif = quick.run(own, captions, Path("out/hill.gif"))
     with Image.open(gif) as image, Image.open(ran / "data/morphs/hills/morph.webp") as webp:
         assert image.n_frames == webp.n_frames and image.size == webp.size and image.info["loop"] == 0
     assert runs[1] == runs[0], "the same pictures and captions were added twice"
-    quick.run(own, ["a red hill", "a blue lake"], Path("out/other.webp"), force=False)
+    quick.run(own, ["a red hill", "a blue lake"], Path("out/other.webp"))
     assert runs[2][-1] == "morph@one-hill-two-2"
 
 
@@ -66,12 +65,12 @@ def test_nothing_is_made_or_replaced_for_a_mistake(project: Path, own: list[Path
     before = (project / "params.yaml").read_bytes()
     (project / "there.mp4").write_bytes(b"mine")
     for out, captions, said in (
-        ("clip.avi", ["a", "b"], "ends in .mp4, .webp, .gif"),
+        ("clip.avi", ["a", "b"], "ends in .mp4, .webp, .gif, or a folder"),
         ("there.mp4", ["a", "b"], "there already"),
         ("clip.mp4", ["a"], "1 captions for 2 pictures"),
     ):
         with pytest.raises(UserError, match=said):
-            quick.run(own, captions, Path(out), force=False)
+            quick.run(own, captions, Path(out))
     assert not runs and (project / "params.yaml").read_bytes() == before
     assert (project / "there.mp4").read_bytes() == b"mine"
 
@@ -81,4 +80,4 @@ def test_a_pipeline_that_stops_is_told_with_the_way_on(
 ) -> None:
     monkeypatch.setattr(subprocess, "call", lambda command: 255)
     with pytest.raises(UserError, match="exit code 255.*dvc repro morph@one-hill-two"):
-        quick.run(own, ["a red hill", "a blue hill"], Path("clip.mp4"), force=False)
+        quick.run(own, ["a red hill", "a blue hill"], Path("clip.mp4"))

@@ -1,0 +1,73 @@
+"""Peak memory by frames and steps: `python -m tests.benchmarks.memory [--frames 16 64 256] [--steps 25 50 100]`.
+
+Each number comes from a process of its own that makes one segment, `--batch` samples at once, and decodes its frames one
+by one. Peak: of the process on a CPU, of torch's own memory on a GPU. Nothing of a morph is kept between steps, so that
+neither steps nor frames should matter, but for the latents of the frames themselves.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+
+import torch
+
+from pipeline.evaluation.distances import perceptual
+from pipeline.images.world import caption
+from pipeline.morphing.engine import Borrowing, Keyframe, Recipe, invert_keyframes, morph_segment, paced_alphas
+from pipeline.stages.morph import draw_latents
+from tests.benchmarks.pairs import scenes
+from tests.benchmarks.shared import open_pocket, paintings
+
+
+def one_morph(source: str, frames: int, steps: int, batch: int) -> float:
+    """Make one morph with all options that could store something; its peak memory in MiB."""
+    base = open_pocket(source)
+    chosen = scenes(1)
+    latents = draw_latents(base, paintings(chosen).float() / 255)
+    conditioning = base.condition([caption(scene) for scene in chosen])
+    ends = tuple(Keyframe(latents[i], conditioning[i], None) for i in range(2))
+    recipe = Recipe(steps, steps, use_adain=True, borrowing=Borrowing(("down", "mid", "up"), 1.0, "inputs"))
+
+    def apart(coarse: torch.Tensor) -> torch.Tensor:
+        pictures = base.decode(coarse)
+        return perceptual(pictures[:-1], pictures[1:])
+
+    noise = invert_keyframes(base, ends, recipe, batch)
+    coarse = Recipe(5, 5)
+    alphas = paced_alphas(base, ends[0], ends[1], noise, frames, coarse, 9, apart, batch)
+    for latent in morph_segment(base, ends[0], ends[1], noise, alphas, recipe, batch):
+        base.decode(latent[None])
+    if base.device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def main() -> None:
+    """Measure each in a process of its own and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--base", default="models/pocket")
+    parser.add_argument("--frames", type=int, nargs="+", default=[16, 64, 256])
+    parser.add_argument("--steps", type=int, nargs="+", default=[25, 50, 100])
+    parser.add_argument("--batch", type=int, default=10)
+    parser.add_argument("--one", action="store_true", help="the first of frames and steps, in this process")
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(one_morph(arguments.base, arguments.frames[0], arguments.steps[0], arguments.batch))
+        return
+    print(
+        f"| peak MiB, {arguments.batch} samples at once | {' | '.join(f'{steps} steps' for steps in arguments.steps)} |"
+    )
+    print("|---" * (len(arguments.steps) + 1) + "|")
+    for frames in arguments.frames:
+        cells = []
+        for steps in arguments.steps:
+            command = [sys.executable, "-m", "tests.benchmarks.memory", "--one", "--base", arguments.base]
+            command += ["--frames", str(frames), "--steps", str(steps), "--batch", str(arguments.batch)]
+            said = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            cells.append(f"{float(said.stdout.split()[-1]):.0f}")
+        print(f"| {frames} frames | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
