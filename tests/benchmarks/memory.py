@@ -1,8 +1,8 @@
 """Peak memory by frames and steps: `python -m tests.benchmarks.memory [--frames 16 64 256] [--steps 25 50 100]`.
 
-Each number comes from a process of its own that makes one segment, `--batch` samples at once, and decodes its frames one
-by one. Peak: of the process on a CPU, of torch's own memory on a GPU. Nothing of a morph is kept between steps, so that
-neither steps nor frames should matter, but for the latents of the frames themselves.
+Each number comes from a process of its own that makes one segment, `--batch` samples at once, and decodes its frames
+one by one. Peak: of the process on a CPU, of torch's own memory on a GPU. Nothing of a morph is kept between steps, so
+that neither steps nor frames should matter, but for the latents of the frames themselves.
 """
 
 import argparse
