@@ -1,7 +1,7 @@
 """What each part of a morph is worth: `python -m tests.benchmarks.ablation [--pairs 12] [--out docs]`.
 
-Runs every row of the table on the same pairs of held-out paintings, with the same adapters, and writes
-`<out>/ablation.md` with a strip of every row for the first pairs in `<out>/ablation/`.
+Runs every row on the same pairs of held-out paintings, with the same adapters, and writes the table of means and a
+sheet of strips for each pair into `<out>/ablation/`. What they say stands in docs/ablation.md.
 """
 
 import argparse
