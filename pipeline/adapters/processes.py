@@ -1,6 +1,9 @@
 """Processes that train together: starting them, who takes which share, and the sum of their gradients."""
 
 import os
+import signal
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -112,6 +115,21 @@ def launch(arguments: Sequence[str], count: int, device: torch.device) -> int:
         os.environ.update(before)
 
 
+def stop_with_launcher(look_every: float = 0.5) -> None:
+    """From now on, stop as after SIGTERM when the process that started this one is gone, even by SIGKILL.
+
+    Else its processes would train on unseen, and the next training would find their adapters locked.
+    """
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(look_every)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="launcher", daemon=True).start()
+
+
 def joined(device: torch.device) -> tuple[Processes, torch.device]:
     """This process's place among those that `accelerate launch` has started, and its own device."""
     if not is_launched():
@@ -120,6 +138,7 @@ def joined(device: torch.device) -> tuple[Processes, torch.device]:
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
             found = f"{name} splits models over GPUs; here the base is frozen and an adapter has megabytes"
             raise UserError(Problem("accelerate launch", found, "Launch with --multi_gpu, or leave it to `dvc repro`."))
+    stop_with_launcher()
     from accelerate import PartialState
 
     state = PartialState(cpu=device.type == "cpu", timeout=LONGEST_WAIT)

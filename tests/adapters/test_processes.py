@@ -1,3 +1,10 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+
 import pytest
 import torch
 
@@ -28,3 +35,36 @@ def test_what_splits_models_is_refused_and_one_process_is_alone(monkeypatch: pyt
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
     with pytest.raises(UserError, match=f"{name} splits models"):
         joined(cpu)
+
+
+LAUNCHER = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdout=sys.stdout, start_new_session=True)
+child.wait()
+"""
+WORKER = """
+import os, time
+from pipeline.adapters.processes import stop_with_launcher
+from pipeline.adapters.stopping import stop_signals
+stop_with_launcher(look_every=0.02)
+with stop_signals() as stop:
+    print(os.getpid(), flush=True)
+    while not stop.flag:
+        time.sleep(0.01)
+    print("saved", stop.signal, flush=True)
+"""
+
+
+def test_processes_stop_and_save_when_their_launcher_is_killed() -> None:
+    launcher = subprocess.Popen([sys.executable, "-c", LAUNCHER, WORKER], stdout=subprocess.PIPE, text=True)
+    assert launcher.stdout
+    worker = int(launcher.stdout.readline())
+    try:
+        time.sleep(0.1)
+        os.kill(worker, 0)  # at work as long as its launcher is
+        launcher.kill()
+        assert launcher.stdout.read() == f"saved {int(signal.SIGTERM)}\n"
+    finally:
+        launcher.wait()
+        with suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
