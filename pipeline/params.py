@@ -138,6 +138,8 @@ class EvaluateSection(Section):
     """How a morph is measured."""
 
     max_side: int = Field(ge=64, le=4096)
+    lpips: str | None
+    lpips_digest: str | None
 
 
 class PocketSection(Section):

@@ -8,6 +8,7 @@ from ruamel.yaml import YAML
 from typer.main import get_command
 
 from pipeline.cli import app
+from pipeline.evaluation.lpips import COMMAND
 from pipeline.params import BaseSection, MorphSection, Params, PrepareSection, TrainSection
 from tests.declarations import ROOT
 
@@ -56,6 +57,10 @@ def test_the_lines_for_a_set_of_your_own_are_valid() -> None:
     shipped = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     assert set(added["sets"]["holiday"]) == set(shipped["sets"]["alps"])
     assert set(added["morphs"]["holiday"]) == set(shipped["morphs"]["alps"])
+
+
+def test_the_command_that_makes_the_weights_of_lpips_is_that_of_the_error_message() -> None:
+    assert all(part in README for part in COMMAND.split(" && "))
 
 
 def test_every_command_is_told_somewhere() -> None:

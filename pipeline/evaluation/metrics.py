@@ -3,7 +3,9 @@
 Figures are Python floats and NumPy float64, always finite: they go to JSON and to a tracking server as they are.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -74,9 +76,9 @@ def cumulative(distances: ArrayLike) -> Floats:
 def smoothness(distances: ArrayLike) -> Smoothness:
     """Sum, variance, standard deviation and max over mean of the distances between neighbouring frames, (N - 1,).
 
-    The raw figures behind PPL and PDV, which papers scale in ways of their own. Frames that are all alike, and a single
-    frame, move evenly by definition: everything 0 and max_over_mean 1. Raises ValueError for a distance that is NaN,
-    infinite or negative, naming its frames.
+    Over the whole way, whatever lies between; `ppl` and `pdv` take each pair of keyframes for itself. Frames that are
+    all alike, and a single frame, move evenly by definition: everything 0 and max_over_mean 1. Raises ValueError for a
+    distance that is NaN, infinite or negative, naming its frames.
     """
     steps = _checked(distances)
     if not steps.any():
@@ -87,6 +89,39 @@ def smoothness(distances: ArrayLike) -> Smoothness:
         std=float(steps.std()),
         max_over_mean=float(steps.max() / steps.mean()),
     )
+
+
+def segments(distances: ArrayLike, stops: Sequence[int]) -> list[Floats]:
+    """The distances (N - 1,) between neighbouring frames, cut at the frames `stops` (K,) into K - 1 segments.
+
+    Raises ValueError unless the stops rise from the first frame to the last.
+    """
+    steps = _checked(distances)
+    if len(stops) < 2 or stops[0] != 0 or stops[-1] != steps.size or (np.diff(stops) <= 0).any():
+        raise ValueError(f"stops {list(stops)}: expected to rise from frame 0 to frame {steps.size}")
+    return np.split(steps, list(stops[1:-1]))
+
+
+def ppl(ways: Sequence[ArrayLike]) -> float:
+    """Perceptual path length as DiffMorpher reports it (Zhang et al. 2024, sec. 4.4): lower is smoother.
+
+    The sum of the distances between neighbouring frames from one keyframe to the next; the mean over `ways`, one row of
+    distances for each pair of keyframes. The paper's distance is LPIPS with AlexNet and its ways have 17 frames; its
+    table is scaled by a constant that it does not name (a mean step of 1.3, which LPIPS does not reach).
+
+    StyleGAN's PPL (Karras et al. 2019, sec. 4.1) is another figure: the expectation of d(G(t), G(t + eps)) / eps^2 over
+    short random steps in a generator's latent space, not the length of a way.
+    """
+    return fmean(float(_checked(way).sum()) for way in ways)
+
+
+def pdv(ways: Sequence[ArrayLike]) -> float:
+    """Perceptual distance variance as DiffMorpher reports it (Zhang et al. 2024, sec. 4.4): lower is more even.
+
+    The variance of the distances between neighbouring frames from one keyframe to the next, over the steps at hand and
+    not an estimate for more; the mean over `ways`. As for `ppl`, the paper's distance is LPIPS and its table scaled.
+    """
+    return fmean(float(_checked(way).var()) for way in ways)
 
 
 def directness(distances: ArrayLike, keyframe_distances: ArrayLike) -> float | None:

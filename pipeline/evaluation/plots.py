@@ -5,7 +5,7 @@ Imports nothing else of the project, so that a stage which draws does not depend
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import matplotlib
@@ -94,40 +94,68 @@ def smoothness_plot(curves: Mapping[str, Curve], path: Path) -> None:
         _save(figure, path)
 
 
-def loss_plot(steps: ArrayLike, losses: Mapping[str, ArrayLike], path: Path) -> None:
+@dataclass(frozen=True)
+class Training:
+    """One adapter's training: losses (S,) of its steps, and its loss at fixed noise by step."""
+
+    losses: ArrayLike
+    validation: Mapping[int, float] = field(default_factory=dict)
+
+
+def loss_plot(trainings: Mapping[str, Training], rates: ArrayLike, path: Path) -> None:
     """Write a PNG of the training loss of each adapter: a smoothed line over the faint raw one.
 
-    steps: (S,) shared by all. losses: (S,) by adapter. The smoothed line is `smoothed`. The axis ends where the
-    smoothed lines and nine tenths of the raw values fit. Raises ValueError if lengths differ or a loss is not finite.
+    trainings: by adapter; one that ended early has fewer losses; losses at fixed noise are dots. rates: learning rates
+    (S,) of the longest training, drawn below where they change. The smoothed line is `smoothed`. The axis ends where
+    the smoothed lines, the dots and nine tenths of the raw values fit. Raises ValueError for more losses than rates, or
+    one that is not finite.
     """
-    at = np.asarray(steps, dtype=np.float64)
+    rate = np.asarray(rates, dtype=np.float64)
+    changes = rate.size > 1 and float(np.ptp(rate)) > 0
+    height = max(3.8, 0.8 + 0.2 * len(trainings))
     with _style():
-        figure = _figure(7.2, max(3.8, 0.8 + 0.2 * len(losses)))
-        axes = figure.subplots()
+        figure = _figure(7.2, height + (1.4 if changes else 0))
+        ratios = (height, 1.4) if changes else (1,)
+        axes, *below = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios, squeeze=False)[:, 0]
         tops = []
-        for index, (name, values) in enumerate(losses.items()):
-            raw = np.asarray(values, dtype=np.float64)
-            if raw.shape != at.shape or not np.isfinite(raw).all():
+        for index, (name, training) in enumerate(trainings.items()):
+            raw = np.asarray(training.losses, dtype=np.float64)
+            if raw.size > rate.size or not np.isfinite([*raw, *training.validation.values()]).all():
                 raise ValueError(
-                    f"loss of {name!r}: {raw.size} values for {at.size} steps, expected as many, all finite"
+                    f"loss of {name!r}: {raw.size} values for {rate.size} steps, expected no more, all finite"
                 )
             smooth = smoothed(raw)
             tops += [float(smooth.max()), float(np.quantile(raw, 0.9))] if raw.size else []
+            tops += training.validation.values()
             colour = COLOURS[index % len(COLOURS)]
             dash = DASHES[index // len(COLOURS) % len(DASHES)]
-            axes.plot(at, raw, color=colour, linewidth=0.5, alpha=0.35 / max(1, len(losses) / 3), zorder=2)
-            axes.plot(at, smooth, color=colour, linestyle=dash, linewidth=1.6, label=_shortened(name), zorder=3)
-        axes.set_title("Training loss")
-        axes.set_xlabel("step")
+            faint = 0.35 / max(1, len(trainings) / 3)
+            axes.plot(range(raw.size), raw, color=colour, linewidth=0.5, alpha=faint, zorder=2)
+            axes.plot(smooth, color=colour, linestyle=dash, linewidth=1.6, label=_shortened(name), zorder=3)
+            dots = {"markersize": 6, "markeredgecolor": "white", "clip_on": False}
+            dotted = training.validation
+            axes.plot(list(dotted), list(dotted.values()), "o", color=colour, zorder=4, **dots)
+        axes.set_title("Training loss (dots: at fixed noise)" if _validated(trainings) else "Training loss")
         axes.set_ylabel("mean squared error of the prediction")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         # A few raw spikes, of timesteps that are hard by nature, would press all the lines onto the axis.
         axes.set_ylim(0, 1.15 * max(tops, default=0.0) or 1.0)
-        if at.size > 1:
-            axes.set_xlim(at[0], at[-1])
-        if losses:
+        if rate.size > 1:
+            axes.set_xlim(0, rate.size - 1)
+        if trainings:
             axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), fontsize=8)
+        for lower in below:
+            lower.plot(rate, color=INK, linewidth=1.4)
+            lower.set_ylabel("learning rate")
+            lower.set_ylim(0, 1.1 * float(rate.max()))
+            lower.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+        last = below[-1] if below else axes
+        last.set_xlabel("step")
+        last.xaxis.set_major_locator(MaxNLocator(integer=True))
         _save(figure, path)
+
+
+def _validated(trainings: Mapping[str, Training]) -> bool:
+    return any(training.validation for training in trainings.values())
 
 
 def smoothed(values: ArrayLike) -> Floats:

@@ -33,6 +33,7 @@ def run() -> None:
             workers=params.machine.workers,
         )
     problems += _train_problems(params)
+    problems += _lpips_problems(params)
     problems += _keyframe_problems(params)
     problems += _place_problems()
     if problems:
@@ -77,6 +78,17 @@ def _train_problems(params: Params) -> list[Problem]:
             found = f"{settings.warmup} steps of warm-up in a training of {settings.steps}"
             problems.append(Problem(f"{where}.warmup", found, "Write fewer, or more train.steps."))
     return problems
+
+
+def _lpips_problems(params: Params) -> list[Problem]:
+    """Weights for LPIPS that cannot be used. Without them nothing is wrong: the distance is optional."""
+    if params.evaluate.lpips is None:
+        if params.evaluate.lpips_digest is None:
+            return []
+        return [Problem("params.yaml: evaluate.lpips_digest", "there is no evaluate.lpips to pin", "Write null.")]
+    from pipeline.evaluation.lpips import find_lpips_problems
+
+    return find_lpips_problems(Path(params.evaluate.lpips), params.evaluate.lpips_digest)
 
 
 def _target_problems(params: Params) -> list[Problem]:

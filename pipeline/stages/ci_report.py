@@ -23,6 +23,7 @@ MARK = "<!-- morphline ci-report -->"
 # Which way is better, by the end of a figure's name. The others are told without a verdict.
 LOWER = (
     "neighbours_variance", "neighbours_std", "neighbours_max_over_mean", "perceptual", "psnr_gap", "directness", "loss",
+    "ppl", "pdv", "naturalness",
 )  # fmt: skip
 HIGHER = ("_psnr", "_ssim")
 NEGLIGIBLE = 1e-6

@@ -80,7 +80,8 @@ def run(key: str) -> None:
             ]
             takes[label] = run_through(base, keyframes, settings, recipe, params.machine.batch, label)
         way = [*pictures, pictures[0]] if settings.loop else list(pictures)
-        faded = [cross_fade(a, b, even(frames_of(settings)).tolist()) for a, b in pairwise(way)]
+        evenly = even(frames_of(settings))
+        faded = [cross_fade(a, b, evenly.tolist()) for a, b in pairwise(way)]
         shown = {label: to_arrays(one_after_another(take.segments, settings.loop)) for label, take in takes.items()}
         shown["cross-fade"] = to_arrays(one_after_another(faded, settings.loop))
 
@@ -88,6 +89,7 @@ def run(key: str) -> None:
         stops = [index * between for index in range(len(names))]
         count = len(shown["morph"])
         clip = corrected(takes["morph"], way, settings)
+        alphas = {label: take.alphas for label, take in takes.items()} | {"cross-fade": [evenly] * len(faded)}
         out = Path("data/morphs", key)
         with whole_folder(out) as folder:
             for label, frames in shown.items():
@@ -107,8 +109,8 @@ def run(key: str) -> None:
                 ],
                 "positions": [round(i / between, 9) for i in range(count)],
                 "alphas": {
-                    label: [[round(alpha, 6) for alpha in segment.tolist()] for segment in take.alphas]
-                    for label, take in takes.items()
+                    label: [[round(alpha, 6) for alpha in segment.tolist()] for segment in segments]
+                    for label, segments in alphas.items()
                 },
                 "inverted_noise_std": {label: round(take.noise_std, 6) for label, take in takes.items()},
                 "settings": settings.model_dump(mode="json"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import skimage.color
 import torch
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import convolve, convolve1d, gaussian_filter
 
 from pipeline.evaluation.distances import perceptual, psnr
 from pipeline.evaluation.features import extract, feature_distance, lab
@@ -112,6 +112,43 @@ def test_flat_pictures_differ_by_their_colour_alone():
     weights = np.array([1, 0.5, 0.5]) / 100
     expected = np.linalg.norm((skimage.color.rgb2lab(one) - skimage.color.rgb2lab(two)) * weights)
     assert distance(white * one, white * two) == pytest.approx(expected, abs=1e-3)
+
+
+def seen_by_scipy(pixels):
+    """The features of one picture (H, W, 3) in float64, from the description in words: scikit-image for CIELAB, scipy
+    for every filter, mirrored edges, four octaves of 9 maps for 96 px."""
+
+    def halved(plane):
+        row = np.array([1, 6, 15, 20, 15, 6, 1]) / 64
+        return convolve1d(convolve1d(plane, row, 0, mode="mirror"), row, 1, mode="mirror")[::2, ::2]
+
+    def gabor(angle):
+        y, x = np.mgrid[-4:5, -4:5]
+        envelope = np.exp(-(x**2 + y**2) / (2 * 1.6**2))
+        wave = np.cos(2 * np.pi / 4 * (x * np.cos(angle) + y * np.sin(angle)))
+        even = envelope * (wave - (envelope * wave).sum() / envelope.sum())
+        return np.sqrt(2) * even / (even * wave).sum()
+
+    planes = np.moveaxis(skimage.color.rgb2lab(pixels) * [0.01, 0.005, 0.005], 2, 0)
+    octaves = []
+    while min(planes.shape[1:]) >= 8:
+        energies = [[convolve(plane, gabor(np.pi * k / 4), mode="mirror") ** 2 for k in range(4)] for plane in planes]
+        maps = [*energies[0], sum(energies[1]), sum(energies[2]), *planes]
+        pooled = np.stack([halved(halved(one)) for one in maps])
+        contrast = np.sqrt(pooled[:6]) / (0.05 + np.sqrt(pooled[:6].sum(0)))
+        octaves.append(np.concatenate([contrast, pooled[6:]]))
+        planes = np.stack([halved(plane) for plane in planes])
+    return octaves
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_features_and_distance_equal_those_written_with_scipy(name):
+    first, second = (np.clip(pixels, 0, 1).astype(np.float32) for pixels in (picture(name), distorted(name)["blur"][4]))
+    expected = [seen_by_scipy(pixels) for pixels in (first, second)]
+    for ours, theirs in zip(extract(tensor(first)).octaves, expected[0], strict=True):
+        assert np.abs(ours[0].numpy() - theirs).max() < 2e-3
+    apart = [np.linalg.norm(x - y, axis=0).mean() for x, y in zip(*expected, strict=True)]
+    assert distance(first, second) == pytest.approx(np.mean(apart), rel=2e-3)
 
 
 def test_lab_equals_scikit_image():

@@ -10,7 +10,17 @@ from scipy.ndimage import gaussian_filter
 from pipeline.evaluation import features
 from pipeline.evaluation.distances import perceptual, psnr, ssim
 from pipeline.evaluation.features import extract
-from pipeline.evaluation.metrics import Smoothness, cumulative, directness, fidelity, neighbour_distances, smoothness
+from pipeline.evaluation.metrics import (
+    Smoothness,
+    cumulative,
+    directness,
+    fidelity,
+    neighbour_distances,
+    pdv,
+    ppl,
+    segments,
+    smoothness,
+)
 from tests.evaluation.samples import PHOTOGRAPHS, picture, tensor
 
 FRAMES = 13
@@ -131,6 +141,44 @@ def test_neighbour_distances_cost_one_pass_a_frame(monkeypatch):
     assert neighbour_distances(extract(frames)).tolist() == expected
 
 
+# What papers report
+
+
+def test_ppl_and_pdv_of_known_distances():
+    ways = segments([1, 1, 4, 2, 2, 2], [0, 3, 6])
+    assert [way.tolist() for way in ways] == [[1, 1, 4], [2, 2, 2]]
+    # Sums 6 and 6; variances (1 + 1 + 4) / 3 = 2 and 0.
+    assert (ppl(ways), pdv(ways)) == (6, 1)
+    assert (ppl([[1, 2]]), pdv([[1, 2]])) == (3, 0.25)
+
+
+def test_a_slow_segment_after_a_fast_one_is_even_to_pdv_and_not_to_the_whole_way():
+    steps = [4.0] * 8 + [1.0] * 8
+    assert pdv(segments(steps, [0, 8, 16])) == 0
+    assert smoothness(steps).variance == 2.25
+
+
+def test_pdv_tells_a_jump_from_an_even_pace_and_ppl_tells_flicker():
+    smooth = motion(9)
+    jumpy = smooth[[0, 0, 0, 0, 0, 8, 8, 8, 8]]
+    noisy = (smooth + 0.1 * torch.randn(smooth.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    figures = {
+        name: (ppl([way]), pdv([way]))
+        for name, frames in (("smooth", smooth), ("jumpy", jumpy), ("noisy", noisy))
+        for way in [neighbour_distances(frames)]
+    }
+    assert figures["jumpy"][1] > 10 * figures["smooth"][1]
+    assert figures["jumpy"][0] < figures["smooth"][0] < figures["noisy"][0] / 1.5
+    still = neighbour_distances(smooth[[0] * 9])
+    assert (ppl([still]), pdv([still])) == (0, 0)
+
+
+@pytest.mark.parametrize("stops", [[0], [0, 2], [1, 3], [0, 2, 2, 3], [0, 3, 2]])
+def test_stops_that_are_no_keyframes_of_the_way_are_refused(stops):
+    with pytest.raises(ValueError, match="rise from frame 0 to frame 3"):
+        segments([1, 1, 1], stops)
+
+
 # Fidelity
 
 
@@ -175,7 +223,15 @@ def test_a_broken_frame_is_named():
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -0.1])
 def test_a_broken_distance_is_named(wrong):
-    for measure in (smoothness, cumulative, lambda distances: directness(distances, 1)):
+    measures = (
+        smoothness,
+        cumulative,
+        lambda distances: directness(distances, 1),
+        lambda distances: ppl([distances]),
+        lambda distances: pdv([distances]),
+        lambda distances: segments(distances, [0, 4]),
+    )
+    for measure in measures:
         with pytest.raises(ValueError, match="between frames 2 and 3"):
             measure([0.1, 0.1, wrong, 0.1])
     with pytest.raises(ValueError, match="one row"):

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from pipeline.base.stable_diffusion import StableDiffusion
 from pipeline.evaluation.naturalness import SHARES, denoising_errors, naturalness
@@ -27,18 +28,53 @@ def test_the_error_is_that_of_one_picture_and_one_timestep_at_a_time(tiny: Stabl
         assert denoising_errors(tiny, latents, captions, batch).tolist() == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_cross_fade_is_less_natural_than_pictures_of_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the pocket, with paintings that it has never seen; else the measure would be wrong."""
-    pocket = open_tiny(ROOT / "models/pocket")
+Shown = tuple[torch.Tensor, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def pocket() -> StableDiffusion:
+    return open_tiny(ROOT / "models/pocket")
+
+
+@pytest.fixture(scope="module")
+def paintings(pocket: StableDiffusion) -> tuple[Shown, Shown]:
+    """Two times eight paintings that the pocket has never seen, and their captions."""
     scenes = [draw_scene(HELD_OUT + 7_000_000 + number) for number in range(16)]
-    pictures = (
-        torch.from_numpy(np.stack([paint(scene, 128, 128) for scene in scenes])).permute(0, 3, 1, 2).float() / 255
-    )
+    pictures = torch.from_numpy(np.stack([paint(scene, 128, 128) for scene in scenes])).permute(0, 3, 1, 2).float()
     captions = pocket.condition([caption(scene) for scene in scenes])
-    ends = pictures[:8], captions[:8]
-    others = pictures[8:], captions[8:]
-    faded = (pictures[:8] + pictures[8:]) / 2, (captions[:8] + captions[8:]) / 2
+    return (pictures[:8] / 255, captions[:8]), (pictures[8:] / 255, captions[8:])
+
+
+def test_a_cross_fade_is_less_natural_than_pictures_of_the_base(
+    pocket: StableDiffusion, paintings: tuple[Shown, Shown]
+) -> None:
+    """Else the measure would be wrong."""
+    ends, others = paintings
+    faded = (ends[0] + others[0]) / 2, (ends[1] + others[1]) / 2
     assert naturalness(pocket, ends, ends) == 1
     both = tuple(torch.cat(parts) for parts in zip(ends, others, strict=True))
     assert naturalness(pocket, faded, both) > 1.3  # type: ignore[arg-type]
     assert naturalness(pocket, others, ends) == pytest.approx(1, abs=0.25)
+
+
+def test_noise_and_broken_shapes_are_unnatural_and_blur_is_not_seen(
+    pocket: StableDiffusion, paintings: tuple[Shown, Shown]
+) -> None:
+    pictures, captions = paintings[0]
+    grain = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(0))
+    shown = {
+        "as it is": pictures,
+        "a little noise": (pictures + 0.05 * grain).clamp(0, 1),
+        "much noise": (pictures + 0.2 * grain).clamp(0, 1),
+        "upside down": pictures.flip(2),
+        "flat": pictures.mean((2, 3), keepdim=True).expand_as(pictures).contiguous(),
+        "blurred": gaussian_blur(pictures),
+    }
+    found = {name: naturalness(pocket, (changed, captions), paintings[0]) for name, changed in shown.items()}
+    assert 1 == found["as it is"] < found["a little noise"] < found["much noise"]
+    assert min(found[name] for name in ("much noise", "upside down", "flat")) > 1.5
+    assert 0.8 < found["blurred"] < 1.05, "the docstring says that it does not see blur"
+
+
+def gaussian_blur(pictures: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(gaussian_filter(pictures.numpy(), (0, 0, 1, 1)))

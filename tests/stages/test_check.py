@@ -182,3 +182,15 @@ def test_layers_by_name_and_stopping_with_losses_are_in_order(project: Path) -> 
     values = {"train.targets": "[to_q, ff.net.2]", "train.patience": 2, "train.validate_every": 1}
     edit(project / "params.yaml", lambda text: with_values(text, values))
     assert CliRunner().invoke(app, ["check"]).exit_code == 0
+
+
+def test_weights_of_lpips_that_cannot_be_used_are_told_with_the_command_that_makes_them(project: Path) -> None:
+    params = project / "params.yaml"
+    edit(params, lambda text: with_values(text, {"evaluate.lpips_digest": "sha256:00"}))
+    assert checked() == ["params.yaml: evaluate.lpips_digest: there is no evaluate.lpips to pin. Write null."]
+    edit(params, lambda text: with_values(text, {"evaluate.lpips": "alex.safetensors"}))
+    (missing,) = checked()
+    assert missing.startswith("params.yaml: evaluate.lpips: there is no file 'alex.safetensors'. Write null, or make")
+    (project / "alex.safetensors").write_bytes(b"\x80\x02 a pickle")
+    (pickled,) = checked()
+    assert "not a safetensors file" in pickled and "pip install lpips" in pickled

@@ -3,13 +3,24 @@
 import csv
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+
+from pipeline.errors import UserError
+from pipeline.evaluation.distances import perceptual
+from pipeline.evaluation.lpips import Lpips
+from pipeline.evaluation.naturalness import SHARES
+from pipeline.stages import check, evaluate, morph
+from tests.evaluation.test_lpips import random_weights, write
+from tests.project import HILLS, edit, with_values
+from tests.tiny import open_tiny
 
 VARIANTS = {"morph": "frames", "without_adapters": "no-lora", "cross_fade": "cross-fade"}
 
@@ -63,6 +74,96 @@ def test_smoothness_is_that_of_the_curves(ran: Path, key: str, frames: int) -> N
         assert found["neighbours_sum"] == pytest.approx(steps.sum(), rel=1e-4)
         assert found["neighbours_variance"] == pytest.approx(steps.var(), rel=1e-2, abs=2e-6)
         assert found["neighbours_max_over_mean"] == pytest.approx(steps.max() / steps.mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize("key", ["hills", "dots"])
+def test_ppl_and_pdv_take_each_pair_of_keyframes_for_itself(ran: Path, key: str) -> None:
+    rows = curves(ran, key)
+    for variant in VARIANTS:
+        steps = np.array([float(row[variant]) for row in rows])
+        ways = np.split(steps, 2) if key == "hills" else [steps]
+        found = metrics(ran, key)[variant]
+        assert found["ppl"] == pytest.approx(np.mean([way.sum() for way in ways]), rel=1e-4)
+        assert found["pdv"] == pytest.approx(np.mean([((way - way.mean()) ** 2).mean() for way in ways]), abs=2e-6)
+
+
+def test_naturalness_is_the_base_own_error_of_the_frames_between_over_that_of_the_keyframes(ran: Path) -> None:
+    base = open_tiny(ran / "bases/tiny")
+    captions = base.condition(list(HILLS.values()))
+
+    def error(path: Path, caption: torch.Tensor) -> float:
+        latent = base.encode(torch.from_numpy(picture(path)).permute(2, 0, 1).float()[None]).mean
+        total = 0.0
+        for number, share in enumerate(SHARES):
+            noise = torch.randn(latent.shape[1:], generator=torch.Generator().manual_seed(number))[None]
+            at = torch.tensor([int(share * 1000)])
+            with torch.no_grad():
+                found = base.predict(base.schedule.add_noise(latent, noise, at), at, caption[None])
+            total += float((found - base.schedule.target(latent, noise, at)).square().mean())
+        return total
+
+    names = ("red hill", "großer See", "blue")
+    own = [error(ran / f"data/prepared/hills/{name}.png", captions[n]) for n, name in enumerate(names)]
+    for variant, folder in VARIANTS.items():
+        # Three frames a segment: those between are 1 and 3, halfway.
+        between = [
+            error(ran / f"data/morphs/hills/{folder}/000{frame}.png", (captions[n] + captions[n + 1]) / 2)
+            for n, frame in enumerate((1, 3))
+        ]
+        found = metrics(ran, "hills")[variant]["naturalness"]
+        assert found == pytest.approx(np.mean(between) / np.mean(own), rel=1e-3)
+
+
+def copied(ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The project with everything made, to change."""
+    project = tmp_path / "project"
+    shutil.copytree(ran, project)
+    monkeypatch.chdir(project)
+    return project
+
+
+def test_lpips_stands_beside_the_embedded_distance_where_its_weights_are_named(
+    ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = copied(ran, tmp_path, monkeypatch)
+    digest = write(project / "alex.safetensors", random_weights())
+    edit(project / "params.yaml", lambda text: with_values(text, {"evaluate.lpips": "alex.safetensors"}))
+    for stage in (check.run, lambda: evaluate.run("hills")):
+        with pytest.raises(UserError, match="lpips_digest"):
+            stage()
+    edit(project / "params.yaml", lambda text: with_values(text, {"evaluate.lpips_digest": digest}))
+    check.run()
+    evaluate.run("hills")
+    network = Lpips.read(project / "alex.safetensors", torch.device("cpu"))
+    for variant, folder in VARIANTS.items():
+        frames = [picture(project / f"data/morphs/hills/{folder}/{n:04}.png") for n in range(5)]
+        shown = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float()
+        steps = network.neighbour_distances(shown).numpy()
+        found = metrics(project, "hills")[variant]
+        assert found.pop("lpips_ppl") == pytest.approx(steps.sum() / 2, rel=1e-3)
+        assert found.pop("lpips_pdv") == pytest.approx((steps[:2].var() + steps[2:].var()) / 2, abs=2e-6)
+        assert found == metrics(ran, "hills")[variant], "the other figures are what they were"
+
+
+def test_the_last_step_of_a_loop_leads_back_to_its_first_frame(
+    ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = copied(ran, tmp_path, monkeypatch)
+    edit(project / "params.yaml", lambda text: with_values(text, {"morph.loop": "true"}))
+    morph.run("dots")
+    evaluate.run("dots")
+    frames = [
+        torch.from_numpy(picture(project / f"data/morphs/dots/frames/{n:04}.png")).permute(2, 0, 1).float()[None]
+        for n in range(6)
+    ]
+    rows = curves(project, "dots")
+    assert [float(row["position"]) for row in rows] == pytest.approx([(n + 0.5) / 3 for n in range(6)], abs=1e-5)
+    assert float(rows[5]["morph"]) == pytest.approx(perceptual(frames[5], frames[0]).item(), rel=1e-4)
+    # There and back: the straight way is twice that between the two keyframes.
+    found = metrics(project, "dots")["morph"]
+    there = perceptual(frames[0], frames[3]).item()
+    assert found["directness"] == pytest.approx(found["neighbours_sum"] / (2 * there), rel=1e-4)
+    assert found["ppl"] == pytest.approx(found["neighbours_sum"] / 2, rel=1e-4)
 
 
 def test_the_plot_is_a_picture(ran: Path) -> None:
