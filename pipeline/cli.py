@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +17,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+tracking = typer.Typer(
+    help="Look after the MLflow runs, which `morphline ui` shows.\n\nExample: morphline track sync",
+    no_args_is_help=True,
+)
+app.add_typer(tracking, name="track")
 
 SetKey = Annotated[str, typer.Argument(metavar="SET", help="A key under `sets` in params.yaml.")]
 MorphKey = Annotated[str, typer.Argument(metavar="MORPH", help="A key under `morphs` in params.yaml.")]
@@ -27,10 +32,10 @@ Size = Annotated[int | None, typer.Option(help="Longer side in pixels, if not th
 Force = Annotated[bool, typer.Option("--force", help="Replace a clip that is there already.")]
 
 
-def command(function: Callable[..., None]) -> Callable[..., None]:
+def command(function: Callable[..., None], group: typer.Typer = app) -> Callable[..., None]:
     """Register a command. A user's mistake becomes its message and exit code 1; Ctrl-C becomes exit code 130."""
 
-    name = function.__name__.replace("_", "-")
+    name = ("" if group is app else "track ") + function.__name__.replace("_", "-")
 
     @wraps(function)
     def told(*args: Any, **kwargs: Any) -> None:
@@ -51,7 +56,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             print(f"morphline {name}: {said}; `dvc repro` goes on from here", file=sys.stderr)
             raise typer.Exit(getattr(stopped, "exit_code", 130)) from None
 
-    return app.command()(told)
+    return group.command()(told)
 
 
 @command
@@ -215,6 +220,28 @@ def ci_report(
     ci_report.run(base, out, pictures, url)
 
 
+@partial(command, group=tracking)
+def sync() -> None:
+    """Send to the tracking server what stages kept in .work/tracking while it was away. Safe at any time, and twice.
+
+    Exit code 0: nothing is left but what stages at work will send themselves; 1: something is, and why.
+
+    Example: morphline track sync
+    """
+    from pipeline.params import load_params
+    from pipeline.tracking import kept_files, refused_files, shown, sync, tracking_uri
+
+    params = load_params().tracking
+    print(f"Runs kept in .work/tracking: {len(kept_files())}, to be sent to {shown(tracking_uri(params))}")
+    failed = 0
+    for outcome in sync(params):
+        print(f"  {outcome}")
+        failed += outcome.failed
+    for file in refused_files():
+        print(f"  refused for good, to be read and deleted: {file}")
+    raise typer.Exit(1 if failed else 0)
+
+
 @command
 def ui(port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 5000) -> None:
     """Open the MLflow dashboard of all runs in a local server.
@@ -224,11 +251,13 @@ def ui(port: Annotated[int, typer.Option(help="Port on this machine.", min=1, ma
     import subprocess
 
     from pipeline.params import load_params
-    from pipeline.tracking import dashboard_command
+    from pipeline.tracking import dashboard_command, runs_page
 
-    command = dashboard_command(load_params().tracking, port)
+    params = load_params().tracking
+    page = runs_page(params)
+    command = dashboard_command(params, port, page)
     if "--port" in command:
-        print(f"http://127.0.0.1:{port}: choose the experiment, then Training runs (MLflow may open on its GenAI page)")
+        print(f"Open http://127.0.0.1:{port}{page}", flush=True)
     try:
         raise typer.Exit(subprocess.call(command))
     except KeyboardInterrupt:

@@ -182,6 +182,7 @@ class TrackingSection(Section):
     experiment: str = Field(min_length=1)
     required: bool
     pictures_every: Annotated[int, Field(ge=1, le=1_000_000)] | None
+    system_every: Annotated[float, Field(gt=0, le=86_400)] | None
 
 
 class SetSpec(Section):

@@ -49,7 +49,8 @@ def run(key: str) -> None:
     spec = params.the_morph(key)
     source, out = made(Path("data/morphs", key), f"morph@{key}"), Path("reports")
     section = {"base": params.base.model_dump(), **params.evaluate.model_dump()}
-    with track(f"evaluate@{key}", params.tracking, section, datasets={key: source}, tags=params.base.tags()) as tracker:
+    datasets = {f"morph {key}": source}
+    with track(f"evaluate@{key}", params.tracking, section, datasets=datasets, tags=params.base.tags()) as tracker:
         learned = open_lpips(params.evaluate, choose_device(params.machine.device))
         base = open_base(params.base, choose_device(params.machine.device))
         facts = json.loads((source / "morph.json").read_text(encoding="utf-8"))
@@ -84,7 +85,8 @@ def run(key: str) -> None:
             named = {variant.replace("_", " "): Curve(positions, way) for variant, way in distances.items()}
             smoothness_plot(named, path)
         flat = {f"{v}/{name}": value for v, values in metrics.items() for name, value in values.items()}
-        tracker.metrics({name: value for name, value in flat.items() if value is not None})
+        # Not compared: the report puts the few that decide beside other states'.
+        tracker.metrics({name: value for name, value in flat.items() if value is not None}, compared=False)
         for step, row in enumerate(zip(*distances.values(), strict=True)):
             tracker.metrics(
                 {f"distance/{name}": float(value) for name, value in zip(distances, row, strict=True)}, step

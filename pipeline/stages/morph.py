@@ -118,6 +118,7 @@ def run(key: str) -> None:
             (folder / "morph.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         tracker.metric("inverted_noise_std", takes["morph"].noise_std)
         tracker.picture("strip", out / "strip.png")
+        tracker.show(out / "strip.png", f"{key}: the morph, the same without adapters, a cross-fade")
         for made_file in ("morph.webp", "morph.mp4", "morph.json"):
             tracker.artifact(out / made_file, "clips")
 

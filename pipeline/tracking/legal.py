@@ -21,6 +21,19 @@ def legal_key(name: str) -> str:
     return f"{key[: LONGEST_KEY - 9]}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
 
+def parent_param(stage: str, key: str) -> str:
+    """A stage's flat param in its parent: `train.rank` of train.alps is `train.alps.rank`; the base is everyone's."""
+    section, _, rest = key.partition(".")
+    if section == "base":
+        return key
+    return legal_key(f"{stage}.{rest if rest and section == stage.partition('.')[0] else key}")
+
+
+def parent_metric(stage: str, name: str) -> str:
+    """A stage's single figure in its parent; the report's are those of `dvc metrics diff`, and need no prefix."""
+    return legal_key(name if stage == "report" else f"{stage}/{name}")
+
+
 def model_name(name: str) -> str:
     """A name for a logged model, whose rules are stricter."""
     return re.sub(r"[^\w-]", "-", name, flags=re.ASCII).strip("-") or "adapter"

@@ -5,7 +5,6 @@ as they are; a picture of a row or an adapter is then there twice.
 """
 
 import json
-import time
 from abc import abstractmethod
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,7 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from typing_extensions import override
 
 from pipeline.tracking.adapters import log_adapter
-from pipeline.tracking.legal import model_name
+from pipeline.tracking.descriptions import NOTE, RUN_ID
+from pipeline.tracking.legal import LONGEST_TAG, cut, model_name
+from pipeline.tracking.parents import retell
 from pipeline.tracking.server import Run, Server, patience
 
 
@@ -74,6 +75,17 @@ class Tags(Operation):
         from mlflow.entities import RunTag
 
         server.client.log_batch(run.id_of(self.to), tags=[RunTag(key, text) for key, text in self.values.items()])
+
+
+class Description(Operation):
+    """The description of the stage's run; `RUN_ID` in it stands for MLflow's id of that run."""
+
+    kind: Literal["description"] = "description"
+    text: str
+
+    @override
+    def send(self, server: Server, run: Run) -> None:
+        server.client.set_tag(run.child, NOTE, cut(self.text.replace(RUN_ID, run.child), LONGEST_TAG))
 
 
 class Dataset(Operation):
@@ -157,14 +169,10 @@ class End(Operation):
     def send(self, server: Server, run: Run) -> None:
         server.client.set_terminated(run.child, self.status, self.stamp)
         server.client.set_terminated(run.parent, self.status, self.stamp)
+        retell(server, run.parent)
 
 
 AnyOperation = Annotated[
-    Params | Metrics | Tags | Dataset | Picture | Artifact | Adapter | End, Field(discriminator="kind")
+    Params | Metrics | Tags | Description | Dataset | Picture | Artifact | Adapter | End, Field(discriminator="kind")
 ]
 OPERATION: TypeAdapter[AnyOperation] = TypeAdapter(AnyOperation)
-
-
-def now() -> int:
-    """Milliseconds since 1970, as MLflow stamps."""
-    return time.time_ns() // 1_000_000

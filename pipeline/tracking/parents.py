@@ -14,23 +14,25 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.tracking.descriptions import NOTE, of_parent
 from pipeline.tracking.legal import LONGEST_TAG, cut
-from pipeline.tracking.operations import now
-from pipeline.tracking.server import Run, Server, only_one, open_server
+from pipeline.tracking.server import Run, Server, now, only_one, open_server
 from pipeline.tracking.state import PipelineState, locked_stages, workspace
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
 
-OPEN, PLACE, PROCESS = "morphline.open", "morphline.place", "morphline.process"
-NOTE, PARENT = "mlflow.note.content", "mlflow.parentRunId"
+OPEN, STATE, PLACE, PROCESS = "morphline.open", "morphline.state", "morphline.place", "morphline.process"
+RAN, NOT_RUN = "stages.ran", "stages.not_run"
+PARENT = "mlflow.parentRunId"
 
 
 class Beginning(BaseModel):
     """All that a stage's run is made of; written down first where the server is away.
 
     process: host, process id and some letters, so that a run is not made twice and a dead one is known. started:
-    milliseconds since 1970. state: the digest of the pipeline state. run: MLflow's ids, once it has given them.
+    milliseconds since 1970. state: the digest of the pipeline state. uri: where it was to be written down, without a
+    password. run: MLflow's ids there, once it has given them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,21 +45,23 @@ class Beginning(BaseModel):
     state: str
     parent_name: str
     parent_tags: dict[str, str]
+    uri: str = ""
     run: Run | None = None
 
 
-def begin(beginning: Beginning, uri: str) -> tuple[Server, Run]:
+def begin(beginning: Beginning, uri: str, late: bool = False) -> tuple[Server, Run]:
     """Open the server and make the stage's run, and its parent if no stage of this state has.
 
+    late: the stage is over. Its parent may be closed, and what is open now stays open.
     Raises what MLflow raises when the server cannot be reached.
     """
     if beginning.run:
         return open_server(uri, beginning.experiment), beginning.run
     with only_one():
         server = open_server(uri, beginning.experiment)
-        parent = _open_parent(server, beginning)
         for run in _search(server, f"tags.`{PROCESS}` = '{beginning.process}'"):
-            return server, Run(child=run.info.run_id, parent=parent)
+            return server, Run(child=run.info.run_id, parent=run.data.tags[PARENT])
+        parent = _late_parent(server, beginning) if late else _open_parent(server, beginning)
         tags = {**beginning.tags, PARENT: parent, PROCESS: beginning.process}
         child = server.client.create_run(server.experiment_id, beginning.started, tags, beginning.stage)
         return server, Run(child=child.info.run_id, parent=parent)
@@ -69,16 +73,37 @@ def close(server: Server, state: PipelineState, not_run: Sequence[str] | None) -
     if parent is None:
         return
     run_id = parent.info.run_id
-    last = {run.info.run_name: run.info.status for run in reversed(_children(server, run_id))}
+    last = _last_runs(server, run_id)
     unneeded = [name for name in locked_stages() if name not in last] if not_run is None else list(not_run)
-    for key, text in {
-        NOTE: describe(state, list(last), unneeded),
-        "stages.ran": cut(", ".join(last), LONGEST_TAG),
-        "stages.not_run": cut(", ".join(unneeded), LONGEST_TAG),
-    }.items():
-        server.client.set_tag(run_id, key, text)
+    _set_stages(server, run_id, list(last), unneeded)
+    retell(server, run_id)
     server.client.delete_tag(run_id, OPEN)
-    server.client.set_terminated(run_id, _worst(set(last.values())), now())
+    server.client.set_terminated(run_id, _worst({run.info.status for run in last.values()}), now())
+
+
+def retell(server: Server, parent: str) -> None:
+    """Bring a parent's description up to date with its stages: their pictures, what ran and what did not need to."""
+    tags = server.client.get_run(parent).data.tags
+    last = {name: run.data.tags.get(NOTE, "") for name, run in _last_runs(server, parent).items()}
+    unneeded = [name for name in tags.get(NOT_RUN, "").split(", ") if name and name not in last]
+    server.client.set_tag(parent, NOTE, of_parent(tags.get(NOTE, ""), last, unneeded))
+
+
+def settle(server: Server, parent: str) -> None:
+    """What news of stages that were over long ago change in their parent. Closes it if the report is among them."""
+    tags = server.client.get_run(parent).data.tags
+    last = _last_runs(server, parent)
+    statuses = {run.info.status for run in last.values()}
+    if OPEN not in tags or "report" in last:
+        unneeded = [name for name in tags.get(NOT_RUN, "").split(", ") if name and name not in last]
+        _set_stages(server, parent, list(last), unneeded)
+        if OPEN in tags:
+            server.client.delete_tag(parent, OPEN)
+    retell(server, parent)
+    if "RUNNING" in statuses:
+        server.client.update_run(parent, status="RUNNING")
+    else:
+        server.client.set_terminated(parent, _worst(statuses), max(run.info.end_time or 0 for run in last.values()))
 
 
 def new_process_tag() -> str:
@@ -99,41 +124,31 @@ def common_tags(state: PipelineState) -> dict[str, str]:
     return {key: text for key, text in tags.items() if text}
 
 
-def describe(state: PipelineState, ran: Sequence[str], unneeded: Sequence[str]) -> str:
-    """The parent's description in the dashboard, as Markdown."""
-    lines = []
-    if state.commit:
-        edited = f"; edited since: {_listed(state.edited[:12])}" if state.edited else ""
-        more = " and more" if len(state.edited) > 12 else ""
-        branch = f" on `{state.branch}`" if state.branch else ""
-        lines.append(f"**{state.subject}** (`{state.commit[:12]}`{branch}{edited}{more})")
-    if ran:
-        lines.append(f"Ran: {_listed(ran)}")
-    if unneeded:
-        lines.append(f"Did not need to run: {_listed(unneeded)}")
-    if state.experiment:
-        lines.append(f"See it again: `dvc exp apply {state.experiment}`, then `dvc repro`")
-    elif state.commit and not state.edited:
-        lines.append(f"See it again: `git checkout {state.commit[:12]}`, then `dvc repro`")
-    return cut("\n\n".join(lines), LONGEST_TAG)
-
-
-def again(stage: str) -> str:
-    """The command that runs one stage again."""
-    return f"dvc repro --force --single-item {stage}"
-
-
 def _open_parent(server: Server, beginning: Beginning) -> str:
     parent = _find_open(server, beginning.state)
     if parent is None:
         for other in _search(server, f"tags.`{PLACE}` = '{_place()}' and tags.`{OPEN}` != ''"):
             _close_abandoned(server, other)
-        tags = {**beginning.parent_tags, OPEN: beginning.state, PLACE: _place()}
-        parent = server.client.create_run(server.experiment_id, beginning.started, tags, beginning.parent_name)
-    elif parent.info.status != "RUNNING":
+        return _new_parent(server, beginning)
+    if parent.info.status != "RUNNING":
         server.client.update_run(parent.info.run_id, status="RUNNING")
     else:  # another stage runs beside this one, or was killed without a chance to say so
         _bury(server, _children(server, parent.info.run_id))
+    return str(parent.info.run_id)
+
+
+def _late_parent(server: Server, beginning: Beginning) -> str:
+    """The last parent of that state that began before the stage did, else the first after it, else a new one."""
+    found = list(_search(server, f"tags.`{STATE}` = '{beginning.state}'"))
+    before = [run for run in found if run.info.start_time <= beginning.started]
+    if found:
+        return str((before[0] if before else found[-1]).info.run_id)
+    return _new_parent(server, beginning)
+
+
+def _new_parent(server: Server, beginning: Beginning) -> str:
+    tags = {**beginning.parent_tags, OPEN: beginning.state, STATE: beginning.state, PLACE: _place()}
+    parent = server.client.create_run(server.experiment_id, beginning.started, tags, beginning.parent_name)
     return str(parent.info.run_id)
 
 
@@ -143,6 +158,16 @@ def _find_open(server: Server, state: str) -> "MlflowRun | None":
 
 def _children(server: Server, parent: str) -> "list[MlflowRun]":
     return list(_search(server, f"tags.`{PARENT}` = '{parent}'"))
+
+
+def _last_runs(server: Server, parent: str) -> "dict[str, MlflowRun]":
+    """The newest run of each stage, in the order in which they ran first."""
+    return {run.info.run_name: run for run in reversed(_children(server, parent))}
+
+
+def _set_stages(server: Server, parent: str, ran: Sequence[str], unneeded: Sequence[str]) -> None:
+    server.client.set_tag(parent, RAN, cut(", ".join(ran), LONGEST_TAG))
+    server.client.set_tag(parent, NOT_RUN, cut(", ".join(unneeded), LONGEST_TAG))
 
 
 def _close_abandoned(server: Server, parent: "MlflowRun") -> None:
@@ -201,10 +226,6 @@ def _died(run: "MlflowRun") -> bool:
 
 def _place() -> str:
     return f"{socket.gethostname()} {workspace()}".replace("'", "_")
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)
 
 
 def _user() -> str:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.params import TrackingSection
+from pipeline.tracking.descriptions import NOTE, of_stage, of_state
 from pipeline.tracking.legal import LONGEST_TAG, cut, legal_key
-from pipeline.tracking.operations import now
-from pipeline.tracking.parents import NOTE, Beginning, again, close, common_tags, describe, new_process_tag
+from pipeline.tracking.machine import MachineMetrics
+from pipeline.tracking.parents import Beginning, close, common_tags, new_process_tag
 from pipeline.tracking.sender import Sender
-from pipeline.tracking.server import only_one, open_server, shown, tracking_uri, unreachable, why
+from pipeline.tracking.server import now, only_one, open_server, shown, tracking_uri, unreachable, why
 from pipeline.tracking.state import PipelineState, read_state
 from pipeline.tracking.tracker import Tracker
 
@@ -48,7 +49,7 @@ def track(
         if params.required:
             raise UserError(unreachable(uri, error)) from None
         sender.keep_from_now(error)
-    tracker = Tracker(sender)
+    tracker = Tracker(sender, MachineMetrics(params.system_every) if params.system_every else None)
     tracker.begin(section, datasets)
     try:
         yield tracker
@@ -83,11 +84,11 @@ def _beginning(stage: str, params: TrackingSection, state: PipelineState, tags: 
         **common,
         "mlflow.source.name": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "dvc.stage": os.environ.get("DVC_STAGE", stage),
-        NOTE: f"Run it again: `{again(stage)}`",
+        NOTE: of_stage(state, stage),
         **_versions(),
         **tags,
     }
-    parent = {**common, "mlflow.source.name": "dvc repro", NOTE: describe(state, [], []), **_versions()}
+    parent = {**common, "mlflow.source.name": "dvc repro", NOTE: of_state(state), **_versions()}
     return Beginning(
         experiment=params.experiment,
         stage=stage,
@@ -97,6 +98,7 @@ def _beginning(stage: str, params: TrackingSection, state: PipelineState, tags: 
         state=state.digest,
         parent_name=state.name,
         parent_tags=parent,
+        uri=shown(tracking_uri(params)),
     )
 
 

@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.errors import Problem
+from pipeline.errors import Problem, UserError
 from pipeline.params import TrackingSection
 from pipeline.tracking.state import project_top, spool
 
@@ -67,18 +68,24 @@ def tracking_uri(params: TrackingSection) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or params.uri or f"sqlite:///{project_top() / 'mlflow.db'}"
 
 
+def connect(uri: str) -> "MlflowClient":
+    """A client with our patience and without MLflow's chatter. Asks the server for nothing yet."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+
+    _quiet()
+    return mlflow.MlflowClient(tracking_uri=uri)
+
+
 def open_server(uri: str, experiment: str) -> Server:
     """Connect, create the database and the experiment if they are not there.
 
     Raises whatever MLflow, SQLAlchemy or requests raise when it cannot be reached.
     """
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
-    import mlflow
     from mlflow.exceptions import MlflowException
 
-    _quiet()
-    client = mlflow.MlflowClient(tracking_uri=uri)
+    client = connect(uri)
     found = client.get_experiment_by_name(experiment)
     if found is None:
         root = artifact_root(uri)
@@ -159,6 +166,11 @@ def unreachable(uri: str, error: Exception) -> Problem:
     )
 
 
+def now() -> int:
+    """Milliseconds since 1970, as MLflow stamps."""
+    return time.time_ns() // 1_000_000
+
+
 def shown(uri: str) -> str:
     """An address without its password."""
     return re.sub(r"(://[^/@:]*:)[^/@]*@", r"\1***@", uri)
@@ -176,8 +188,25 @@ def why(error: BaseException) -> str:
     return (lines[0] if lines else type(error).__name__)[:300]
 
 
-def dashboard_command(params: TrackingSection, port: int = 5000) -> list[str]:
+def runs_page(params: TrackingSection) -> str:
+    """The address of the table of runs, below the server's own: by itself MLflow opens on its pages for chat agents.
+
+    Raises:
+        UserError: the server cannot be reached.
+    """
+    uri = tracking_uri(params)
+    try:
+        with only_one():
+            server = open_server(uri, params.experiment)
+    except Exception as error:
+        raise UserError(unreachable(uri, error)) from None
+    return f"/#/experiments/{server.experiment_id}/runs?workflowType=machine_learning"
+
+
+def dashboard_command(params: TrackingSection, port: int = 5000, page: str = "") -> list[str]:
     """The command that shows the runs: MLflow's own server on loopback, or the browser where a server already runs.
+
+    page: what the browser opens there.
 
     To be run with this process's environment, in which it sets what MLflow's server needs no more than that.
     """
@@ -186,7 +215,7 @@ def dashboard_command(params: TrackingSection, port: int = 5000) -> list[str]:
     uri = tracking_uri(params)
     root = artifact_root(uri)
     if root is None:
-        return [sys.executable, "-m", "webbrowser", "-t", uri]
+        return [sys.executable, "-m", "webbrowser", "-t", uri.rstrip("/") + page]
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     return [*command, "--backend-store-uri", uri, "--default-artifact-root", root, "--artifacts-destination", root]
 

@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, ParamSpec
 
-from pipeline.tracking.legal import LONGEST_TAG, cut, flatten, legal_key
-from pipeline.tracking.operations import Adapter, Artifact, Dataset, End, Metrics, Params, Picture, Tags, now
-from pipeline.tracking.parents import NOTE, again
+from pipeline.tracking.descriptions import NOTE, PREVIEW, PREVIEW_WIDTH, of_failure, with_picture
+from pipeline.tracking.legal import LONGEST_TAG, cut, flatten, legal_key, parent_metric, parent_param
+from pipeline.tracking.machine import MachineMetrics
+from pipeline.tracking.operations import Adapter, Artifact, Dataset, Description, End, Metrics, Params, Picture, Tags
 from pipeline.tracking.sender import Sender
+from pipeline.tracking.server import now
 from pipeline.tracking.state import dataset_digest, place_of
 
 if TYPE_CHECKING:
@@ -40,8 +42,9 @@ def _never_raises(method: Callable[P, None]) -> Callable[P, None]:
 class Tracker:
     """Writes down one stage instance. No method raises, none waits long for a server."""
 
-    def __init__(self, sender: Sender) -> None:
+    def __init__(self, sender: Sender, machine: MachineMetrics | None = None) -> None:
         self._sender = sender
+        self._machine = machine
         self._stage = legal_key(sender.beginning.stage)
         self._rows: list[tuple[str, float | None, int, int]] = []
         self._figures: dict[str, tuple[str, float | None, int, int]] = {}
@@ -57,8 +60,8 @@ class Tracker:
         self.metrics({name: value}, step)
 
     @_never_raises
-    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """Several metrics of one step."""
+    def metrics(self, values: Mapping[str, float], step: int | None = None, compared: bool = True) -> None:
+        """Several metrics of one step. compared: whether single figures are shown in the parent too."""
         stamp = now()
         for name, given in values.items():
             value: float | None = float(given)
@@ -66,8 +69,8 @@ class Tracker:
                 self._not_finite.setdefault(name, f"{name} ({value} at step {step or 0})")
                 value = None
             self._rows.append((legal_key(name), value, stamp, step or 0))
-            if step is None:
-                self._figures[name] = (legal_key(f"{self._stage}/{name}"), value, stamp, 0)
+            if step is None and compared:
+                self._figures[name] = (parent_metric(self._stage, name), value, stamp, 0)
         if len(self._rows) >= BATCH or time.monotonic() - self._flushed > SECONDS:
             self._flush()
 
@@ -88,6 +91,17 @@ class Tracker:
             self._sender.send(Artifact(path=path, folder=(Path("pictures") / name).parent.as_posix()))
         else:
             self._sender.send(Picture(key=name, path=path, step=step, stamp=now()))
+
+    @_never_raises
+    def show(self, path: Path, caption: str) -> None:
+        """Put a picture over the description of this run, and into that of its parent."""
+        import PIL.Image
+
+        with PIL.Image.open(path) as picture:
+            small = picture.convert("RGB")
+        small.thumbnail((PREVIEW_WIDTH, small.height))
+        self.picture(Path(PREVIEW).stem, small)
+        self._sender.send(Description(text=with_picture(self._sender.beginning.tags[NOTE], caption)))
 
     @_never_raises
     def artifact(self, path: Path, folder: str | None = None) -> None:
@@ -120,7 +134,7 @@ class Tracker:
         """For `track`: params (to the parent too, under the stage's name) and datasets."""
         values = flatten(section)
         self._sender.send(Params(to="child", values=values))
-        prefixed = {legal_key(f"{self._stage}.{key}"): text for key, text in values.items()}
+        prefixed = {parent_param(self._stage, key): text for key, text in values.items()}
         self._sender.send(Params(to="parent", values=prefixed))
         for name, path in datasets.items():
             if path.exists():
@@ -129,6 +143,8 @@ class Tracker:
     @_never_raises
     def end(self, status: Literal["FINISHED", "FAILED", "KILLED"], error: BaseException | None = None) -> None:
         """For `track`: what is left, and the single figures to the parent, so that states can be compared."""
+        if self._machine:
+            self._machine.stop()
         self._flush()
         rows = list(self._figures.values())
         for start in range(0, len(rows), BATCH):
@@ -136,8 +152,8 @@ class Tracker:
         if self._not_finite:
             self.set_tags({"not finite": ", ".join(self._not_finite.values())})
         if error is not None:
+            note = of_failure(error, self._sender.beginning.stage)
             said = str(error) or type(error).__name__
-            note = f"**{type(error).__name__}**: {said}\n\nRun it again: `{again(self._sender.beginning.stage)}`"
             self.set_tags({"error": said, "error.type": type(error).__name__, NOTE: note})
         self._sender.send(End(status=status, stamp=now()))
         self._sender.close()
@@ -145,5 +161,6 @@ class Tracker:
     def _flush(self) -> None:
         self._flushed = time.monotonic()
         rows, self._rows = self._rows, []
+        rows += self._machine.take() if self._machine else []
         for start in range(0, len(rows), BATCH):
             self._sender.send(Metrics(rows=tuple(rows[start : start + BATCH])))

@@ -93,7 +93,7 @@ ONE_OF_TWO = """
 import sys
 from pipeline.params import TrackingSection
 from pipeline.tracking import track
-section = TrackingSection(uri=None, experiment="morphline", required=True, pictures_every=None)
+section = TrackingSection(uri=None, experiment="morphline", required=True, pictures_every=None, system_every=None)
 with track(f"train@{sys.argv[1]}", section, {}) as tracker:
     for step in range(30):
         tracker.metric("loss", step, step)
@@ -153,7 +153,8 @@ def book(project: Path, first_use: FirstUse, request: pytest.FixtureRequest) -> 
 
     uri = f"sqlite:///{first_use.folder / 'mlflow.db'}"
     return Book(
-        TrackingSection(uri=uri, experiment=request.node.name, required=True, pictures_every=None), MlflowClient(uri)
+        TrackingSection(uri=uri, experiment=request.node.name, required=True, pictures_every=None, system_every=None),
+        MlflowClient(uri),
     )
 
 
@@ -166,7 +167,14 @@ def stub(project: Path, tmp_path: Path) -> Iterator[Stub]:
 
 def section(uri: str, **changes: Any) -> TrackingSection:
     return TrackingSection(
-        **{"uri": uri, "experiment": "morphline", "required": True, "pictures_every": None, **changes}
+        **{
+            "uri": uri,
+            "experiment": "morphline",
+            "required": True,
+            "pictures_every": None,
+            "system_every": None,
+            **changes,
+        }
     )
 
 

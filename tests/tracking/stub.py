@@ -62,12 +62,16 @@ class Stub:
         if call == "experiments/create":
             self.experiments[body["name"]] = str(len(self.experiments) + 1)
             return {"experiment_id": self.experiments[body["name"]]}
+        if call == "experiments/search":
+            return {"experiments": [self._experiment(name) for name in self.experiments]}
         if call == "runs/create":
             return {"run": self._told(self._create(body))}
         if call == "runs/search":
             wanted = re.findall(r"tags\.`([^`]+)` = '([^']*)'", body.get("filter", ""))
             found = [run for run in self.runs.values() if all(run["tags"].get(key) == text for key, text in wanted)]
             return {"runs": [self._told(run) for run in reversed(found)]}
+        if body["run_id"] not in self.runs:
+            return None
         run = self.runs[body["run_id"]]
         if call == "runs/update":
             run["info"].update({key: body[key] for key in ("status", "end_time") if key in body})

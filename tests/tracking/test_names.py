@@ -142,6 +142,7 @@ def test_dashboard_command_opens_the_database_or_the_server(project: Path) -> No
     assert options["--backend-store-uri"] == f"sqlite:///{project}/mlflow.db"
     assert options["--default-artifact-root"] == (project / "mlartifacts").as_uri()
     assert dashboard_command(section("http://team:5000"))[-1] == "http://team:5000"
+    assert dashboard_command(section("http://team:5000/"), page="/#/runs")[-1] == "http://team:5000/#/runs"
 
 
 def test_a_local_base_is_never_taken_for_a_hub_id(project: Path) -> None:

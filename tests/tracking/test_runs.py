@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -13,7 +14,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from pipeline.tracking import close_parent, track
-from tests.tracking.conftest import Book, FirstUse, git, wait_a_moment
+from tests.tracking.conftest import ROOT, Book, FirstUse, git, wait_a_moment
 
 
 def test_two_processes_may_create_the_database_at_once(first_use: FirstUse) -> None:
@@ -228,3 +229,56 @@ def test_an_adapter_loads_back_with_its_base(book: Book, project: Path) -> None:
     (file,) = Path(dawn.adapter_path).iterdir()
     assert file.read_bytes() == (project / "dawn.safetensors").read_bytes()
     assert {param["name"]: param["default"] for param in shown}["width"] == 128
+
+
+def test_a_logged_adapter_paints_what_our_own_sampling_paints(
+    book: Book, project: Path, tiny_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through MLflow and diffusers alone, as anyone who finds it in the dashboard would use it."""
+    import mlflow
+    import torch
+
+    from pipeline.adapters.lora import lora_config, read_adapter, save_adapter
+    from pipeline.morphing.guidance import sample_captions
+    from pipeline.params import load_params
+    from tests.peft_adapters import adapter_weights, add_adapter
+    from tests.tiny import open_tiny
+
+    folder = project / "models/tiny"
+    shutil.copytree(tiny_folders["epsilon"], folder)
+    base, donor = open_tiny(folder), open_tiny(folder)
+    settings = load_params(ROOT / "params.yaml").train.model_copy(update={"rank": 4, "alpha": 2.0})
+    add_adapter(donor.unet, "ours", rank=4, alpha=2.0, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    weights = {
+        key.replace(".ours", ""): torch.randn(value.shape, generator=generator) / 2
+        for key, value in adapter_weights(donor.unet, "ours").items()
+    }
+    notes = {"base": {"source": "models/tiny", "revision": None, "digest": base.digest}}
+    save_adapter(project / "red.safetensors", weights, lora_config(settings), notes)
+    with track("train@alps", book.params, {}) as tracker:
+        tracker.adapter(project / "red.safetensors", "models/tiny", None, "alps-red")
+
+    (model,) = book.client.search_logged_models([book.only("train@alps").info.experiment_id])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", str(book.params.uri))
+    pipe = mlflow.diffusers.load_model(model.model_uri).load_pipeline(device="cpu")
+    pipe.set_progress_bar_config(disable=True)
+    noise = torch.randn(1, 4, 8, 8, generator=generator)
+    with torch.no_grad():
+        theirs = pipe(
+            "a red hill",
+            latents=noise,
+            num_inference_steps=5,
+            guidance_scale=2.5,
+            height=16,
+            width=16,
+            output_type="pt",
+        ).images
+
+        def ours(weight: float) -> torch.Tensor:
+            adapter = read_adapter(project / "red.safetensors", base.digest, torch.device("cpu"))
+            caption, given = base.condition(["a red hill"]), torch.tensor([[weight]])
+            return base.decode(sample_captions(base, noise, caption, [adapter], given, steps=5, guidance=2.5))
+
+        assert torch.allclose(theirs, ours(1.0), atol=1e-4)
+        assert float((theirs - ours(0.0)).abs().max()) > 1e-2, "the adapter does nothing"
