@@ -37,22 +37,25 @@ from pipeline.params import load_params
 from tests.benchmarks.pairs import scenes, trained_keyframes
 from tests.benchmarks.shared import open_pocket, paintings
 
-BARE = Recipe(steps=50, inversion_steps=50)
+BARE = Recipe(steps=25, inversion_steps=25)
 ADAIN = replace(BARE, use_adain=True)
 BORROWED = replace(ADAIN, borrowing=Borrowing(("up",), 0.6, "inputs"))
+LONG = {"steps": 150, "learning_rate": 2e-3}
+"""A training that goes on for much longer."""
 
 
 @dataclass(frozen=True)
 class Row:
     """A way to morph. recipe None: the cross-fade. paced: by a coarse pass.
 
-    adapters: by position, at one fixed weight (half of each, all the way), or none.
+    adapters: by position, at one fixed weight (half of each, all the way), or none; long: from the longer training.
     """
 
     recipe: Recipe | None
     adapters: Literal["by position", "fixed", "none"] = "by position"
     paced: bool = False
     dtype: str = "float32"
+    long: bool = False
 
 
 ROWS = {
@@ -60,28 +63,30 @@ ROWS = {
     "DDIM, no adapters": Row(BARE, adapters="none"),
     "adapters at fixed weights": Row(BARE, adapters="fixed"),
     "adapters and slerp": Row(BARE),
+    "adapters of 150 steps at 2e-3": Row(BARE, long=True),
     "+ AdaIN": Row(ADAIN),
-    "+ attention (up, inputs, 0.6)": Row(BORROWED),
+    "+ AdaIN + attention (up, inputs, 0.6)": Row(BORROWED),
     "attention: all blocks": Row(replace(ADAIN, borrowing=Borrowing(("down", "mid", "up"), 0.6, "inputs"))),
     "attention: keys and values": Row(replace(ADAIN, borrowing=Borrowing(("up",), 0.6, "keys-values"))),
     "attention: all steps": Row(replace(ADAIN, borrowing=Borrowing(("up",), 1.0, "inputs"))),
-    "+ perceptual pacing": Row(BORROWED, paced=True),
-    "pacing without attention": Row(ADAIN, paced=True),
-    "pacing without AdaIN or attention": Row(BARE, paced=True),
-    "+ fixed point (2)": Row(replace(BORROWED, fixed_point=FixedPoint(2, 0.5, 1e-3)), paced=True),
-    "bfloat16": Row(BORROWED, paced=True, dtype="bfloat16"),
-    "30 steps": Row(replace(BORROWED, steps=30, inversion_steps=30), paced=True),
-    "20 steps": Row(replace(BORROWED, steps=20, inversion_steps=20), paced=True),
-    "20 steps, 50 of inversion": Row(replace(BORROWED, steps=20), paced=True),
+    "+ AdaIN + attention + perceptual pacing": Row(BORROWED, paced=True),
+    "slerp + perceptual pacing (as it ships)": Row(BARE, paced=True),
+    "+ fixed point (2)": Row(replace(BARE, fixed_point=FixedPoint(2, 0.5, 1e-3)), paced=True),
+    "bfloat16": Row(BARE, paced=True, dtype="bfloat16"),
+    "50 steps": Row(replace(BARE, steps=50, inversion_steps=50), paced=True),
+    "30 steps": Row(replace(BARE, steps=30, inversion_steps=30), paced=True),
+    "20 steps": Row(replace(BARE, steps=20, inversion_steps=20), paced=True),
+    "20 steps, 50 of inversion": Row(replace(BARE, steps=20, inversion_steps=50), paced=True),
 }
-COLUMNS = ("ends under the floor, dB", "way", "variance", "longest / mean", "naturalness", "evaluations")
+COLUMNS = ("ends under the floor, dB", "way", "variance", "longest / mean", "naturalness", "detail", "evaluations")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two keyframes and their pictures (2, 3, H, W)."""
+    """Two keyframes, the same with adapters of the longer training, and their pictures (2, 3, H, W)."""
 
     keyframes: tuple[Keyframe, Keyframe]
+    longer: tuple[Keyframe, Keyframe]
     pictures: torch.Tensor
 
 
@@ -90,7 +95,8 @@ def morphed(base: StableDiffusion, pair: Pair, row: Row, frames: int) -> tuple[t
     if row.recipe is None:
         alphas = even(frames)
         return cross_fade(*pair.pictures, alphas.tolist()), alphas, 0
-    first, second = (k if row.adapters != "none" else replace(k, adapter=None) for k in pair.keyframes)
+    keyframes = pair.longer if row.long else pair.keyframes
+    first, second = (k if row.adapters != "none" else replace(k, adapter=None) for k in keyframes)
     counted = 0
 
     def count(module: object, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -135,14 +141,25 @@ def figures(base: StableDiffusion, pair: Pair, row: Row, frames: torch.Tensor, a
     inner = (alphas > 0) & (alphas < 1)
     between = frames[inner], lerp(first, second, alphas[inner])
     natural = naturalness(base, between, (pair.pictures, torch.stack([first, second])))
-    return [gap, steps.sum, steps.variance, steps.max_over_mean, natural]
+    return [gap, steps.sum, steps.variance, steps.max_over_mean, natural, detail(frames)]
+
+
+def detail(frames: torch.Tensor) -> float:
+    """Mean absolute difference of neighbouring pixels in frames between, over that of the ends: below 1 they are softer.
+
+    Naturalness does not see it: soft pictures are no less likely.
+    """
+    grey = frames.mean(dim=1)
+    across, down = grey.diff(dim=2).abs().mean(dim=(1, 2)), grey.diff(dim=1).abs().mean(dim=(1, 2))
+    of_frame = across + down
+    return float(of_frame[1:-1].mean() / of_frame[[0, -1]].mean())
 
 
 def table(found: dict[str, np.ndarray]) -> str:
     """Means over the pairs, as Markdown."""
     lines = [f"| | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
     formats: tuple[Callable[[float], str], ...] = (
-        "{:.2f}".format, "{:.3f}".format, "{:.2e}".format, "{:.2f}".format, "{:.3f}".format, "{:.0f}".format,
+        "{:.2f}".format, "{:.3f}".format, "{:.2e}".format, "{:.2f}".format, "{:.3f}".format, "{:.2f}".format, "{:.0f}".format,
     )  # fmt: skip
     for name, values in found.items():
         cells = ["" if np.isnan(value) else shown(value) for shown, value in zip(formats, values.mean(0), strict=True)]
@@ -162,8 +179,13 @@ def main() -> None:
     bases = {dtype: open_pocket(arguments.base, dtype) for dtype in {ROWS[name].dtype for name in arguments.rows}}
     chosen = scenes(arguments.pairs)
     pictures = paintings(chosen).float() / 255
-    keyframes = trained_keyframes(bases["float32"], chosen, load_params().train)
-    pairs = [Pair((keyframes[i], keyframes[i + 1]), pictures[i : i + 2]) for i in range(0, 2 * arguments.pairs, 2)]
+    settings = load_params().train
+    keyframes = trained_keyframes(bases["float32"], chosen, settings)
+    longer = trained_keyframes(bases["float32"], chosen, settings.model_copy(update=LONG))
+    pairs = [
+        Pair((keyframes[i], keyframes[i + 1]), (longer[i], longer[i + 1]), pictures[i : i + 2])
+        for i in range(0, 2 * arguments.pairs, 2)
+    ]
     found: dict[str, list[list[float]]] = {name: [] for name in arguments.rows}
     folder = arguments.out / "ablation"
     folder.mkdir(parents=True, exist_ok=True)
