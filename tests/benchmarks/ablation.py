@@ -145,7 +145,7 @@ def figures(base: StableDiffusion, pair: Pair, row: Row, frames: torch.Tensor, a
 
 
 def detail(frames: torch.Tensor) -> float:
-    """Mean absolute difference of neighbouring pixels in frames between, over that of the ends: below 1 they are softer.
+    """Mean absolute difference of neighbouring pixels in frames between, over that of the ends: below 1 for softer ones.
 
     Naturalness does not see it: soft pictures are no less likely.
     """
@@ -159,7 +159,8 @@ def table(found: dict[str, np.ndarray]) -> str:
     """Means over the pairs, as Markdown."""
     lines = [f"| | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
     formats: tuple[Callable[[float], str], ...] = (
-        "{:.2f}".format, "{:.3f}".format, "{:.2e}".format, "{:.2f}".format, "{:.3f}".format, "{:.2f}".format, "{:.0f}".format,
+        "{:.2f}".format, "{:.3f}".format, "{:.2e}".format, "{:.2f}".format, "{:.3f}".format, "{:.2f}".format,
+        "{:.0f}".format,
     )  # fmt: skip
     for name, values in found.items():
         cells = ["" if np.isnan(value) else shown(value) for shown, value in zip(formats, values.mean(0), strict=True)]
