@@ -41,7 +41,7 @@ def test_overrides_are_merged_into_their_section(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("written", ["3e-5", "3e-05", "0.00003", "3.0e-5"])
 def test_a_rate_arrives_as_a_float_however_it_is_written(written: str, tmp_path: Path) -> None:
-    rate = load(SHIPPED.replace("learning_rate: 2.0e-3", f"learning_rate: {written}"), tmp_path).train.learning_rate
+    rate = load(SHIPPED.replace("learning_rate: 1.0e-3", f"learning_rate: {written}"), tmp_path).train.learning_rate
     assert isinstance(rate, float) and rate == pytest.approx(3e-5)
 
 
@@ -53,7 +53,7 @@ def test_a_rate_arrives_as_a_float_however_it_is_written(written: str, tmp_path:
         ("  rank: 8", "  rank: true", "params.yaml: train.rank: found True. Allowed: an integer from 1 to 1024."),
         ("  rank: 8", "  rnak: 8", "params.yaml: train.rnak: unknown key. Did you mean 'rank'?"),
         ("  rank: 8", "  rnak: 8", "params.yaml: train.rank: the key is missing. Add it (an integer from 1 to 1024)."),
-        ("learning_rate: 2.0e-3", "learning_rate: .nan", "params.yaml: train.learning_rate: found nan. Allowed: a number above 0 to 1."),  # noqa: E501
+        ("learning_rate: 1.0e-3", "learning_rate: .nan", "params.yaml: train.learning_rate: found nan. Allowed: a number above 0 to 1."),  # noqa: E501
         ("  device: auto", "  device: tpu", "params.yaml: machine.device: found 'tpu'. Allowed: one of auto, cpu, cuda, mps."),  # noqa: E501
         ("  workers: null", "  workers: 0", "params.yaml: machine.workers: found 0. Allowed: an integer from 1 to 1024, or null."),  # noqa: E501
         ("  width: 128", "  width: 130", "params.yaml: prepare.width: found 130. Allowed: an integer from 64 to 4096, a multiple of 8."),  # noqa: E501
@@ -78,7 +78,7 @@ def test_a_mistake_is_told_with_its_key_what_was_found_and_what_is_allowed(
 def test_all_mistakes_are_told_at_once_and_a_shared_one_only_once(tmp_path: Path) -> None:
     text = (
         SHIPPED.replace("  rank: 8", "  rank: 0")
-        .replace("  fps: 8.0", "  fps: fast")
+        .replace("  fps: 12.0", "  fps: fast")
         .replace("  width: 128", "  width: 1")
     )
     lines = message(text, tmp_path).splitlines()

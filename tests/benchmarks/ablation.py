@@ -145,7 +145,7 @@ def figures(base: StableDiffusion, pair: Pair, row: Row, frames: torch.Tensor, a
 
 
 def detail(frames: torch.Tensor) -> float:
-    """Mean absolute difference of neighbouring pixels in frames between, over that of the ends: below 1 for softer ones.
+    """Mean absolute difference of neighbouring pixels in frames between, over that of the ends; softer ones: below 1.
 
     Naturalness does not see it: soft pictures are no less likely.
     """
