@@ -218,6 +218,7 @@ def ci_report(
     from pipeline.stages import ci_report
 
     ci_report.run(base, out, pictures, url)
+    print(out)
 
 
 @partial(command, group=tracking)

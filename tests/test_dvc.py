@@ -60,9 +60,17 @@ def test_check_declares_everything_that_decides_a_result_and_nothing_else() -> N
     assert declared_code("check") == [Path("pipeline")]
 
 
+@pytest.mark.parametrize("stage", ["check", "prepare", "train", "sample", "morph"])
+def test_what_takes_long_is_kept_in_the_run_cache(stage: str) -> None:
+    """DVC keeps no record of a stage with an uncached output that is neither plot nor metric: then nobody shares it."""
+    uncached = [out for out in STAGES[stage].get("outs", ()) if isinstance(out, dict)]
+    assert not uncached, f"move to stages.{stage}.plots or .metrics: {uncached}"
+
+
 def test_every_stage_but_the_frozen_one_waits_for_check() -> None:
     def outputs(stage: str) -> set[str]:
-        return {out if isinstance(out, str) else next(iter(out)) for out in STAGES[stage].get("outs", ())}
+        kinds = [STAGES[stage].get(kind, ()) for kind in ("outs", "plots")]
+        return {out if isinstance(out, str) else next(iter(out)) for kind in kinds for out in kind}
 
     def made(stage: str) -> set[str]:
         folders = {str(parent) for out in outputs(stage) for parent in Path(out).parents}

@@ -42,7 +42,7 @@ def without_files() -> dict[str, dict[str, Any]]:
     """Those of dvc.yaml without their files, and not frozen: which reads what param is all that is asked here."""
     content = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     for stage in content.values():
-        for part in ("deps", "outs", "frozen"):
+        for part in ("deps", "outs", "plots", "frozen"):
             stage.get("do", stage).pop(part, None)
     return content
 

@@ -26,7 +26,12 @@ LOWER = (
     "ppl", "pdv", "naturalness",
 )  # fmt: skip
 HIGHER = ("_psnr", "_ssim")
-NEGLIGIBLE = 1e-6
+# The floor is what the autoencoder alone can do: no merit of the morph.
+FLOOR = "_floor_"
+# More frames make shorter steps, other keyframes another way: such steps cannot be held against the ones of before.
+STEPS = ("neighbours_variance", "neighbours_std", "pdv")
+# A smaller share of the figure than this is no difference: float rounding differs between machines.
+NEGLIGIBLE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -56,15 +61,15 @@ def run(base: str, out: Path, pictures: Path, url: str | None) -> None:
     morphs = sorted(name.removeprefix("morph@") for name in stages["now"] if name.startswith("morph@"))
     pictures.mkdir(parents=True, exist_ok=True)
     strips = {morph: _strips(base, morph, pictures) for morph in morphs}
-    short = _git("rev-parse", "--short", base).strip()
+    commit, _, subject = _git("log", "-1", "--format=%h %s", base).strip().partition(" ")
     text = "\n\n".join(
         part
         for part in (
             MARK,
-            f"## Morphline, compared with {short}",
+            f"## What this change does to the pipeline\n\ncompared with `{commit}` ({_cell(subject)})",
             stages_part(stages["before"], stages["now"]),
             table("Params", params),
-            figures_part(figures),
+            figures_part(figures, other_steps(params)),
             strips_part(strips, url),
         )
         if part
@@ -74,16 +79,16 @@ def run(base: str, out: Path, pictures: Path, url: str | None) -> None:
 
 
 def stages_part(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Which stages have another result or other inputs than before, and which did not need to run."""
+    """Which stages ran anew, to another or the same result, and which did not need to."""
     ran = [name for name in now if now[name] != before.get(name)]
-    skipped = [name for name in now if name not in ran]
-    gone = [name for name in before if name not in now]
-    lines = [
-        f"**Ran:** {_names(ran) or 'nothing'}",
-        f"**Skipped:** {_names(skipped) or 'nothing'}",
-        *([f"**Gone:** {_names(gone)}"] if gone else []),
-    ]
-    return "  \n".join(lines)
+    same = [name for name in ran if now[name].get("outs") == before.get(name, {}).get("outs")]
+    parts = {
+        "Ran, with other results": [name for name in ran if name not in same],
+        "Ran, with the same results": same,
+        "Skipped": [name for name in now if name not in ran],
+        "Gone": [name for name in before if name not in now],
+    }
+    return "  \n".join(f"**{title}:** {_names(names)}" for title, names in parts.items() if names)
 
 
 def _names(names: list[str]) -> str:
@@ -112,12 +117,17 @@ def table(title: str, rows: list[Change]) -> str:
     return "\n".join([f"### {title}", "", "| key | before | now |", "|---|---|---|", *lines])
 
 
+def other_steps(params: list[Change]) -> bool:
+    """Whether a change of params makes the steps between frames incomparable: other frames, keyframes or morphs."""
+    return any(change.key.rpartition(".")[2] in ("frames", "keyframes", "loop") for change in params)
+
+
 def verdict(change: Change) -> str:
     """better, worse or nothing, by the figure's name."""
-    if not all(isinstance(value, int | float) for value in (change.before, change.now)):
+    if not all(isinstance(value, int | float) for value in (change.before, change.now)) or FLOOR in change.key:
         return ""
     gain = change.now - change.before
-    if abs(gain) <= NEGLIGIBLE:
+    if abs(gain) <= NEGLIGIBLE * max(abs(change.before), abs(change.now)):
         return ""
     # "psnr_gap" ends in no "_psnr": the lower names are looked at first.
     if change.key.endswith(LOWER):
@@ -127,15 +137,40 @@ def verdict(change: Change) -> str:
     return ""
 
 
-def figures_part(rows: list[Change]) -> str:
-    """Markdown of changed figures with their verdicts, the worse ones first."""
+def figures_part(rows: list[Change], other_steps: bool = False) -> str:
+    """Markdown of changed figures: those of morphs with a verdict, the worse ones first; the others folded away."""
     if not rows:
         return "### Figures\n\nunchanged"
-    order = {"worse": 0, "better": 1, "": 2}
-    told = sorted(((verdict(row), row) for row in rows), key=lambda item: (order[item[0]], item[1].key))
-    marks = {"worse": "🔻 worse", "better": "🔺 better", "": ""}
-    lines = [f"| `{_cell(row.key)}` | {_cell(row.before)} | {_cell(row.now)} | {marks[said]} |" for said, row in told]
-    return "\n".join(["### Figures", "", "| figure | before | now | |", "|---|---|---|---|", *lines])
+    first, rest = [], []
+    for row in rows:
+        said = "" if other_steps and row.key.endswith(STEPS) else verdict(row)
+        # Whether a baseline got better says nothing about the change.
+        if said and ".morph." in row.key:
+            first.append((said, row))
+        else:
+            rest.append(("", row))
+    first.sort(key=lambda item: (item[0] != "worse", item[1].key))
+    parts = ["### Figures", _figures(first) if first else "none of a morph is better or worse"]
+    if other_steps:
+        parts.append("Variance and deviation of the steps get no verdict: the frames or keyframes are others now.")
+    if rest:
+        parts += [f"<details><summary>{len(rest)} more, without a verdict</summary>", _figures(rest), "</details>"]
+    return "\n\n".join(parts)
+
+
+def _figures(rows: list[tuple[str, Change]]) -> str:
+    marks = {"worse": "🔴 worse", "better": "🟢 better", "": ""}
+    lines = [
+        f"| `{_cell(row.key)}` | {_cell(row.before)} | {_cell(row.now)} | {_gain(row)} | {marks[said]} |"
+        for said, row in rows
+    ]
+    return "\n".join(["| figure | before | now | change | |", "|---|--:|--:|--:|---|", *lines])
+
+
+def _gain(row: Change) -> str:
+    if not all(isinstance(value, int | float) for value in (row.before, row.now)):
+        return ""
+    return f"{row.now - row.before:+.3g}"
 
 
 def strips_part(strips: Mapping[str, Mapping[str, str | None]], url: str | None) -> str:
@@ -149,7 +184,7 @@ def strips_part(strips: Mapping[str, Mapping[str, str | None]], url: str | None)
         for when in ("before", "now"):
             name = names[when]
             if name is None:
-                parts.append(f"{when}: not in this machine's cache")
+                parts.append(f"{when}: not in this machine's cache (`dvc pull` brings what a remote has)")
             elif url:
                 parts.append(f"{when}:\n\n![{morph}, {when}]({url.rstrip('/')}/{name})")
             else:
@@ -226,5 +261,7 @@ def _cell(value: Any) -> str:
     """A value that breaks no table and marks nothing up."""
     if value is None:
         return ""
+    if isinstance(value, bool):
+        return str(value).lower()  # as params.yaml has it
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")

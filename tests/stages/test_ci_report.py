@@ -1,6 +1,8 @@
 """The report of a change, in a small Git repository with DVC, without GitHub or a network."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ from PIL import Image
 from pipeline.errors import UserError
 from pipeline.stages import ci_report
 from pipeline.stages.ci_report import Change
+from tests.declarations import ROOT
 
 
 def test_only_keys_that_differ_are_told_dotted_and_in_order() -> None:
@@ -32,7 +35,8 @@ def test_only_keys_that_differ_are_told_dotted_and_in_order() -> None:
         ("alps.morph.endpoints_psnr_gap", 0.5, 0.7, "worse"), ("x.neighbours_max_over_mean", 3.0, 1.5, "better"),
         ("x.endpoints_perceptual", 0.1, 0.2, "worse"), ("x.endpoints_ssim", 0.1, 0.2, "better"),
         ("x.neighbours_sum", 1.0, 2.0, ""), ("x.endpoints_psnr", None, 2.0, ""),
-        ("x.endpoints_psnr", 2.0, 2.0 + 1e-9, ""),
+        ("x.endpoints_psnr", 2.0, 2.0 + 1e-9, ""), ("x.endpoints_psnr", 20.0, 20.019, ""),
+        ("x.endpoints_psnr", 20.0, 20.021, "better"), ("x.endpoints_floor_psnr", 20.0, 10.0, ""),
     ],
 )  # fmt: skip
 def test_figures_are_better_or_worse_by_what_they_are(key: str, before: float, now: float, said: str) -> None:
@@ -40,19 +44,48 @@ def test_figures_are_better_or_worse_by_what_they_are(key: str, before: float, n
 
 
 def test_the_worse_figures_come_first_and_nothing_breaks_the_table() -> None:
-    rows = [Change("a.endpoints_psnr", 1.0, 2.0), Change("b.endpoints_psnr", 2.0, 1.0), Change("c|d", "<b>", "x\ny")]
-    lines = ci_report.figures_part(rows).splitlines()
-    assert "worse" in lines[4] and "better" in lines[5]
-    assert lines[6] == "| `c\\|d` | &lt;b> | x y |  |"
+    rows = [Change("a.morph.endpoints_psnr", 1.0, 2.0), Change("b.morph.endpoints_psnr", 2.0, 1.5)]
+    lines = ci_report.figures_part([*rows, Change("c|d", "<b>", "x\ny")]).splitlines()
+    assert lines[4] == "| `b.morph.endpoints_psnr` | 2 | 1.5 | -0.5 | 🔴 worse |"
+    assert lines[5] == "| `a.morph.endpoints_psnr` | 1 | 2 | +1 | 🟢 better |"
+    assert "| `c\\|d` | &lt;b> | x y |  |  |" in lines
     assert ci_report.figures_part([]).endswith("unchanged")
+    assert "| `morph.adain` | true | false |" in ci_report.table("Params", [Change("morph.adain", True, False)])
+
+
+def test_a_baseline_gets_no_verdict_and_is_folded_away() -> None:
+    text = ci_report.figures_part([Change("a.cross_fade.neighbours_std", 1.0, 2.0)])
+    assert "none of a morph is better or worse" in text and "worse |" not in text
+    assert text.index("<details>") < text.index("cross_fade") < text.index("</details>")
+
+
+@pytest.mark.parametrize(
+    ("key", "other"),
+    [("morph.frames", True), ("morphs.a.morph.frames", True), ("morphs.a.keyframes", True), ("morph.adain", False)],
+)
+def test_steps_of_another_length_are_not_held_against_each_other(key: str, other: bool) -> None:
+    assert ci_report.other_steps([Change("train.rank", 4, 8), Change(key, 1, 2)]) is other
+    rows = [Change("a.morph.neighbours_std", 0.1, 0.2), Change("a.morph.neighbours_max_over_mean", 2.0, 3.0)]
+    first = ci_report.figures_part(rows, other).partition("<details>")[0]
+    assert "`a.morph.neighbours_max_over_mean` | 2 | 3 | +1 | 🔴 worse" in first
+    assert ("`a.morph.neighbours_std`" in first) is not other
 
 
 def test_stages_that_changed_ran_and_the_others_were_skipped() -> None:
-    before = {"prepare@a": {"md5": 1}, "train@a": {"md5": 2}, "old": {}}
-    now = {"prepare@a": {"md5": 1}, "train@a": {"md5": 3}, "morph@a": {}}
+    before = {"prepare@a": {"outs": 1}, "train@a": {"deps": 1, "outs": 1}, "check": {"deps": 1, "outs": 1}, "old": {}}
+    now = {
+        "check": {"deps": 2, "outs": 1},
+        "prepare@a": {"outs": 1},
+        "train@a": {"deps": 2, "outs": 2},
+        "new": {"outs": 3},
+    }
     assert ci_report.stages_part(before, now).splitlines() == [
-        "**Ran:** `train@a`, `morph@a`  ", "**Skipped:** `prepare@a`  ", "**Gone:** `old`",
-    ]  # fmt: skip
+        "**Ran, with other results:** `train@a`, `new`  ",
+        "**Ran, with the same results:** `check`  ",
+        "**Skipped:** `prepare@a`  ",
+        "**Gone:** `old`",
+    ]
+    assert ci_report.stages_part(before, before).splitlines()[0].startswith("**Skipped:**")
 
 
 STAGE = """\
@@ -83,32 +116,49 @@ def run(*command: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.fixture
-def changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project of one stage, committed at shade 50 and then made again at 200."""
-    monkeypatch.chdir(tmp_path)
+    folder = tmp_path_factory.mktemp("project")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        name_author(patch)
+        Path("dvc.yaml").write_text(STAGE.format(python=sys.executable))
+        Path("make.py").write_text(MAKE)
+        Path("params.yaml").write_text("shade: 50\n")
+        run("git", "init", "-q", "-b", "main")
+        run(sys.executable, "-m", "dvc", "init", "-q")
+        run(sys.executable, "-m", "dvc", "repro", "-q")
+        run("git", "add", "-A")
+        run("git", "commit", "-qm", "before")
+        Path("params.yaml").write_text("shade: 200\n")
+        run(sys.executable, "-m", "dvc", "repro", "-q")
+    return folder
+
+
+def name_author(patch: pytest.MonkeyPatch) -> None:
+    """Git commits by somebody, whatever the machine is set to."""
     for name in ("AUTHOR", "COMMITTER"):
-        monkeypatch.setenv(f"GIT_{name}_NAME", "A")
-        monkeypatch.setenv(f"GIT_{name}_EMAIL", "a@example.org")
-    Path("dvc.yaml").write_text(STAGE.format(python=sys.executable))
-    Path("make.py").write_text(MAKE)
-    Path("params.yaml").write_text("shade: 50\n")
-    run("git", "init", "-q", "-b", "main")
-    run(sys.executable, "-m", "dvc", "init", "-q")
-    run(sys.executable, "-m", "dvc", "repro", "-q")
-    run("git", "add", "-A")
-    run("git", "commit", "-qm", "before")
-    Path("params.yaml").write_text("shade: 200\n")
-    run(sys.executable, "-m", "dvc", "repro", "-q")
-    return tmp_path
+        patch.setenv(f"GIT_{name}_NAME", "A")
+        patch.setenv(f"GIT_{name}_EMAIL", "a@example.org")
+
+
+@pytest.fixture
+def changed(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that project, to be worked in."""
+    folder = tmp_path / "project"
+    shutil.copytree(made, folder, symlinks=True)
+    monkeypatch.chdir(folder)
+    name_author(monkeypatch)
+    return folder
 
 
 def test_a_whole_report(changed: Path) -> None:
     ci_report.run("main", Path("report/report.md"), Path("report/pictures"), "https://example.org/p/")
     text = Path("report/report.md").read_text(encoding="utf-8")
-    assert text.startswith(ci_report.MARK)
-    assert "**Ran:** `morph@a`" in text and "| `shade` | 50 | 200 |" in text
-    assert "| `a.morph.endpoints_psnr` | 5 | 20 | 🔺 better |" in text
+    assert text.startswith(ci_report.MARK) and "` (before)" in text
+    assert "**Ran, with other results:** `morph@a`" in text and "| `shade` | 50 | 200 |" in text
+    assert "| `a.morph.endpoints_psnr` | 5 | 20 | +15 | 🟢 better |" in text
     assert "![a, before](https://example.org/p/a-before.webp)" in text
     shades = {}
     for when in ("before", "now"):
@@ -122,7 +172,12 @@ def test_a_whole_report(changed: Path) -> None:
     run("git", "commit", "-qam", "now")
     ci_report.run("HEAD", Path("same.md"), Path("other"), None)
     same = Path("same.md").read_text(encoding="utf-8")
-    assert "**Ran:** nothing" in same and same.count("unchanged") == 2 and "the same frames" in same
+    assert (
+        "**Ran" not in same
+        and "**Skipped:** `morph@a`" in same
+        and same.count("unchanged") == 2
+        and "the same frames" in same
+    )
     assert not list(Path("other").iterdir())
 
 
@@ -133,8 +188,6 @@ def test_a_revision_that_is_not_there_is_told(changed: Path) -> None:
 
 
 def test_frames_that_no_cache_has_are_said_to_be_missing(changed: Path) -> None:
-    import shutil
-
     shutil.rmtree(".dvc/cache")
     ci_report.run("main", Path("report.md"), Path("pictures"), None)
     assert "before: not in this machine's cache" in Path("report.md").read_text(encoding="utf-8")
@@ -143,4 +196,27 @@ def test_frames_that_no_cache_has_are_said_to_be_missing(changed: Path) -> None:
 def test_figures_of_a_morph_that_is_new_are_told(changed: Path) -> None:
     Path("reports/metrics/b.json").write_text(json.dumps({"morph": {"endpoints_psnr": 3.0}}))
     ci_report.run("main", Path("report.md"), Path("pictures"), None)
-    assert "| `b.morph.endpoints_psnr` |  | 3 |  |" in Path("report.md").read_text(encoding="utf-8")
+    assert "| `b.morph.endpoints_psnr` |  | 3 |  |  |" in Path("report.md").read_text(encoding="utf-8")
+
+
+def test_before_is_made_on_this_machine_and_the_checkout_is_left_as_it_was(changed: Path) -> None:
+    before = str(ROOT / ".ci/before")
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+    def make(revision: str) -> subprocess.CompletedProcess[str]:
+        command = ["bash", before, revision]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    refused = make("main")  # edited since
+    assert refused.returncode == 1 and "commit your changes" in refused.stderr
+    run("git", "checkout", "-qb", "change")
+    Path("reports/metrics/a.json").write_text("{}")  # as if made elsewhere
+    run("git", "commit", "-qam", "now")
+    told = make("main")
+    assert told.returncode == 0 and told.stdout.startswith("BEFORE="), told.stderr
+    commit = told.stdout.strip().removeprefix("BEFORE=")
+    branch = subprocess.run(["git", "status", "-sb"], capture_output=True, text=True, check=True).stdout
+    assert branch.split() == ["##", "change"]
+    run(sys.executable, "-m", "dvc", "repro", "-q")
+    ci_report.run(commit, Path("report.md"), Path("pictures"), None)
+    assert "| `a.morph.endpoints_psnr` | 5 | 20 | +15 | 🟢 better |" in Path("report.md").read_text(encoding="utf-8")
