@@ -82,6 +82,13 @@ class Checkpoints:
                 return state
         return None
 
+    def load_at(self, name: str, step: int) -> TrainState | None:
+        """The state at that very step, if one of the last two is. Before the first stands the start, step 0."""
+        states = [state for path in self._paths(name) if (state := read_state(path)) is not None]
+        if len(states) < 2:
+            states.append(TrainState(0, {}))
+        return next((state for state in states if state.step == step), None)
+
     def forget(self, name: str) -> None:
         """Remove the states of a training that is over."""
         for path in self._paths(name):

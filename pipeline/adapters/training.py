@@ -86,8 +86,8 @@ def train_adapters(
         Stopped: after a Ctrl-C or SIGTERM, when all is saved.
         torch.OutOfMemoryError: when not even one adapter fits.
     """
-    states = {job.name: checkpoints.load(job.identity) or TrainState(0, {}) for job in jobs}
     size = pack_size or max(1, 64 // settings.batch)
+    states = resumed(jobs, checkpoints, size)
     while unfinished := [job for job in jobs if not ended(states[job.name], settings)]:
         steps = sorted({states[job.name].step for job in unfinished})
         group = [job for job in unfinished if states[job.name].step == steps[0]][:size]
@@ -101,6 +101,24 @@ def train_adapters(
             size = (len(group) + 1) // 2
             tqdm.write(f"{len(group)} adapters at once do not fit into memory: on with {size} (machine.pack)")
             torch.cuda.empty_cache()
+    return states
+
+
+def resumed(jobs: Sequence[Job], checkpoints: Checkpoints, size: int) -> dict[str, TrainState]:
+    """Where each training goes on, by the jobs' names; `size` of them make a pack.
+
+    A kill while a pack was saved leaves some of it a checkpoint ahead. Those go back to their one before, so that the
+    pack goes on together, in batches of the shape that it would have had undisturbed.
+    """
+    states: dict[str, TrainState] = {}
+    for start in range(0, len(jobs), size):
+        pack = jobs[start : start + size]
+        last = {job.name: checkpoints.load(job.identity) or TrainState(0, {}) for job in pack}
+        behind = min(state.step for state in last.values())
+        for job in pack:
+            if last[job.name].step > behind:
+                last[job.name] = checkpoints.load_at(job.identity, behind) or last[job.name]
+        states |= last
     return states
 
 

@@ -85,7 +85,12 @@ def train_set(key: str, params: Params, processes: Processes, device: torch.devi
             for job in mine:
                 locks.enter_context(held(WORK / job.identity))
         every = params.tracking.pictures_every
-        train_unknown(base, mine, params.base, spec.train, params.machine, empty, finished, tracker, every, together)
+        states = train_unknown(base, mine, spec.train, params.machine, empty, tracker, every, together)
+        # Kept only when all are trained: after a kill in between, the same adapters are unknown as before, and so are
+        # shared out and packed as before.
+        processes.wait()
+        if together.main:
+            keep_all(base, mine, states, params.base, spec.train, finished)
         processes.wait()
         if tracker is None:
             return
@@ -131,24 +136,21 @@ def identity(base: StableDiffusion, samples: Sequence[Sample], section: Mapping[
 def train_unknown(
     base: StableDiffusion,
     jobs: Sequence[Job],
-    base_section: BaseSection,
     settings: TrainSection,
     machine: MachineSection,
     empty: torch.Tensor,
-    finished: Finished,
     tracker: Tracker | None,
     pictures_every: int | None,
     processes: Processes,
-) -> None:
-    """Train the jobs, side by side, and keep their adapters. processes: those that train each of them together."""
+) -> dict[str, TrainState]:
+    """Train the jobs, side by side; their last states by name. processes: those that train each of them together."""
     if settings.gradient_checkpointing:
         base.unet.enable_gradient_checkpointing()
-    checkpoints = Checkpoints(WORK)
     states = train_adapters(
         base,
         jobs,
         settings,
-        checkpoints,
+        Checkpoints(WORK),
         empty=empty,
         pack_size=machine.pack,
         every=machine.checkpoint_every,
@@ -156,8 +158,19 @@ def train_unknown(
         processes=processes,
     )
     base.unet.disable_gradient_checkpointing()
-    if not processes.main:
-        return
+    return states
+
+
+def keep_all(
+    base: StableDiffusion,
+    jobs: Sequence[Job],
+    states: Mapping[str, TrainState],
+    base_section: BaseSection,
+    settings: TrainSection,
+    finished: Finished,
+) -> None:
+    """Keep the adapters of finished trainings, whose checkpoints go; a word on those that learned hardly anything."""
+    checkpoints = Checkpoints(WORK)
     for job in jobs:
         curves = curves_of(states[job.name], settings)
         if warning := hardly_moved(curves):

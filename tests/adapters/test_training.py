@@ -166,6 +166,33 @@ def test_adapters_at_different_steps_catch_up_and_go_on_together(
     assert all(torch.allclose(calm[name], resumed[name], atol=1e-10) for name in calm)
 
 
+@pytest.mark.parametrize(("step", "gone_back"), [(5, 2), (3, 0)])
+def test_a_pack_killed_while_it_was_saved_goes_back_to_where_all_of_it_was(
+    fresh_tiny: Fresh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, gone_back: int
+) -> None:
+    calm = trained(fresh_tiny(), tmp_path / "calm")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(training, "draw_batch", kill_at(step))
+        trained(fresh_tiny(), tmp_path / "killed")
+    last = tmp_path / "killed/identity-1/checkpoint.safetensors"
+    before = last.with_name("checkpoint-before.safetensors")
+    if before.exists():
+        before.replace(last)  # as if killed before this one's turn
+    else:
+        last.unlink()
+    packs, plain = [], training.train_pack
+
+    def spy(base: object, group: list[Job], states: Mapping[str, TrainState], *rest: object) -> None:
+        packs.append((len(group), {states[job.name].step for job in group}))
+        plain(base, group, states, *rest)
+
+    monkeypatch.setattr(training, "train_pack", spy)
+    resumed = trained(fresh_tiny(), tmp_path / "killed")
+    assert packs == [(3, {gone_back})]
+    for name, state in calm.items():
+        assert all(torch.equal(tensor, resumed[name].tensors[key]) for key, tensor in state.tensors.items())
+
+
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
     fresh_tiny: Fresh, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

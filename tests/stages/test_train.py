@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
 from pipeline.adapters import encoding
+from pipeline.adapters.processes import Processes
+from pipeline.params import load_params
 from pipeline.stages import prepare, train
 from pipeline.tracking import Tracker
 from tests.project import DOTS, HILLS, ROOT, contents, edit, paint, paint_set, with_entries, with_values
@@ -347,6 +350,35 @@ def test_a_training_that_is_stopped_and_then_killed_ends_as_if_undisturbed(
     train.run("dots")
     for outputs in ("models/adapters", "reports/curves"):
         assert contents(calm / outputs) == contents(long_project / outputs)
+
+
+class Lost(BaseException):
+    """Stands for a SIGKILL of all processes."""
+
+
+@dataclass(frozen=True)
+class FirstOfTwo(Processes):
+    """The first of two processes, which are killed while it waits for the other for the `lost_at`-th time."""
+
+    waits: list[int] = field(default_factory=list)
+    lost_at: int = 2
+
+    def wait(self) -> None:
+        self.waits.append(1)
+        if len(self.waits) == self.lost_at:
+            raise Lost
+
+
+def test_no_adapter_is_kept_before_all_processes_have_trained_theirs(project: Path) -> None:
+    # Else the next start would share out, and so pack, what is left in another way, with other rounding.
+    prepare.run("hills")
+    with pytest.raises(Lost):
+        train.train_set("hills", load_params(), FirstOfTwo(0, 2), torch.device("cpu"))
+    assert not list(Path(".work/adapters").glob("*/adapter.safetensors"))
+    assert len(list(Path(".work/adapters").glob("*/checkpoint.safetensors"))) == 2  # its share of three
+    with pytest.raises(Lost):
+        train.train_set("hills", load_params(), FirstOfTwo(0, 2, lost_at=3), torch.device("cpu"))
+    assert len(list(Path(".work/adapters").glob("*/adapter.safetensors"))) == 2
 
 
 def test_a_second_training_of_the_same_is_refused(
