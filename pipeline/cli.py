@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from functools import partial, wraps
 from pathlib import Path
@@ -32,6 +33,10 @@ Size = Annotated[int | None, typer.Option(help="Longer side in pixels, if not th
 Force = Annotated[bool, typer.Option("--force", help="Replace a clip that is there already.")]
 
 
+FIRST_SAYS_IT = 10.0
+"""Seconds that the other processes of a training leave the first one to tell a mistake of all."""
+
+
 def command(function: Callable[..., None], group: typer.Typer = app) -> Callable[..., None]:
     """Register a command. A user's mistake becomes its message and exit code 1; Ctrl-C becomes exit code 130."""
 
@@ -43,7 +48,8 @@ def command(function: Callable[..., None], group: typer.Typer = app) -> Callable
             function(*args, **kwargs)
         except UserError as error:
             if os.environ.get("RANK", "0") != "0":
-                raise typer.Exit(1) from None  # the first of several processes says it for all
+                # The first of several processes says it for all, and its end ends them; unless it has no such problem.
+                time.sleep(FIRST_SAYS_IT)
             print(f"morphline {name}: {len(error.problems)} problem(s)", file=sys.stderr)
             for problem in error.problems:
                 print(f"  {problem}", file=sys.stderr)

@@ -40,6 +40,9 @@ SMALL = {
     "sample.steps": 2,
     "morph.frames": 3,
     "morph.steps": 2,
+    "morph.adain": "true",
+    "morph.pacing": "linear",
+    "morph.fps": 8.0,
     "machine.device": "cpu",
     "machine.workers": 1,
 }

@@ -98,12 +98,15 @@ def launch(arguments: Sequence[str], count: int, device: torch.device) -> int:
         "--multi_gpu", f"--num_processes={count}", "--num_machines=1", "--machine_rank=0", "--main_process_port=0",
         "--mixed_precision=no", "--dynamo_backend=no", "--rdzv_backend=c10d", "--module", "pipeline", *arguments,
     ]  # fmt: skip
+    parsed = launch_command_parser().parse_args(explicit)
+    # A meeting point of its own on a free port: else two trainings at once on a machine would meet each other.
+    parsed.standalone = True
     before = dict(os.environ)
     try:
         if device.type == "cpu":
             os.environ["ACCELERATE_USE_CPU"] = "true"
             os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-        launch_command(launch_command_parser().parse_args(explicit))
+        launch_command(parsed)
         return 0
     except ChildFailedError as error:
         # The processes have said what happened; the first to fail says how it ends.

@@ -1,8 +1,10 @@
 """Two real processes, through `accelerate launch` and gloo, against one."""
 
 import os
+import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,10 @@ def test_a_users_mistake_is_told_once_and_without_a_traceback(project: Path) -> 
     prepare.run("dots")
     values = {"machine.processes": 2, "train.targets": "[to_z]", "machine.reuse": "false"}
     edit(project / "params.yaml", lambda text: with_values(text, values))
-    done = morphline("train", "dots")
+    with socket.socket() as other:
+        with suppress(OSError):  # somebody has it: as well
+            other.bind(("localhost", 29400))  # where torch's launcher meets unless told otherwise; another training's
+            other.listen()
+        done = morphline("train", "dots")
     assert done.returncode == 1
     assert done.stderr.count("no layer is called to_z") == 1 and "Traceback" not in done.stderr
