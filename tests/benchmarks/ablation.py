@@ -70,12 +70,12 @@ ROWS = {
     "attention: keys and values": Row(replace(ADAIN, borrowing=Borrowing(("up",), 0.6, "keys-values"))),
     "attention: all steps": Row(replace(ADAIN, borrowing=Borrowing(("up",), 1.0, "inputs"))),
     "+ AdaIN + attention + perceptual pacing": Row(BORROWED, paced=True),
-    "slerp + perceptual pacing (as it ships)": Row(BARE, paced=True),
+    "slerp + perceptual pacing": Row(BARE, paced=True),
     "+ fixed point (2)": Row(replace(BARE, fixed_point=FixedPoint(2, 0.5, 1e-3)), paced=True),
     "bfloat16": Row(BARE, paced=True, dtype="bfloat16"),
     "50 steps": Row(replace(BARE, steps=50, inversion_steps=50), paced=True),
     "30 steps": Row(replace(BARE, steps=30, inversion_steps=30), paced=True),
-    "20 steps": Row(replace(BARE, steps=20, inversion_steps=20), paced=True),
+    "20 steps (as it ships)": Row(replace(BARE, steps=20, inversion_steps=20), paced=True),
     "20 steps, 50 of inversion": Row(replace(BARE, steps=20, inversion_steps=50), paced=True),
 }
 COLUMNS = ("ends under the floor, dB", "way", "variance", "longest / mean", "naturalness", "detail", "evaluations")
