@@ -30,8 +30,9 @@ def kept(project: Path) -> list[str]:
     return sorted(path.name for path in (project / ".work/tracking").iterdir() if path.name != "lock")
 
 
-def offline_stage(uri: str, name: str, steps: int = 3) -> None:
-    with track(name, section(uri, required=False), {"caption": "a\u2028hill"}) as tracking:
+def offline_stage(uri: str, name: str, steps: int = 3, experiment: str = "morphline") -> None:
+    params = section(uri, required=False, experiment=experiment)
+    with track(name, params, {"caption": "a\u2028hill"}) as tracking:
         for step in range(steps):
             tracking.metric("loss", step / 8, step)
 
@@ -233,15 +234,18 @@ def test_a_real_server_down_at_the_start_midway_and_at_the_end(
 
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     uri, runner = mlflow_server.uri, CliRunner()
-    (project / "params.yaml").write_text(tiny_params({"tracking.uri": uri, "tracking.system_every": "null"}))
-    offline_stage(uri, "prepare@alps")
+    params = section(uri, experiment="sync")  # other tests' runs are on that server too
+    (project / "params.yaml").write_text(
+        tiny_params({"tracking.uri": uri, "tracking.experiment": "sync", "tracking.system_every": "null"})
+    )
+    offline_stage(uri, "prepare@alps", experiment="sync")
     answer = runner.invoke(app, ["track", "sync"])
     assert answer.exit_code == 1
     assert answer.stdout == f"Runs kept in .work/tracking: 1, to be sent to {uri}\n"
     assert answer.stderr.startswith("morphline track sync: 1 problem(s)\n") and "Connection refused" in answer.stderr
 
     mlflow_server.start()
-    with track("train@alps", section(uri), {"rank": 8}) as midway, track("sample@alps", section(uri), {}) as at_the_end:
+    with track("train@alps", params, {"rank": 8}) as midway, track("sample@alps", params, {}) as at_the_end:
         at_the_end.metric("loss", 0.5, 0)
         at_the_end._flush()
         midway.metric("loss", 0.0, 0)
@@ -262,9 +266,7 @@ def test_a_real_server_down_at_the_start_midway_and_at_the_end(
     assert (answer.exit_code, answer.stdout) == (0, f"Runs kept in .work/tracking: 0, to be sent to {uri}\n")
 
     client = MlflowClient(uri)
-    runs = {
-        run.info.run_name: run for run in client.search_runs([client.get_experiment_by_name("morphline").experiment_id])
-    }
+    runs = {run.info.run_name: run for run in client.search_runs([client.get_experiment_by_name("sync").experiment_id])}
 
     def losses(name: str) -> list[tuple[int, float]]:
         return [(metric.step, metric.value) for metric in client.get_metric_history(runs[name].info.run_id, "loss")]
