@@ -124,7 +124,9 @@ class Sender:
                 lock.acquire()
             except Timeout:
                 return False
-            except (OSError, NotImplementedError):  # a file system without locks: better unlocked than never
+            except (OSError, NotImplementedError) as error:
+                # A file system without locks: better unlocked than never.
+                log.warning("No lock for %s (%s): two processes at once may send the same twice", self.folder, error)
                 return True
             self._lock = lock
         return True
