@@ -5,9 +5,11 @@
 takes report/report.md and report/pictures/ for pull request 12; where there is no report, the comment says that the
 run failed. A comment cannot show a run's artifacts, so the pictures go to the branch `ci-pictures`: one commit without
 parents that holds the latest pictures of each pull request, so that it never grows. Needs Python and Git only, the
-token in GH_TOKEN, and GITHUB_REPOSITORY, GITHUB_API_URL, GITHUB_SERVER_URL and GITHUB_RUN_ID, which GitHub sets.
+token in GH_TOKEN (the checkout keeps no credentials), and GITHUB_REPOSITORY, GITHUB_API_URL, GITHUB_SERVER_URL and
+GITHUB_RUN_ID, which GitHub sets.
 """
 
+import base64
 import json
 import os
 import re
@@ -48,10 +50,24 @@ def publish(pictures: list[Path], number: int, run: str) -> None:
     for attempt in range(ATTEMPTS):
         old = _git("ls-remote", "origin", BRANCH).partition("\t")[0]
         lease, what = f"--force-with-lease={BRANCH}:{old}", f"{_commit(old, pictures, number, run)}:{BRANCH}"
-        if subprocess.run(["git", "push", "--quiet", lease, "origin", what], check=False).returncode == 0:
+        push = ["git", "push", "--quiet", lease, "origin", what]
+        if subprocess.run(push, env={**os.environ, **credentials()}, check=False).returncode == 0:
             return
         print(f"attempt {attempt + 1} to push the pictures failed", file=sys.stderr)
     raise SystemExit("the pictures could not be pushed: see Git's message above")
+
+
+def credentials() -> dict[str, str]:
+    """Git settings, as environment variables, that log in with GH_TOKEN at GitHub's own address and nowhere else.
+
+    Not as arguments: those can be read by every process of the machine.
+    """
+    login = base64.b64encode(f"x-access-token:{os.environ['GH_TOKEN']}".encode()).decode()
+    return {
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": f"http.{os.environ['GITHUB_SERVER_URL']}/.extraheader",
+        "GIT_CONFIG_VALUE_0": f"Authorization: basic {login}",
+    }
 
 
 def _commit(old: str, pictures: list[Path], number: int, run: str) -> str:
@@ -106,7 +122,7 @@ def ask(path: str, method: str = "GET", body: dict[str, str] | None = None) -> t
 
 
 def _git(*arguments: str, **environment: str) -> str:
-    everything = {**os.environ, **environment}
+    everything = {**os.environ, **credentials(), **environment}
     done = subprocess.run(["git", *arguments], env=everything, stdout=subprocess.PIPE, encoding="utf-8", check=True)
     return done.stdout.strip()
 

@@ -1,8 +1,10 @@
 """What runs in CI: the workflows by their published schema, the scripts with a Git remote and a GitHub of their own."""
 
+import base64
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -57,8 +59,21 @@ def test_no_secret_and_no_writing_token_reaches_a_forks_code(path: Path) -> None
         for step in job["steps"]:
             if "secrets." in json.dumps(step) or "github.token" in json.dumps(step):
                 assert guarded or OWN[0] in step.get("if", ""), step["name"]
-            if step.get("uses", "").startswith("actions/checkout") and not guarded:
+            if step.get("uses", "").startswith("actions/checkout"):
                 assert step["with"]["persist-credentials"] is False, name
+
+
+def test_a_job_that_may_write_runs_only_the_target_branchs_code() -> None:
+    """Else a pull request's own script would hold a token that may write."""
+    writing = {name: job for path in WORKFLOWS for name, job in jobs(path).items() if "permissions" in job}
+    assert list(writing) == ["comment"]
+    (job,) = writing.values()
+    assert job["permissions"] == {"contents": "write", "pull-requests": "write"}
+    checkout, download, run = job["steps"]
+    assert checkout["with"]["ref"] == "${{ github.event.pull_request.base.sha }}"
+    # What the other job has made is unpacked where it can replace no file of the checkout.
+    assert download["with"]["path"] == "artifact"
+    assert run["run"] == 'python3 .ci/comment.py artifact/report "${{ github.event.number }}"'
 
 
 def test_a_title_or_branch_name_never_becomes_shell() -> None:
@@ -210,6 +225,32 @@ def test_pictures_of_a_pull_request_are_replaced_and_those_of_others_stay(github
         "13/9/now.webp": "a8",
     }
     assert git("rev-list", "--count", "ci-pictures") == "1"
+
+
+def test_git_logs_in_at_github_alone_and_no_argument_shows_the_token(
+    github: GitHub, checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A `git` before the real one on PATH writes down its arguments and the login that it would use."""
+    real, log = shutil.which("git"), tmp_path / "log"
+    script = tmp_path / "bin/git"
+    script.parent.mkdir()
+    script.write_text(
+        f'#!/bin/sh\necho "arguments $*" >> {log}\n'
+        f"for a in https://example.org/a/b https://elsewhere.org/a/b; do\n"
+        f'  echo "login $a $({real} config --get-urlmatch http.extraheader $a)" >> {log}\ndone\nexec {real} "$@"\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{script.parent}{os.pathsep}{os.environ['PATH']}")
+    write_report(ci_report.MARK, now="a7")
+    assert comment("7").returncode == 0
+    lines = log.read_text().splitlines()
+    login = base64.b64encode(b"x-access-token:secret").decode()
+    assert f"login https://example.org/a/b Authorization: basic {login}" in lines
+    assert not [line for line in lines if line.startswith("login https://elsewhere") and "basic" in line]
+    pushes = [line for line in lines if line.startswith("arguments push")]
+    assert pushes and not [
+        line for line in lines if line.startswith("arguments") and (login in line or "secret" in line)
+    ]
 
 
 def test_a_push_that_another_run_overtook_is_tried_again(github: GitHub, checkout: Path) -> None:
