@@ -130,7 +130,7 @@ def morph(
 
         morph.run(what[0])
         return
-    from pipeline.stages import quick
+    from pipeline.commands import quick
 
     print(quick.run([Path(name) for name in what], caption or [], out, fps=fps, hold=hold, size=size, force=force))
 
@@ -141,7 +141,7 @@ def clip(key: MorphKey, out: Out, fps: Fps = None, hold: Hold = None, size: Size
 
     Example: morphline clip alps --out alps.gif --fps 12 --size 512
     """
-    from pipeline.stages import clip
+    from pipeline.commands import clip
 
     print(clip.run(key, out, fps=fps, hold=hold, size=size, force=force))
 
@@ -189,7 +189,7 @@ def add(
 
     Example: morphline add holiday a.jpg b.jpg --caption "a beach by day" --caption "a beach at night"
     """
-    from pipeline.stages import add
+    from pipeline.commands import add
 
     add.run(key, pictures, caption)
 
@@ -204,7 +204,7 @@ def export(
 
     Example: morphline export alps --out ~/ComfyUI/models/loras
     """
-    from pipeline.stages import export
+    from pipeline.commands import export
 
     for path in export.run(key, out, force):
         print(path)
@@ -221,7 +221,7 @@ def ci_report(
 
     Example: morphline ci-report --base main --out report/report.md
     """
-    from pipeline.stages import ci_report
+    from pipeline.report import ci as ci_report
 
     ci_report.run(base, out, pictures, url)
     print(out)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pipeline.images.world import draw_scene
+from pipeline.landscapes.world import draw_scene
 from tests.benchmarks.classifier import Reader, accuracies, frechet_distance, labels
 
 

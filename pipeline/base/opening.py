@@ -24,7 +24,7 @@ from pipeline.base.checking import (
 from pipeline.base.device import find_dtype_problems, torch_dtype
 from pipeline.base.families import STABLE_DIFFUSION_XL, Family, family_of
 from pipeline.base.files import whole_weights
-from pipeline.base.schedule import NoiseSchedule
+from pipeline.base.noise_path import NoiseSchedule
 from pipeline.base.stable_diffusion import StableDiffusion
 from pipeline.base.stable_diffusion_xl import StableDiffusionXL
 from pipeline.errors import UserError

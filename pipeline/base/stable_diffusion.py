@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from pipeline.base.schedule import NoiseSchedule
+from pipeline.base.noise_path import NoiseSchedule
 
 TILED_FROM = 1536
 """Longer side in pixels from which the autoencoder works in overlapping tiles: its memory grows with the picture."""

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.base.files import safetensors_problems
+from pipeline.distances.checks import check_pictures
 from pipeline.errors import Problem
-from pipeline.evaluation.pictures import check_pictures
 
 SMALLEST_SIDE = 31  # px; below it nothing is left after AlexNet's two poolings
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from pipeline.evaluation.distances import perceptual, psnr, ssim
-from pipeline.evaluation.features import Features, extract, feature_distance
-from pipeline.evaluation.pictures import check_pictures
+from pipeline.distances.checks import check_pictures
+from pipeline.distances.features import Features, extract, feature_distance
+from pipeline.distances.perceptual import perceptual, psnr, ssim
 
 Floats = NDArray[np.float64]
 

@@ -14,11 +14,11 @@ import torch
 from pipeline.adapters.mixing import Adapter, mixed_adapters
 from pipeline.base.stable_diffusion import StableDiffusion
 from pipeline.morphing.attention import EndpointAttention, Source, captions_once, endpoint_attention
-from pipeline.morphing.ddim import FixedPoint, Predict, Progress, invert, sample
-from pipeline.morphing.guidance import guided
 from pipeline.morphing.interpolation import adain, lerp, slerp
 from pipeline.morphing.pacing import evenly_apart
 from pipeline.morphing.parts import in_parts
+from pipeline.sampling.guidance import guided
+from pipeline.sampling.solver import FixedPoint, Predict, Progress, invert, sample
 
 Bars = Callable[[str], Progress]
 

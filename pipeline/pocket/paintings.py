@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pipeline.images.painter import paint, paint_between
-from pipeline.images.textures import dead_leaves, spectral_noise
-from pipeline.images.world import Scene, caption, draw_scene
+from pipeline.landscapes.painter import paint, paint_between
+from pipeline.landscapes.textures import dead_leaves, spectral_noise
+from pipeline.landscapes.world import Scene, caption, draw_scene
 from pipeline.pocket.layout import SIDE
 
 Made = TypeVar("Made")

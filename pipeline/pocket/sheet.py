@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.base.stable_diffusion import StableDiffusion
-from pipeline.images.painter import paint
-from pipeline.images.tensors import to_arrays
-from pipeline.images.world import HELD_OUT, Scene, caption, draw_scene
-from pipeline.morphing.ddim import Progress
-from pipeline.morphing.guidance import sample_captions
+from pipeline.frames.tensors import to_arrays
+from pipeline.landscapes.painter import paint
+from pipeline.landscapes.world import HELD_OUT, Scene, caption, draw_scene
 from pipeline.pocket.layout import LATENT_CHANNELS, LATENT_SIDE, SIDE
+from pipeline.sampling.guidance import sample_captions
+from pipeline.sampling.solver import Progress
 
 ROW, ROWS = 8, 3
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from pipeline.base.checking import config_folder, find_base_problems
 from pipeline.base.device import choose_device, find_dtype_problems
 from pipeline.errors import Problem, UserError
-from pipeline.images.imagefolder import CaptionLength, find_problems, read_rows
 from pipeline.outputs import whole_file
 from pipeline.params import Params, load_params
+from pipeline.pictures.imagefolder import CaptionLength, find_problems, read_rows
 
 CHECKED = Path("data/checked.txt")
 RAW = Path("data/raw")
@@ -96,8 +96,8 @@ def _target_problems(params: Params) -> list[Problem]:
     named = [spec.train for spec in params.sets.values() if not isinstance(spec.train.targets, str)]
     if not named:
         return []
-    from pipeline.adapters.pack import layers_of
     from pipeline.base.opening import unet_without_weights
+    from pipeline.training.pack import layers_of
 
     unet = unet_without_weights(params.base)
     problems: dict[str, Problem] = {}

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from pipeline.base.device import choose_device
 from pipeline.base.opening import open_base
+from pipeline.distances import features
 from pipeline.errors import UserError
-from pipeline.evaluation import features, lpips
+from pipeline.evaluation import lpips
 from pipeline.evaluation.metrics import (
     Floats,
     directness,
@@ -26,11 +27,11 @@ from pipeline.evaluation.metrics import (
     smoothness,
 )
 from pipeline.evaluation.naturalness import naturalness
-from pipeline.evaluation.plots import Curve, smoothness_plot
-from pipeline.images.tensors import read_pictures
+from pipeline.frames.tensors import read_pictures
 from pipeline.morphing.interpolation import lerp
 from pipeline.outputs import made, whole_file
 from pipeline.params import EvaluateSection, load_params
+from pipeline.report.plots import Curve, smoothness_plot
 from pipeline.tracking import track
 
 # Name in the figures: name in morph.json, and folder of the frames.

@@ -16,12 +16,10 @@ from pipeline.adapters.store import read_index
 from pipeline.base.device import choose_device
 from pipeline.base.opening import open_base
 from pipeline.base.stable_diffusion import Posterior, StableDiffusion
-from pipeline.evaluation.distances import perceptual
-from pipeline.images.clips import write_frames, write_mp4, write_webp
-from pipeline.images.metadata import prepared_name, read_rows
-from pipeline.images.sheets import strip
-from pipeline.images.tensors import Frame, read_pictures, to_arrays
-from pipeline.morphing.ddim import FixedPoint, Progress
+from pipeline.distances.perceptual import perceptual
+from pipeline.frames.clips import write_frames, write_mp4, write_webp
+from pipeline.frames.sheets import strip
+from pipeline.frames.tensors import Frame, read_pictures, to_arrays
 from pipeline.morphing.engine import (
     Bars,
     Borrowing,
@@ -36,6 +34,8 @@ from pipeline.morphing.interpolation import with_real_ends
 from pipeline.morphing.pacing import even
 from pipeline.outputs import made, whole_folder
 from pipeline.params import MorphSection, load_params
+from pipeline.pictures.metadata import prepared_name, read_rows
+from pipeline.sampling.solver import FixedPoint, Progress
 from pipeline.tracking import track
 
 FOLDERS = {"morph": "frames", "without adapters": "no-lora", "cross-fade": "cross-fade"}

@@ -13,12 +13,11 @@ from PIL import Image
 from transformers import CLIPTextModel
 
 import pipeline
-from pipeline.adapters.checkpoints import work_folder
 from pipeline.base.device import choose_device
-from pipeline.base.schedule import NoiseSchedule
+from pipeline.base.noise_path import NoiseSchedule
 from pipeline.base.stable_diffusion import StableDiffusion
 from pipeline.errors import Problem, UserError
-from pipeline.images.world import VOCABULARY
+from pipeline.landscapes.world import VOCABULARY
 from pipeline.outputs import whole_folder
 from pipeline.params import PocketSection, load_params
 from pipeline.pocket.autoencoder import encode_all, train_autoencoder
@@ -29,11 +28,12 @@ from pipeline.pocket.progress import LogMetrics
 from pipeline.pocket.sheet import sample_sheet
 from pipeline.pocket.tokenizer import build_tokenizer
 from pipeline.tracking import Tracker, track
+from pipeline.training.checkpoints import work_folder
 
 OUT = Path("models/pocket")
 OUTPUTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "model_index.json", "made.json")
 PAINTER = ("ground", "painter", "palette", "pines", "relief", "strokes", "textures", "world")
-CODE = ("pocket/*.py", *(f"images/{name}.py" for name in PAINTER))
+CODE = ("pocket/*.py", *(f"landscapes/{name}.py" for name in PAINTER))
 
 
 def run() -> None:

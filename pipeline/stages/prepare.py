@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from pipeline.images.preparing import LEDGER, prepare_set
 from pipeline.params import load_params
+from pipeline.pictures.preparing import LEDGER, prepare_set
 from pipeline.tracking import track
 
 

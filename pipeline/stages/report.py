@@ -5,10 +5,10 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pipeline.evaluation.figures import Metrics
 from pipeline.outputs import made, whole_file
 from pipeline.params import load_params
-from pipeline.stages.page import morph_part, set_part
+from pipeline.report.figures import Metrics
+from pipeline.report.page import morph_part, set_part
 from pipeline.tracking import close_parent, track
 
 REPORTS = Path("reports")
@@ -37,13 +37,13 @@ def run() -> None:
         with whole_file(REPORTS / "metrics.json") as path:
             path.write_text(json.dumps(brief, indent=2) + "\n", encoding="utf-8")
         environment = Environment(
-            loader=PackageLoader("pipeline", "stages"),
+            loader=PackageLoader("pipeline", "report"),
             autoescape=True,
             undefined=StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        page = environment.get_template("report.html").render(
+        page = environment.get_template("page.html").render(
             morphs=[morph_part(key, metrics[key]) for key in params.morphs],
             sets=[set_part(key, params.the_set(key), params.train) for key in params.sets],
             base=params.base,

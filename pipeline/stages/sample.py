@@ -11,12 +11,12 @@ from pipeline.adapters.store import read_index
 from pipeline.base.device import choose_device
 from pipeline.base.opening import open_base
 from pipeline.base.stable_diffusion import StableDiffusion
-from pipeline.images.metadata import read_rows
-from pipeline.images.sheets import grid
-from pipeline.images.tensors import read_pictures, to_arrays
-from pipeline.morphing.guidance import sample_captions
+from pipeline.frames.sheets import grid
+from pipeline.frames.tensors import read_pictures, to_arrays
 from pipeline.outputs import made, whole_file
 from pipeline.params import SampleSection, load_params
+from pipeline.pictures.metadata import read_rows
+from pipeline.sampling.guidance import sample_captions
 from pipeline.tracking import track
 
 

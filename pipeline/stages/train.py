@@ -17,26 +17,26 @@ from datasets import disable_progress_bars, load_dataset
 from PIL import Image
 from tqdm import tqdm
 
-from pipeline.adapters.checkpoints import Checkpoints, TrainState, held
-from pipeline.adapters.draws import Sample
-from pipeline.adapters.encoding import encode_sample
-from pipeline.adapters.finished import Finished
 from pipeline.adapters.lora import keyed_seed, lora_config, save_adapter
-from pipeline.adapters.pack import AdapterPack
-from pipeline.adapters.processes import ALONE, Processes, is_launched, joined, launch, wanted
-from pipeline.adapters.rates import learning_rate
-from pipeline.adapters.stamp import stamp
 from pipeline.adapters.store import write_index
-from pipeline.adapters.training import Curves, Job, Watch, curves_of, hardly_moved, train_adapters
 from pipeline.base.device import choose_device
 from pipeline.base.opening import open_base
 from pipeline.base.stable_diffusion import StableDiffusion
-from pipeline.images.metadata import read_rows
-from pipeline.images.tensors import Frame, to_arrays
-from pipeline.morphing.ddim import sample
+from pipeline.frames.tensors import Frame, to_arrays
 from pipeline.outputs import made, whole_file, whole_folder
 from pipeline.params import BaseSection, MachineSection, Params, TrainSection, load_params
+from pipeline.pictures.metadata import read_rows
+from pipeline.sampling.solver import sample
 from pipeline.tracking import Tracker, track
+from pipeline.training.checkpoints import Checkpoints, TrainState, held
+from pipeline.training.code_digest import stamp
+from pipeline.training.draws import Sample
+from pipeline.training.encoding import encode_sample
+from pipeline.training.finished import Finished
+from pipeline.training.loop import Curves, Job, Watch, curves_of, hardly_moved, train_adapters
+from pipeline.training.pack import AdapterPack
+from pipeline.training.processes import ALONE, Processes, is_launched, joined, launch, wanted
+from pipeline.training.rates import learning_rate
 
 WORK = Path(".work/adapters")
 LATENTS = Path(".work/latents")

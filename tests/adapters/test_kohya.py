@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 
 from pipeline.adapters.kohya import write_kohya
 from pipeline.adapters.lora import lora_config, save_adapter
-from pipeline.adapters.pack import AdapterPack
 from pipeline.base.stable_diffusion import StableDiffusion
-from tests.adapters.training_settings import SETTINGS
+from pipeline.training.pack import AdapterPack
+from tests.training.settings import SETTINGS
 
 Fresh = Callable[[], StableDiffusion]
 

@@ -11,10 +11,10 @@ from diffusers import StableDiffusionPipeline
 
 from pipeline.adapters.lora import keyed_seed, lora_config, read_adapter, read_notes, save_adapter
 from pipeline.adapters.mixing import mixed_adapters
-from pipeline.adapters.pack import AdapterPack
 from pipeline.base.stable_diffusion import StableDiffusion
 from pipeline.errors import UserError
-from tests.adapters.training_settings import SETTINGS as TINY
+from pipeline.training.pack import AdapterPack
+from tests.training.settings import SETTINGS as TINY
 
 Fresh = Callable[[], StableDiffusion]
 NOTES = {"base": {"source": "tiny", "digest": "sha256:0"}, "captions": {"a.png": "ein Häuschen"}}
@@ -67,8 +67,8 @@ def test_the_same_adapter_is_the_same_file_in_every_process(tmp_path: Path, tiny
     script = (
         "import sys, torch; from pathlib import Path; from tests.tiny import open_tiny\n"
         "from pipeline.adapters.lora import lora_config, save_adapter\n"
-        "from pipeline.adapters.pack import AdapterPack\n"
-        "from tests.adapters.training_settings import SETTINGS\n"
+        "from pipeline.training.pack import AdapterPack\n"
+        "from tests.training.settings import SETTINGS\n"
         "pack = AdapterPack(open_tiny(Path(sys.argv[1])).unet, [1], SETTINGS)\n"
         "save_adapter(Path(sys.argv[2]), pack.tensors(0), lora_config(SETTINGS), {'b': 1, 'a': {'z': 2, 'y': 3}})\n"
     )

@@ -6,11 +6,11 @@ from torch import nn
 
 from pipeline.adapters.lora import lora_config, read_adapter, save_adapter
 from pipeline.adapters.mixing import Adapter, mixed_adapters
-from pipeline.adapters.pack import AdapterPack
 from pipeline.base.stable_diffusion import StableDiffusion
-from tests.adapters.training_settings import SETTINGS
+from pipeline.training.pack import AdapterPack
 from tests.reference import merged, random_adapters
 from tests.tiny import open_tiny
+from tests.training.settings import SETTINGS
 
 
 def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -11,7 +11,7 @@ from diffusers import StableDiffusionXLPipeline
 from pipeline.base.checking import find_base_problems
 from pipeline.base.stable_diffusion_xl import StableDiffusionXL
 from pipeline.morphing.engine import Borrowing, Keyframe, Recipe, invert_keyframes, morph_segment
-from pipeline.morphing.guidance import sample_captions
+from pipeline.sampling.guidance import sample_captions
 from tests.reference import random_adapters
 from tests.tiny import build_tiny_xl, open_tiny, section
 

@@ -16,12 +16,11 @@ from tqdm import tqdm
 
 from pipeline.adapters.mixing import Adapter
 from pipeline.base.stable_diffusion import StableDiffusion
-from pipeline.evaluation.distances import perceptual, psnr
+from pipeline.distances.perceptual import perceptual, psnr
 from pipeline.evaluation.metrics import smoothness
 from pipeline.evaluation.naturalness import naturalness
-from pipeline.images.sheets import strip
-from pipeline.images.tensors import to_arrays
-from pipeline.morphing.ddim import FixedPoint
+from pipeline.frames.sheets import strip
+from pipeline.frames.tensors import to_arrays
 from pipeline.morphing.engine import (
     Borrowing,
     Keyframe,
@@ -34,6 +33,7 @@ from pipeline.morphing.engine import (
 from pipeline.morphing.interpolation import lerp
 from pipeline.morphing.pacing import even
 from pipeline.params import load_params
+from pipeline.sampling.solver import FixedPoint
 from tests.benchmarks.pairs import scenes, trained_keyframes
 from tests.benchmarks.shared import open_pocket, paintings
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from pipeline.images.world import Scene, attribute_values
+from pipeline.landscapes.world import Scene, attribute_values
 
 ATTRIBUTES = ("time", "rock", "foreground", "ridges")
 FEATURES = 64

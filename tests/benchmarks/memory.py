@@ -12,8 +12,8 @@ import sys
 
 import torch
 
-from pipeline.evaluation.distances import perceptual
-from pipeline.images.world import caption
+from pipeline.distances.perceptual import perceptual
+from pipeline.landscapes.world import caption
 from pipeline.morphing.engine import Borrowing, Keyframe, Recipe, invert_keyframes, morph_segment, paced_alphas
 from pipeline.stages.morph import draw_latents
 from tests.benchmarks.pairs import scenes

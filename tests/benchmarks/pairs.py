@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pipeline.adapters.checkpoints import Checkpoints
-from pipeline.adapters.encoding import encode_sample
 from pipeline.adapters.mixing import Adapter
-from pipeline.adapters.pack import AdapterPack
-from pipeline.adapters.training import Job, train_adapters
 from pipeline.base.stable_diffusion import StableDiffusion
-from pipeline.images.world import HELD_OUT, Scene, caption
+from pipeline.landscapes.world import HELD_OUT, Scene, caption
 from pipeline.morphing.engine import Keyframe
 from pipeline.params import TrainSection
 from pipeline.stages.morph import draw_latents
+from pipeline.training.checkpoints import Checkpoints
+from pipeline.training.encoding import encode_sample
+from pipeline.training.loop import Job, train_adapters
+from pipeline.training.pack import AdapterPack
 from tests.benchmarks.shared import paintings, scenes_from
 
 FIRST = HELD_OUT + 6_000_000

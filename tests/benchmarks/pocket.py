@@ -16,11 +16,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from pipeline.base.stable_diffusion import StableDiffusion
-from pipeline.evaluation.distances import perceptual, psnr
-from pipeline.images.world import HELD_OUT, Scene, caption
-from pipeline.morphing.ddim import Progress, invert, sample
+from pipeline.distances.perceptual import perceptual, psnr
+from pipeline.landscapes.world import HELD_OUT, Scene, caption
 from pipeline.morphing.interpolation import lerp
 from pipeline.pocket.sheet import sample_scenes, sample_sheet
+from pipeline.sampling.solver import Progress, invert, sample
 from tests.benchmarks.classifier import accuracies, features, frechet_distance, train_reader
 from tests.benchmarks.shared import open_pocket, paintings, scenes_from
 

@@ -10,8 +10,8 @@ from pipeline.base.checking import base_digest
 from pipeline.base.device import choose_device
 from pipeline.base.opening import open_base
 from pipeline.base.stable_diffusion import StableDiffusion
-from pipeline.images.painter import paint
-from pipeline.images.world import Scene, draw_scene
+from pipeline.landscapes.painter import paint
+from pipeline.landscapes.world import Scene, draw_scene
 from pipeline.params import BaseSection
 
 

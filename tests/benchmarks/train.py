@@ -16,13 +16,13 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from pipeline.adapters.checkpoints import Checkpoints
-from pipeline.adapters.draws import Sample
-from pipeline.adapters.encoding import encode_sample
-from pipeline.adapters.training import Job, train_adapters
 from pipeline.base.stable_diffusion import StableDiffusion
-from pipeline.images.world import HELD_OUT, caption
+from pipeline.landscapes.world import HELD_OUT, caption
 from pipeline.params import TrainSection, load_params
+from pipeline.training.checkpoints import Checkpoints
+from pipeline.training.draws import Sample
+from pipeline.training.encoding import encode_sample
+from pipeline.training.loop import Job, train_adapters
 from tests.benchmarks.shared import open_pocket, paintings, scenes_from
 from tests.peft_adapters import adapter_weights, add_adapter
 

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.evaluation.lpips import SMALLEST_SIDE, Lpips, expected_shapes, find_lpips_problems
-from tests.evaluation.samples import distorted, picture, tensor
+from tests.distances.samples import distorted, picture, tensor
 
 
 def random_weights() -> dict[str, Tensor]:

@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from pipeline.evaluation import features
-from pipeline.evaluation.distances import perceptual, psnr, ssim
-from pipeline.evaluation.features import extract
+from pipeline.distances import features
+from pipeline.distances.features import extract
+from pipeline.distances.perceptual import perceptual, psnr, ssim
 from pipeline.evaluation.metrics import (
     Smoothness,
     cumulative,
@@ -21,7 +21,7 @@ from pipeline.evaluation.metrics import (
     segments,
     smoothness,
 )
-from tests.evaluation.samples import PHOTOGRAPHS, picture, tensor
+from tests.distances.samples import PHOTOGRAPHS, picture, tensor
 
 FRAMES = 13
 

@@ -5,8 +5,8 @@ from scipy.ndimage import gaussian_filter
 
 from pipeline.base.stable_diffusion import StableDiffusion
 from pipeline.evaluation.naturalness import SHARES, denoising_errors, naturalness
-from pipeline.images.painter import paint
-from pipeline.images.world import HELD_OUT, caption, draw_scene
+from pipeline.landscapes.painter import paint
+from pipeline.landscapes.world import HELD_OUT, caption, draw_scene
 from tests.declarations import ROOT
 from tests.tiny import open_tiny
 

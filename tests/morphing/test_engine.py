@@ -7,7 +7,6 @@ import torch
 from diffusers import DDIMScheduler
 
 from pipeline.base.stable_diffusion import StableDiffusion
-from pipeline.morphing.ddim import FixedPoint, sample
 from pipeline.morphing.engine import (
     Borrowing,
     Keyframe,
@@ -18,6 +17,7 @@ from pipeline.morphing.engine import (
     morph_segment,
     paced_alphas,
 )
+from pipeline.sampling.solver import FixedPoint, sample
 from tests.reference import FrameByFrame, random_adapters
 from tests.tiny import open_tiny
 

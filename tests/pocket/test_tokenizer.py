@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.images.world import VOCABULARY, caption, draw_scene
+from pipeline.landscapes.world import VOCABULARY, caption, draw_scene
 from pipeline.pocket.tokenizer import END, MAX_TOKENS, START, build_tokenizer
 
 

@@ -5,7 +5,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import nn
 
-from pipeline.images.world import HELD_OUT, VOCABULARY
+from pipeline.landscapes.world import HELD_OUT, VOCABULARY
 from pipeline.params import PocketSection
 from pipeline.pocket import progress
 from pipeline.pocket.autoencoder import batch_standardised, encode_all, train_autoencoder

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.distances.perceptual import perceptual
 from pipeline.errors import UserError
-from pipeline.evaluation.distances import perceptual
 from pipeline.evaluation.lpips import Lpips
 from pipeline.evaluation.naturalness import SHARES
 from pipeline.stages import check, evaluate, morph

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
+from tests.conftest import run_all
 from tests.project import contents, edit, make_project, with_values
-from tests.stages.conftest import run_all
 
 MADE = ("data", "models", "reports")
 

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-from pipeline.evaluation.plots import Training
 from pipeline.params import load_params
-from pipeline.stages.page import MOST_FRAMES, place_of, read_trainings, shown_frames, why_ended
+from pipeline.report.page import MOST_FRAMES, place_of, read_trainings, shown_frames, why_ended
+from pipeline.report.plots import Training
 from tests.declarations import ROOT
 from tests.project import HILLS
 
@@ -259,16 +259,16 @@ def test_an_adapter_that_ended_early_has_fewer_losses(tmp_path: Path) -> None:
 
 def test_every_file_of_the_page_is_declared_and_packed() -> None:
     files = sorted(
-        path.name for path in (ROOT / "pipeline/stages").iterdir() if path.suffix in (".html", ".css", ".js")
+        path.name for path in (ROOT / "pipeline/report").iterdir() if path.suffix in (".html", ".css", ".js")
     )
     dvc = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
-    assert {f"pipeline/stages/{name}" for name in files} <= set(dvc["stages"]["report"]["deps"])
+    assert {f"pipeline/report/{name}" for name in files} <= set(dvc["stages"]["report"]["deps"])
     packed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["package-data"]
-    assert sorted(packed["pipeline.stages"]) == files
+    assert sorted(packed["pipeline.report"]) == files
 
 
 def test_the_script_finds_what_it_looks_for(text: str) -> None:
-    script = (ROOT / "pipeline/stages/report.js").read_text(encoding="utf-8")
+    script = (ROOT / "pipeline/report/page.js").read_text(encoding="utf-8")
     classes = {name for value in re.findall(r'class="([^"]+)"', text) for name in value.split()}
     wanted = set(re.findall(r'querySelector(?:All)?\("\.(\w+)"', script))
     assert wanted == {"viewer", "stack", "place", "controls", "clip"} and wanted <= classes

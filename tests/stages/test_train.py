@@ -20,11 +20,11 @@ import torch
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
-from pipeline.adapters import encoding
-from pipeline.adapters.processes import Processes
 from pipeline.params import load_params
 from pipeline.stages import prepare, train
 from pipeline.tracking import Tracker
+from pipeline.training import encoding
+from pipeline.training.processes import Processes
 from tests.project import DOTS, HILLS, ROOT, contents, edit, paint, paint_set, with_entries, with_values
 
 
@@ -274,7 +274,7 @@ def long_project(project: Path) -> Path:
 HELD = """\
 import signal
 import time
-from pipeline.adapters import training
+from pipeline.training import loop as training
 
 plain = training.draw_batch
 

@@ -239,8 +239,8 @@ def test_a_logged_adapter_paints_what_our_own_sampling_paints(
     import torch
 
     from pipeline.adapters.lora import lora_config, read_adapter, save_adapter
-    from pipeline.morphing.guidance import sample_captions
     from pipeline.params import load_params
+    from pipeline.sampling.guidance import sample_captions
     from tests.peft_adapters import adapter_weights, add_adapter
     from tests.tiny import open_tiny
 

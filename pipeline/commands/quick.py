@@ -1,0 +1,72 @@
+"""`morphline morph a.jpg b.jpg`: from a few pictures to a clip in one command, through the same tracked pipeline."""
+
+import json
+import re
+import subprocess
+import sys
+import unicodedata
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+
+from pipeline.commands import add, clip
+from pipeline.errors import Problem, UserError
+from pipeline.params import load_params
+
+
+def run(
+    pictures: Sequence[Path],
+    captions: Sequence[str],
+    out: Path,
+    *,
+    fps: float | None = None,
+    hold: float | None = None,
+    size: int | None = None,
+    force: bool = False,
+) -> Path:
+    """Add the pictures as a set and a morph (or find those of before), run the pipeline for it, and write the clip.
+
+    Raises:
+        UserError: for pictures or captions that `morphline add` refuses, a clip that `morphline clip` would not write,
+            and a pipeline that stopped, which has said why.
+    """
+    clip.check_out(out, fps, hold, size, force)
+    key, known = find_key(pictures, captions)
+    if not known:
+        add.run(key, pictures, captions)
+    code = subprocess.call([sys.executable, "-m", "dvc", "repro", f"morph@{key}"])
+    if code:
+        mend = f"Mend what it said above, then `dvc repro morph@{key}`, or the same command again."
+        raise UserError(Problem(f"dvc repro morph@{key}", f"it stopped (exit code {code})", mend))
+    return clip.run(key, out, fps=fps, hold=hold, size=size, force=force)
+
+
+def find_key(pictures: Sequence[Path], captions: Sequence[str]) -> tuple[str, bool]:
+    """A key from the pictures' names, and whether it is that of the very same pictures and captions added before."""
+    stem = "-".join(plain(picture.stem) for picture in pictures)[:60].strip("-") or "morph"
+    params = load_params()
+    for number in count(1):
+        key = stem if number == 1 else f"{stem}-{number}"
+        folder = add.RAW / key
+        if key not in params.sets and key not in params.morphs and not folder.exists():
+            return key, False
+        if key in params.morphs and _same(folder, pictures, captions):
+            return key, True
+    raise AssertionError("unreachable: there are always more numbers")
+
+
+def plain(text: str) -> str:
+    """Lower-case letters, digits and single hyphens: "Großer See (2)" gives "grosser-see-2"."""
+    folded = unicodedata.normalize("NFKD", text.casefold()).encode("ascii", "ignore").decode()
+    return re.sub(r"[^a-z0-9]+", "-", folded).strip("-")
+
+
+def _same(folder: Path, pictures: Sequence[Path], captions: Sequence[str]) -> bool:
+    try:
+        lines = (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
+        texts = [row["text"] for row in rows]
+        contents = [(folder / row["file_name"]).read_bytes() for row in rows]
+        return texts == [caption.strip() for caption in captions] and contents == [p.read_bytes() for p in pictures]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # another set, or one that was changed: `find_key` takes another name

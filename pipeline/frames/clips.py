@@ -1,0 +1,123 @@
+"""Frames as files that play: PNGs, animated WebP and GIF, and MP4. The same frames always give the same bytes."""
+
+from collections.abc import Collection, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+
+from pipeline.frames.tensors import Frame
+
+_MP4_SHORT_SIDE = 256  # players show a smaller clip as a stamp, and half of its colour resolution is lost in 4:2:0
+_BT709 = 1  # the number that H.264 has for this colour space, primaries and transfer, and for the narrow range
+
+
+def write_frames(folder: Path, frames: Sequence[Frame]) -> None:
+    """Write 0000.png, 0001.png and so on into an existing folder."""
+    _check(frames)
+    for number, frame in enumerate(frames):
+        Image.fromarray(frame).save(folder / frame_name(number, len(frames)), format="PNG")
+
+
+def frame_name(number: int, count: int) -> str:
+    """The file name of one of `count` frames: four digits, or as many as keep the names in order."""
+    return f"{number:0{max(4, len(str(count - 1)))}}.png"
+
+
+def write_webp(path: Path, frames: Sequence[Frame], fps: float, hold_at: Collection[int] = (), hold: float = 0) -> None:
+    """Write an endless animated WebP in the frames' own size, lossy at quality 90.
+
+    Each frame is shown for 1/fps seconds, those with an index in `hold_at` for `hold` seconds more. WebP counts in
+    milliseconds; rounding does not add up over the clip.
+    """
+    _check(frames, hold_at)
+    first, *others = [Image.fromarray(frame) for frame in frames]
+    first.save(
+        path,
+        format="WEBP",
+        save_all=True,
+        append_images=others,
+        duration=_durations(len(frames), fps, hold_at, hold, 1000),
+        loop=0,
+        quality=90,
+        method=4,
+    )
+
+
+def write_mp4(
+    path: Path,
+    frames: Sequence[Frame],
+    fps: float,
+    hold_at: Collection[int] = (),
+    hold: float = 0,
+    enlarge: bool = True,
+) -> None:
+    """Write an H.264 MP4 that plays everywhere: 4:2:0, BT.709, its index at the front for the web.
+
+    The frame rate is constant, so frames with an index in `hold_at` are repeated round(hold * fps) times. Frames with
+    a short side under 256 pixels are enlarged by a whole factor (Lanczos) to at least that, unless `enlarge` is False;
+    odd sides get one more row or column of edge pixels.
+    """
+    _check(frames, hold_at)
+    height, width = _playable(frames[0], enlarge).shape[:2]
+    rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))
+    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        # One thread: the number of threads is written into the stream.
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "16", "preset": "slow", "threads": "1"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        codec = stream.codec_context
+        codec.colorspace = codec.color_primaries = codec.color_trc = codec.color_range = _BT709
+        for frame in _held(frames, hold_at, round(hold * fps)):
+            picture = av.VideoFrame.from_ndarray(_playable(frame, enlarge), format="rgb24")
+            picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+
+
+def write_gif(path: Path, frames: Sequence[Frame], fps: float, hold_at: Collection[int] = (), hold: float = 0) -> None:
+    """Write an endless GIF, with a palette for each frame, dithered: a sunset has more than 256 colours.
+
+    Timed as `write_webp` does, but in hundredths of a second.
+    """
+    _check(frames, hold_at)
+    first, *others = [Image.fromarray(frame).quantize(256, dither=Image.Dither.FLOYDSTEINBERG) for frame in frames]
+    durations = [10 * hundredths for hundredths in _durations(len(frames), fps, hold_at, hold, 100)]
+    first.save(path, format="GIF", save_all=True, append_images=others, duration=durations, loop=0, disposal=1)
+
+
+def _durations(count: int, fps: float, hold_at: Collection[int], hold: float, unit: int) -> list[int]:
+    """How long each frame is shown, in 1/unit seconds, so that rounding does not add up."""
+    seconds = [1 / fps + (hold if number in hold_at else 0) for number in range(count)]
+    ends = np.rint(np.cumsum([0.0, *seconds]) * unit).astype(int)
+    return np.diff(ends).tolist()
+
+
+def _held(frames: Sequence[Frame], hold_at: Collection[int], repeats: int) -> Iterator[Frame]:
+    for number, frame in enumerate(frames):
+        for _ in range(1 + (repeats if number in hold_at else 0)):
+            yield frame
+
+
+def _playable(frame: Frame, enlarge: bool) -> Frame:
+    height, width = frame.shape[:2]
+    factor = -(-_MP4_SHORT_SIDE // min(height, width)) if enlarge else 1
+    if factor > 1:
+        picture = Image.fromarray(frame).resize((width * factor, height * factor), Image.Resampling.LANCZOS)
+        frame = np.asarray(picture)
+    odd = (frame.shape[0] % 2, frame.shape[1] % 2)
+    return np.ascontiguousarray(np.pad(frame, ((0, odd[0]), (0, odd[1]), (0, 0)), mode="edge"))
+
+
+def _check(frames: Sequence[Frame], hold_at: Collection[int] = ()) -> None:
+    if not len(frames):
+        raise ValueError("a clip needs at least one frame")
+    shape = frames[0].shape
+    if len(shape) != 3 or shape[2] != 3 or 0 in shape:
+        raise ValueError(f"frames must be (H, W, 3), found {shape}")
+    for number, frame in enumerate(frames):
+        if frame.shape != shape or frame.dtype != np.uint8:
+            raise ValueError(f"frame {number} is {frame.dtype} {frame.shape}, expected uint8 {shape}")
+    if outside := [number for number in hold_at if not 0 <= number < len(frames)]:
+        raise ValueError(f"hold_at names frames {outside}, but there are {len(frames)}")

@@ -1,0 +1,156 @@
+"""Reading metadata.jsonl: its lines as rows, and every mistake in them."""
+
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.errors import Problem, UserError
+from pipeline.pictures.rows import ALLOWED, Fault, Row, name_faults, parse_object, parse_row, shown, unread_columns
+
+METADATA = "metadata.jsonl"
+
+_BRING_BACK = "Run `dvc pull`, if DVC keeps it, or put it there"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of metadata.jsonl: written is its file_name as far as it can be read, name the same if nothing is wrong
+    with that, row None if anything is wrong with the line, misspelt the columns that look like one of the row's."""
+
+    where: str
+    written: str | None = None
+    name: str | None = None
+    row: Row | None = None
+    misspelt: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_rows(folder: Path) -> tuple[Row, ...]:
+    """The rows of `folder`/metadata.jsonl, in the order of the file. Pictures are not looked at.
+
+    Raises:
+        UserError: with every problem of the metadata, each with its line.
+    """
+    lines, problems = read_metadata(folder)
+    if problems:
+        raise UserError(*problems)
+    return tuple(line.row for line in lines if line.row)
+
+
+def read_metadata(folder: Path) -> tuple[list[Line], list[Problem]]:
+    """The lines of `folder`/metadata.jsonl, sound or not, and every problem of theirs. Raises nothing for bad input."""
+    path = folder / METADATA
+    missing = _missing_metadata(folder)
+    if missing:
+        return [], [missing]
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        return [], [Problem(str(path), f"the file cannot be read ({error.strerror})", "Make it readable.")]
+    save = "Save it as plain UTF-8 text"
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return [], [Problem(f"{path}:1", "UTF-16 text", f"{save}.")]
+    if b"\0" in content:
+        number = content[: content.index(b"\0")].count(b"\n") + 1
+        return [], [Problem(f"{path}:{number}", "a binary file, not text", f"{save}, one JSON object a line.")]
+    problems = []
+    if content.startswith(b"\xef\xbb\xbf"):
+        problems.append(Problem(f"{path}:1", "the file begins with a byte order mark", f"{save}, without the mark."))
+        content = content[3:]
+    lines: list[Line] = []
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if line.strip():
+            read, faults = _read_line(f"{path}:{number}", line)
+            lines.append(read)
+            problems += [Problem(read.where, *fault) for fault in faults]
+    if not lines:
+        problems.append(Problem(str(path), "no rows", "Write one row for each picture, or run `morphline add`."))
+    problems += _collisions(lines)
+    problems += _misspelt(lines)
+    return lines, problems
+
+
+def prepared_name(file_name: str) -> str:
+    """The name that a raw picture has once it is prepared: `dawn.jpg` becomes `dawn.png`."""
+    return f"{Path(file_name).stem}.png"
+
+
+def folded(name: str) -> str:
+    """The name as a file system sees it that knows neither case nor Unicode spellings."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def _missing_metadata(folder: Path) -> Problem | None:
+    path = folder / METADATA
+    # os.path, unlike pathlib, says no where access is denied.
+    if not os.path.isdir(folder):
+        found = "not a folder" if os.path.lexists(folder) else "the folder is missing"
+        return Problem(str(folder), found, f"{_BRING_BACK}, or make it with `morphline add {folder.name} PICTURES...`.")
+    if not os.path.lexists(path):
+        others = [name for name in ("metadata.csv", "metadata.parquet") if os.path.isfile(folder / name)]
+        mend = f"Convert {others[0]} to it: " if others else f"{_BRING_BACK}: "
+        mend += 'one JSON object a line, {"file_name": "dawn.jpg", "text": "a mountain lake at dawn"}.'
+        return Problem(str(path), "the file is missing", mend)
+    if not os.path.isfile(path):
+        return Problem(str(path), "not a file", "Put the captions there, one JSON object a line.")
+    return None
+
+
+def _read_line(where: str, line: bytes) -> tuple[Line, list[Fault]]:
+    try:
+        source = line.decode()
+    except UnicodeDecodeError as error:
+        found = f"not UTF-8 text (byte 0x{line[error.start]:02x} in column {error.start + 1})"
+        written = _glimpse_name(line.decode(errors="replace"))
+        return Line(where, written), [(found, "Save the file as plain UTF-8 text.")]
+    columns = parse_object(source)
+    if isinstance(columns, tuple):
+        return Line(where, _glimpse_name(source)), [columns]
+    row, faults = parse_row(columns)
+    written = columns.get("file_name")
+    if not isinstance(written, str):
+        return Line(where), faults
+    name = None if name_faults(written) else written
+    return Line(where, written, name, row, unread_columns(columns)), faults
+
+
+def _glimpse_name(broken: str) -> str | None:
+    """The file name on a line that is no JSON, so that its picture is not said to have no row."""
+    match = re.search(r'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")', broken)
+    try:
+        return str(json.loads(match[1])) if match else None
+    except ValueError:
+        return None
+
+
+def _collisions(lines: Iterable[Line]) -> Iterator[Problem]:
+    """Rows of one picture, and pictures that would be prepared under one name (also where case does not count)."""
+    first: dict[str, Line] = {}
+    for line in lines:
+        if line.name is None:
+            continue
+        earlier = first.setdefault(folded(prepared_name(line.name)), line)
+        if earlier is line or earlier.name is None:
+            continue
+        number = earlier.where.rpartition(":")[2]
+        if earlier.name == line.name:
+            yield Problem(
+                line.where, f"{shown(line.name)} has a row on line {number} already", "Remove one of the two."
+            )
+        else:
+            found = f"{shown(line.name)} and {shown(earlier.name)} of line {number} would both be prepared as one file"
+            yield Problem(line.where, f"{found}, {prepared_name(earlier.name)}", "Rename one of the two pictures.")
+
+
+def _misspelt(lines: Iterable[Line]) -> Iterator[Problem]:
+    """Each misspelt column once, where it first stands: imagefolders have the same columns on every line."""
+    told = set()
+    for line in lines:
+        for column, meant in line.misspelt.items():
+            if column not in told:
+                told.add(column)
+                mend = f"Rename it to {meant!r}, which is {ALLOWED[meant]}, or to something less like it."
+                yield Problem(line.where, f"the column {shown(column)} is not read", mend)

@@ -1,0 +1,142 @@
+"""Raw pictures of any kind as training pictures of one size, and a ledger of what was done to each."""
+
+import hashlib
+import json
+from functools import partial
+from pathlib import Path
+from typing import TypedDict
+
+from PIL import Image
+
+from pipeline.errors import Problem, UserError
+from pipeline.outputs import whole_folder
+from pipeline.parallel import in_order, with_progress, worker_count
+from pipeline.params import PrepareSection
+from pipeline.pictures.colours import to_srgb
+from pipeline.pictures.metadata import METADATA, prepared_name, read_rows
+from pipeline.pictures.reading import UnreadablePicture, load_picture
+from pipeline.pictures.rows import Row
+
+# Not .jsonl: `load_dataset(folder)` goes by the most common suffix, and beside a single picture would choose JSON.
+LEDGER = "ledger.log"
+
+_FILTERS = {
+    "lanczos": Image.Resampling.LANCZOS,
+    "bicubic": Image.Resampling.BICUBIC,
+    "area": Image.Resampling.BOX,
+}
+
+Window = tuple[float, float, float, float]
+"""left, top, right, bottom in pixels of the upright picture."""
+
+
+class LedgerEntry(TypedDict):
+    """What was done to one picture. size: of the upright source, in pixels; crop: the window of it that was kept;
+    scale: prepared over source pixels, above 1 where the picture was enlarged."""
+
+    file_name: str
+    source: str
+    sha256: str
+    format: str
+    mode: str
+    size: list[int]
+    done: list[str]
+    crop: list[float]
+    scale: float
+    upscaled: bool
+
+
+def prepare_set(raw: Path, out: Path, settings: PrepareSection, workers: int | None = None) -> None:
+    """Write a raw set as a prepared one: PNG pictures of one size, metadata.jsonl and the ledger, one JSON object a
+    line in the order of the rows. `out` appears whole or not at all; the bytes do not depend on `workers`
+    (None: one process a core).
+
+    Raises:
+        UserError: for faulty metadata, or the first picture that cannot be read.
+    """
+    rows = read_rows(raw)
+    with whole_folder(out) as folder:
+        prepare = partial(_prepare_file, raw, folder, settings)
+        entries = in_order(prepare, rows, worker_count(workers, len(rows), alone_below=16))
+        with (
+            (folder / METADATA).open("w", encoding="utf-8", newline="\n") as metadata,
+            (folder / LEDGER).open("w", encoding="utf-8", newline="\n") as ledger,
+        ):
+            for row, entry in zip(rows, with_progress(entries, len(rows), f"prepare {raw.name}"), strict=True):
+                prepared = {"file_name": entry["file_name"], "text": row.text}
+                metadata.write(json.dumps(prepared, ensure_ascii=False) + "\n")
+                ledger.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+def prepare_picture(path: Path, row: Row, settings: PrepareSection) -> tuple[Image.Image, LedgerEntry]:
+    """One picture as RGB of exactly (settings.width, settings.height), without metadata, and its ledger entry.
+
+    The first frame, upright, in sRGB over settings.background, cropped to the wanted aspect about the row's box, its
+    focus or the centre, and resized in one go.
+
+    Raises:
+        UserError: when the file is not a picture that can be read, or is larger than settings.max_megapixels.
+    """
+    try:
+        picture = load_picture(path, settings.max_megapixels)
+    except UnreadablePicture as error:
+        raise UserError(Problem(str(path), error.found, error.mend)) from None
+    done = []
+    if picture.frames is None:
+        done.append("frame 1; the others could not be counted")
+    elif picture.frames > 1:
+        done.append(f"frame 1 of {picture.frames}")
+    if picture.orientation is None:
+        done.append("unreadable EXIF ignored, taken as upright")
+    elif picture.orientation != 1:
+        done.append(f"turned upright (EXIF orientation {picture.orientation})")
+    image, recoloured = to_srgb(picture.image, settings.background)
+    done += recoloured
+    window = crop_window(image.size, (settings.width, settings.height), row)
+    scale = settings.width / (window[2] - window[0])
+    resampling = _FILTERS[settings.resample]
+    if scale > 1 and resampling is Image.Resampling.BOX:
+        resampling = Image.Resampling.BICUBIC  # an average over less than a pixel would show blocks
+        done.append("bicubic, because area is for shrinking")
+    prepared = image.resize((settings.width, settings.height), resampling, box=window)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return prepared, LedgerEntry(
+        file_name=prepared_name(row.file_name),
+        source=row.file_name,
+        sha256=digest,
+        format=picture.format,
+        mode=picture.mode,
+        size=list(image.size),
+        done=done,
+        crop=[round(edge, 3) for edge in window],
+        scale=round(scale, 6),
+        upscaled=scale > 1,
+    )
+
+
+def crop_window(size: tuple[int, int], target: tuple[int, int], row: Row) -> Window:
+    """The part of a picture of `size` (width, height) to keep for a prepared picture of size `target`.
+
+    The largest window of the target's aspect, about the row's focus or the centre. For a row with a box, the smallest
+    that holds the box, or the largest that the picture allows. Moved so that it lies within the picture, and, where
+    it can, onto whole pixels.
+    """
+    width, height = size
+    most = min(width, height * target[0] / target[1])
+    x, y = row.focus or (0.5, 0.5)
+    if row.box:
+        left, top, right, bottom = row.box
+        x, y = (left + right) / 2, (top + bottom) / 2
+        wanted = max((right - left) * width, (bottom - top) * height * target[0] / target[1], 1.0)
+        most = min(most, wanted)
+    wide, high = most, min(height, most * target[1] / target[0])
+    left = min(max(round(x * width - wide / 2), 0), width - wide)
+    top = min(max(round(y * height - high / 2), 0), height - high)
+    return left, top, left + wide, top + high
+
+
+def _prepare_file(raw: Path, folder: Path, settings: PrepareSection, row: Row) -> LedgerEntry:
+    image, entry = prepare_picture(raw / row.file_name, row, settings)
+    image.save(folder / entry["file_name"], format="PNG")
+    return entry

@@ -1,0 +1,102 @@
+"""The optimizer of one row of a pack, and loss scales for float16."""
+
+import torch
+from torch import nn
+
+from pipeline.params import TrainSection
+from pipeline.training.pack import AdapterPack
+
+
+class RowOptimizer:
+    """AdamW (Loshchilov and Hutter 2019) over one adapter's two rows, each with its own rate.
+
+    LoRA+ (Hayou et al. 2024): B learns `b_rate` times as fast as A. The optimizer is an adapter's own, so that it can
+    be stopped, skipped and resumed without touching its neighbours.
+    """
+
+    def __init__(self, pack: AdapterPack, place: int, settings: TrainSection) -> None:
+        self.rows = {"down": nn.Parameter(pack.down[place]), "up": nn.Parameter(pack.up[place])}
+        self.rows["down"].grad, self.rows["up"].grad = pack.down_grad[place], pack.up_grad[place]
+        self._ratios = {"down": 1.0, "up": settings.b_rate}
+        groups = [{"params": [row], "name": name} for name, row in self.rows.items()]
+        kind = torch.optim.AdamW if settings.optimizer == "adamw" else _eight_bit()
+        self.optimizer = kind(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+
+    def set_rate(self, rate: float) -> None:
+        """The rate of the next step, for A."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * self._ratios[group["name"]]
+
+    def step(self) -> None:
+        """One step from the rows' gradients."""
+        self.optimizer.step()
+
+
+def _eight_bit() -> type[torch.optim.AdamW]:
+    from bitsandbytes.optim import AdamW8bit  # `check` has seen that it is there
+
+    return AdamW8bit
+
+
+class LossScales:
+    """A factor on each adapter's loss, so that small gradients survive float16 (Micikevicius et al. 2018).
+
+    One for each adapter: a neighbour's overflow costs it no step. Halved after an overflow, doubled after 2,000 steps
+    without one. Where it is not needed the factor is one and every gradient is used as it is.
+    """
+
+    GROW_AFTER = 2000
+
+    def __init__(self, count: int, enabled: bool, device: torch.device) -> None:
+        self.enabled = enabled
+        self.scales = torch.full((count,), 2.0**16 if enabled else 1.0, device=device)
+        self.good = torch.zeros(count, device=device)
+
+    def scaled(self, losses: torch.Tensor) -> torch.Tensor:
+        """Losses (N,) to take gradients of."""
+        return losses * self.scales if self.enabled else losses
+
+    def unscale(self, pack: AdapterPack) -> list[bool]:
+        """Bring gradients back to size; whose are finite."""
+        if not self.enabled:
+            return [True] * len(pack)
+        pack.down_grad /= self.scales[:, None]
+        pack.up_grad /= self.scales[:, None]
+        finite = pack.down_grad.isfinite().all(1) & pack.up_grad.isfinite().all(1)
+        for grads in (pack.down_grad, pack.up_grad):
+            grads[~finite] = 0
+        self.good = torch.where(finite, self.good + 1, 0)
+        grown = self.good >= self.GROW_AFTER
+        self.scales = torch.where(finite, torch.where(grown, self.scales * 2, self.scales), self.scales / 2)
+        self.good[grown] = 0
+        return finite.tolist()
+
+
+def row_tensors(pack: AdapterPack, optimizer: RowOptimizer, scales: LossScales, place: int) -> dict[str, torch.Tensor]:
+    """All that one adapter's training needs to go on, but for its curves: CPU tensors by name."""
+    tensors = {"weight/down": pack.down[place], "weight/up": pack.up[place]}
+    for name, row in optimizer.rows.items():
+        # Empty while every step so far overflowed.
+        for key, value in optimizer.optimizer.state[row].items():
+            tensors[f"optimizer/{name}/{key}"] = torch.as_tensor(value)
+    if scales.enabled:
+        tensors |= {"scale/factor": scales.scales[place], "scale/good": scales.good[place]}
+    return {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
+
+
+def load_rows(
+    pack: AdapterPack, optimizer: RowOptimizer, scales: LossScales, place: int, tensors: dict[str, torch.Tensor]
+) -> None:
+    """Put what `row_tensors` gave back in its place."""
+    pack.down[place] = tensors["weight/down"].to(pack.down)
+    pack.up[place] = tensors["weight/up"].to(pack.up)
+    for name, row in optimizer.rows.items():
+        prefix = f"optimizer/{name}/"
+        state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        if state:
+            # torch keeps the count of steps on the CPU.
+            optimizer.optimizer.state[row] = {
+                key: value.clone() if value.ndim == 0 else value.clone().to(row.device) for key, value in state.items()
+            }
+    if scales.enabled:
+        scales.scales[place], scales.good[place] = tensors["scale/factor"], tensors["scale/good"]
