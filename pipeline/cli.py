@@ -236,10 +236,10 @@ def sync() -> None:
     Example: morphline track sync
     """
     from pipeline.params import load_params
-    from pipeline.tracking import kept_files, refused_files, shown, sync, tracking_uri
+    from pipeline.tracking import kept_files, redacted, refused_files, sync, tracking_uri
 
     params = load_params().tracking
-    print(f"Runs kept in .work/tracking: {len(kept_files())}, to be sent to {shown(tracking_uri(params))}")
+    print(f"Runs kept in .work/tracking: {len(kept_files())}, to be sent to {redacted(tracking_uri(params))}")
     failed = 0
     for outcome in sync(params):
         print(f"  {outcome}")

@@ -1,4 +1,4 @@
-"""Mistakes that only the user can mend, said so that he can: what, where, and how to mend it."""
+"""Mistakes that only the user can fix, said so that he can: what, where, and how to fix it."""
 
 from dataclasses import dataclass
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 class Problem:
     """One mistake in the user's params, data or base.
 
-    where: the file, `file:line` or params key; found: what is wrong there; mend: the edit or command that mends it.
+    where: the file, `file:line` or params key; found: what is wrong there; fix: the edit or command that fixes it.
     """
 
     where: str
     found: str
-    mend: str
+    fix: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.found}. {self.mend}"
+        return f"{self.where}: {self.found}. {self.fix}"
 
 
 class UserError(Exception):

@@ -11,7 +11,7 @@ from pipeline.errors import Problem, UserError
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a new, empty folder that becomes `path` when the block succeeds; an existing `path` is then replaced.
 
     If the block raises, Ctrl-C included, the new folder is deleted and `path` is as it was before.
@@ -29,7 +29,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """Yield the name of a file to write, with the suffix of `path`, that becomes `path` when the block succeeds.
 
     If the block raises, Ctrl-C included, what was written is deleted and `path` is as it was before.
@@ -45,7 +45,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise
 
 
-def made(path: Path, stage: str) -> Path:
+def require_output(path: Path, stage: str) -> Path:
     """`path`, an output of another stage.
 
     Raises:

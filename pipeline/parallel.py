@@ -47,10 +47,8 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers:
                 waiting.append(pool.submit(function, item))
             yield result
     except BrokenProcessPool:
-        mend = "Probably memory ran out: set machine.workers to 1 in params.yaml, or shrink the largest pictures."
-        raise UserError(
-            Problem("machine.workers", f"one of {workers} processes was ended from outside", mend)
-        ) from None
+        fix = "Probably memory ran out: set machine.workers to 1 in params.yaml, or shrink the largest pictures."
+        raise UserError(Problem("machine.workers", f"one of {workers} processes was ended from outside", fix)) from None
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -221,11 +221,11 @@ class Params(Section):
     machine: MachineSection
     tracking: TrackingSection
 
-    def the_set(self, key: str) -> SetSpec:
+    def get_set(self, key: str) -> SetSpec:
         """The set of that key. Raises UserError when there is none."""
         return _entry("sets", self.sets, key)
 
-    def the_morph(self, key: str) -> MorphSpec:
+    def get_morph(self, key: str) -> MorphSpec:
         """The morph of that key. Raises UserError when there is none."""
         return _entry("morphs", self.morphs, key)
 

@@ -50,11 +50,11 @@ def all_imports(file: Path) -> set[Path]:
 def params_read(file: Path) -> set[str]:
     """Keys of params.yaml that a stage reads, as it declares them: `train`, `sets.${key}.train`, `morphs.${key}.set`.
 
-    Stages read `params.<section>`, and `spec.<field>` of `params.the_set(key)` or `params.the_morph(key)`; a section of
+    Stages read `params.<section>`, and `spec.<field>` of `params.get_set(key)` or `params.get_morph(key)`; a section of
     a spec is merged from the shared section and the entry's own.
     """
     tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
-    group = {"the_set": "sets", "the_morph": "morphs"}
+    group = {"get_set": "sets", "get_morph": "morphs"}
     groups = {group[n.attr] for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr in group}
     keys: set[str] = set()
     for node in ast.walk(tree):
@@ -79,5 +79,5 @@ def _is_spec(node: ast.expr) -> bool:
     return (
         isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
-        and node.func.attr in ("the_set", "the_morph")
+        and node.func.attr in ("get_set", "get_morph")
     )

@@ -203,5 +203,5 @@ def test_a_mistake_stops_at_check_with_every_result_in_place(
     assert made(project) == before
     git(project, "checkout", "-q", ".")
     answer = dvc(project, morphline, "repro")
-    assert (answer.ran, answer.code) == ([], 0), "once mended, all is as it was"
+    assert (answer.ran, answer.code) == ([], 0), "once fixed, all is as it was"
     assert made(project) == before

@@ -82,14 +82,14 @@ def read_notes(path: Path) -> dict[str, Any]:
     Raises:
         UserError: when the file is missing, damaged or not one of ours.
     """
-    mend = "Run `dvc repro` to train it again."
+    fix = "Run `dvc repro` to train it again."
     try:
         with safe_open(path, framework="pt") as file:
             return json.loads((file.metadata() or {})[_OWN_KEY])
     except FileNotFoundError:
-        raise UserError(Problem(str(path), "the adapter is missing", mend)) from None
+        raise UserError(Problem(str(path), "the adapter is missing", fix)) from None
     except Exception as error:  # safetensors raises its own exception type for each kind of damage
-        raise UserError(Problem(str(path), f"not an adapter of morphline ({error})", mend)) from error
+        raise UserError(Problem(str(path), f"not an adapter of morphline ({error})", fix)) from error
 
 
 def read_adapter(path: Path, base_digest: str, device: torch.device) -> Adapter:

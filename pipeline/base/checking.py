@@ -88,8 +88,8 @@ def _hub_problems(section: BaseSection) -> list[Problem]:
     if section.revision is None or not re.fullmatch(r"[0-9a-f]{40}", section.revision):
         # More often a path with a slip of the pen than an id of the Hub.
         found = f"there is no folder {section.source!r}, and for a Hub id {section.revision!r} is no commit"
-        mend = "Correct the path; or write a Hub id's commit, 40 hex digits, in base.revision (a branch can change)."
-        return [Problem("params.yaml: base.source", found, mend)]
+        fix = "Correct the path; or write a Hub id's commit, 40 hex digits, in base.revision (a branch can change)."
+        return [Problem("params.yaml: base.source", found, fix)]
     try:
         everything = {part for family in FAMILIES for part in family.parts}
         texts = [f"{part}/*.{end}" for part in sorted(everything) for end in ("json", "txt")]
@@ -101,8 +101,8 @@ def _hub_problems(section: BaseSection) -> list[Problem]:
     weights = family_of(config).weights if not problems else {}
     for component, stem in weights.items():
         if not any(re.fullmatch(rf"{component}/{stem}(-\d.*)?(\.fp16)?\.safetensors", name) for name in offered):
-            mend = "Use a base with safetensors weights."
-            problems.append(Problem(f"{section.source}: {component}", "no safetensors weights on the Hub", mend))
+            fix = "Use a base with safetensors weights."
+            problems.append(Problem(f"{section.source}: {component}", "no safetensors weights on the Hub", fix))
     return problems
 
 
@@ -131,8 +131,8 @@ def _ask_hub(section: BaseSection, ask: Callable[..., Answer]) -> Answer:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         commit = (section.revision or "")[:12]
         found = f"the Hub has no {section.source} at {commit}, or cannot be reached ({_first_line(error)})"
-        mend = "Correct the id and the revision, log in with `hf auth login`, or use a local folder."
-        raise UserError(Problem("params.yaml: base.source", found, mend)) from None
+        fix = "Correct the id and the revision, log in with `hf auth login`, or use a local folder."
+        raise UserError(Problem("params.yaml: base.source", found, fix)) from None
 
 
 def _first_line(error: BaseException) -> str:
@@ -146,8 +146,8 @@ def _single_file_problems(section: BaseSection) -> list[Problem]:
     else:
         problems = [Problem("params.yaml: base.source", f"there is no file {source}", "Correct the path.")]
     if section.config is None:
-        mend = "Name a diffusers folder of the same architecture (its weights are not needed)."
-        problems.append(Problem("params.yaml: base.config", "a single .safetensors file holds no configs", mend))
+        fix = "Name a diffusers folder of the same architecture (its weights are not needed)."
+        problems.append(Problem("params.yaml: base.config", "a single .safetensors file holds no configs", fix))
     else:
         problems += _folder_problems(Path(section.config), with_weights=False)
     return problems
@@ -156,8 +156,8 @@ def _single_file_problems(section: BaseSection) -> list[Problem]:
 def _folder_problems(folder: Path, with_weights: bool = True) -> list[Problem]:
     index = folder / "model_index.json"
     if not index.is_file():
-        mend = "A base is a diffusers folder; restore it, or choose another."
-        return [Problem(str(folder), "model_index.json is missing", mend)]
+        fix = "A base is a diffusers folder; restore it, or choose another."
+        return [Problem(str(folder), "model_index.json is missing", fix)]
     problems = json_problems(index, _class_name=tuple(family.pipeline for family in FAMILIES))
     if problems:
         return problems

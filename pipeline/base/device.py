@@ -17,7 +17,7 @@ def choose_device(name: str) -> torch.device:
         return torch.device(next(kind for kind in there if there[kind]))
     if not there[name]:
         found = f"there is no {name} device for torch here"
-        raise UserError(Problem("params.yaml: machine.device", found, "Write `auto`, or mend the torch installation."))
+        raise UserError(Problem("params.yaml: machine.device", found, "Write `auto`, or fix the torch installation."))
     return torch.device(name)
 
 

@@ -9,16 +9,16 @@ from pipeline.errors import Problem
 RESTORE = "Download or restore the base again."
 
 
-def json_problems(path: Path, mend: str = RESTORE, **expected: tuple[str | None, ...]) -> list[Problem]:
+def json_problems(path: Path, fix: str = RESTORE, **expected: tuple[str | None, ...]) -> list[Problem]:
     """Problems of a JSON object in a file. expected: key to the values that it may have."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return [Problem(str(path), "the file is missing", mend)]
+        return [Problem(str(path), "the file is missing", fix)]
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        return [Problem(str(path), f"not valid JSON ({str(error).splitlines()[0]})", mend)]
+        return [Problem(str(path), f"not valid JSON ({str(error).splitlines()[0]})", fix)]
     if not isinstance(content, dict):
-        return [Problem(str(path), "not a JSON object", mend)]
+        return [Problem(str(path), "not a JSON object", fix)]
     return [
         Problem(str(path), f"{key} is {content.get(key)!r}", f"Supported: {', '.join(filter(None, values))}.")
         for key, values in expected.items()
@@ -52,21 +52,21 @@ def weights_problems(part: Path, stem: str) -> list[Problem]:
 
 def safetensors_problems(file: Path) -> list[Problem]:
     """A safetensors file says in its header how long it must be; a broken download is shorter."""
-    mend = "Download or restore the file again."
+    fix = "Download or restore the file again."
     if not file.is_file():
-        return [Problem(str(file), "the file is missing", mend)]
+        return [Problem(str(file), "the file is missing", fix)]
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 2 <= length <= min(size - 8, 100_000_000):
-            return [Problem(str(file), "not a safetensors file, or cut off within its header", mend)]
+            return [Problem(str(file), "not a safetensors file, or cut off within its header", fix)]
         try:
             header = json.loads(stream.read(length))
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError, IndexError):
-            return [Problem(str(file), "the safetensors header is damaged", mend)]
+            return [Problem(str(file), "the safetensors header is damaged", fix)]
     expected = 8 + length + max(ends, default=0)
     if size != expected:
-        return [Problem(str(file), f"cut off or damaged: {size} bytes where its header says {expected}", mend)]
+        return [Problem(str(file), f"cut off or damaged: {size} bytes where its header says {expected}", fix)]
     return []

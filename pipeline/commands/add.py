@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from pipeline.errors import Problem, UserError
-from pipeline.outputs import whole_file, whole_folder
+from pipeline.outputs import atomic_file, atomic_folder
 from pipeline.params import KEY, load_params
 from pipeline.pictures.imagefolder import find_problems
 
@@ -31,7 +31,7 @@ def run(key: str, pictures: Sequence[Path], captions: Sequence[str]) -> None:
     if problems:
         raise UserError(*problems)
     names = [_file_name(picture) for picture in pictures]
-    with whole_folder(RAW / key) as folder:
+    with atomic_folder(RAW / key) as folder:
         for picture, name in zip(pictures, names, strict=True):
             shutil.copyfile(picture, folder / name)
         rows = [{"file_name": name, "text": text.strip()} for name, text in zip(names, captions, strict=True)]
@@ -47,8 +47,8 @@ def run(key: str, pictures: Sequence[Path], captions: Sequence[str]) -> None:
 def _problems(key: str, pictures: Sequence[Path], captions: Sequence[str], taken: set[str]) -> list[Problem]:
     problems = []
     if not re.fullmatch(KEY, key):
-        mend = "Allowed: lower-case letters, digits and (not first) hyphens."
-        problems.append(Problem("KEY", f"found {key!r}", mend))
+        fix = "Allowed: lower-case letters, digits and (not first) hyphens."
+        problems.append(Problem("KEY", f"found {key!r}", fix))
     elif key in taken or (RAW / key).exists():
         problems.append(Problem("KEY", f"{key!r} is there already", "Choose another key; nothing is overwritten."))
     if len(pictures) < 2:
@@ -75,7 +75,7 @@ def _file_name(path: Path) -> str:
 
 
 def _as_given(problem: Problem, folder: Path) -> Problem:
-    return Problem(problem.where.replace(f"{folder}/", ""), problem.found, problem.mend)
+    return Problem(problem.where.replace(f"{folder}/", ""), problem.found, problem.fix)
 
 
 def _add_to_params(key: str, names: Sequence[str]) -> None:
@@ -84,7 +84,7 @@ def _add_to_params(key: str, names: Sequence[str]) -> None:
     entry = {"adapter": "image", "prepare": {}, "train": {}, "sample": {}}
     text = _with_entry(text, "sets", key, entry)
     text = _with_entry(text, "morphs", key, {"set": key, "keyframes": list(names), "morph": {}})
-    with whole_file(PARAMS) as path:
+    with atomic_file(PARAMS) as path:
         path.write_bytes(text.encode("utf-8"))
         load_params(path)
 

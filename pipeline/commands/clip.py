@@ -11,7 +11,7 @@ from pipeline.errors import Problem, UserError
 from pipeline.frames.clips import write_frames, write_gif, write_mp4, write_webp
 from pipeline.frames.tensors import Frame, from_arrays, read_arrays, read_pictures, resized, to_arrays
 from pipeline.morphing.interpolation import with_real_ends
-from pipeline.outputs import made, whole_file, whole_folder
+from pipeline.outputs import atomic_file, atomic_folder, require_output
 from pipeline.params import load_params
 
 KINDS = (".mp4", ".webp", ".gif")
@@ -37,16 +37,16 @@ def run(
     Raises:
         UserError: for a morph that is unknown or not made, and for what `check_out` refuses.
     """
-    spec = load_params().the_morph(key)
+    spec = load_params().get_morph(key)
     check_out(out, fps, hold, size, force)
-    folder = made(Path("data/morphs", key), f"morph@{key}")
+    folder = require_output(Path("data/morphs", key), f"morph@{key}")
     facts = json.loads((folder / "morph.json").read_text(encoding="utf-8"))
     settings = facts["settings"]
     frames = _frames(folder, Path("data/prepared", spec.set), facts)
     if size:
         frames = [resized(frame, size) for frame in frames]
     if not out.suffix:
-        with whole_folder(out) as partial:
+        with atomic_folder(out) as partial:
             write_frames(partial, frames)
         return out
     pace = settings["fps"] if fps is None else fps
@@ -54,9 +54,9 @@ def run(
     stops = [keyframe["frame"] for keyframe in facts["keyframes"]]
     kind = out.suffix.lower()
     if kind == ".gif" and pace > GIF_FPS:
-        mend = f"Say --fps {GIF_FPS} or less, or write an .mp4 or .webp."
-        raise UserError(Problem("--fps", f"GIFs play at most {GIF_FPS} frames a second, found {pace:g}", mend))
-    with whole_file(out) as partial:
+        fix = f"Say --fps {GIF_FPS} or less, or write an .mp4 or .webp."
+        raise UserError(Problem("--fps", f"GIFs play at most {GIF_FPS} frames a second, found {pace:g}", fix))
+    with atomic_file(out) as partial:
         if kind == ".mp4":
             write_mp4(partial, frames, pace, stops, rest, enlarge=size is None)
         else:
@@ -73,11 +73,11 @@ def check_out(out: Path, fps: float | None, hold: float | None, size: int | None
     """
     problems = []
     if out.suffix and out.suffix.lower() not in KINDS:
-        mend = f"Name a file that ends in {', '.join(KINDS)}, or a folder for PNGs, with no dot in its name."
-        problems.append(Problem("--out", f"found {str(out)!r}", mend))
+        fix = f"Name a file that ends in {', '.join(KINDS)}, or a folder for PNGs, with no dot in its name."
+        problems.append(Problem("--out", f"found {str(out)!r}", fix))
     elif out.exists() and (not force or out.is_dir() == bool(out.suffix)):
-        mend = "Name another, or say --force." if out.is_dir() != bool(out.suffix) else "Name another."
-        problems.append(Problem("--out", f"{out} is there already", mend))
+        fix = "Name another, or say --force." if out.is_dir() != bool(out.suffix) else "Name another."
+        problems.append(Problem("--out", f"{out} is there already", fix))
     elif out.is_dir() and any(path.suffix != ".png" or not path.is_file() for path in out.iterdir()):
         problems.append(Problem("--out", f"{out} holds more than PNGs, which would be lost", "Name another folder."))
     if fps is not None and not 0 < fps <= 120:
@@ -103,6 +103,6 @@ def _frames(folder: Path, prepared: Path, facts: dict[str, Any]) -> list[Frame]:
     shown = frames[:1]
     for (start, end), ends, alphas in zip(pairwise(stops), pairwise(real), facts["alphas"]["morph"], strict=True):
         segment = from_arrays(frames[start : end + 1])
-        mended = to_arrays(with_real_ends(segment, torch.tensor(alphas), *ends, settings["correct_ends"]))
-        shown = [*shown[:-1], *mended]
+        fixed = to_arrays(with_real_ends(segment, torch.tensor(alphas), *ends, settings["correct_ends"]))
+        shown = [*shown[:-1], *fixed]
     return shown[:-1] if settings["loop"] else shown

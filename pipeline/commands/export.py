@@ -5,7 +5,7 @@ from pathlib import Path
 from pipeline.adapters.kohya import write_kohya
 from pipeline.adapters.store import read_index
 from pipeline.errors import Problem, UserError
-from pipeline.outputs import whole_file
+from pipeline.outputs import atomic_file
 
 
 def run(key: str, out: Path, force: bool) -> list[Path]:
@@ -18,9 +18,9 @@ def run(key: str, out: Path, force: bool) -> list[Path]:
     files = sorted(set(read_index(adapters).values()))
     targets = [out / file for file in files]
     if not force and (there := [target for target in targets if target.exists()]):
-        mend = "Name another folder, or say --force."
-        raise UserError(*(Problem(str(target), "the file is there already", mend) for target in there))
+        fix = "Name another folder, or say --force."
+        raise UserError(*(Problem(str(target), "the file is there already", fix) for target in there))
     for file, target in zip(files, targets, strict=True):
-        with whole_file(target) as partial:
+        with atomic_file(target) as partial:
             write_kohya(adapters / file, partial)
     return targets

@@ -36,8 +36,8 @@ def run(
         add.run(key, pictures, captions)
     code = subprocess.call([sys.executable, "-m", "dvc", "repro", f"morph@{key}"])
     if code:
-        mend = f"Mend what it said above, then `dvc repro morph@{key}`, or the same command again."
-        raise UserError(Problem(f"dvc repro morph@{key}", f"it stopped (exit code {code})", mend))
+        fix = f"Fix what it said above, then `dvc repro morph@{key}`, or the same command again."
+        raise UserError(Problem(f"dvc repro morph@{key}", f"it stopped (exit code {code})", fix))
     return clip.run(key, out, fps=fps, hold=hold, size=size, force=force)
 
 

@@ -63,17 +63,17 @@ def expected_shapes() -> dict[str, tuple[int, ...]]:
 def find_lpips_problems(path: Path, digest: str | None) -> list[Problem]:
     """Everything that would keep a file of weights from use: damage, other tensors, or another file than the pinned."""
     if not path.is_file():
-        mend = f"Write null, or make the file: {COMMAND}"
-        return [Problem("params.yaml: evaluate.lpips", f"there is no file {str(path)!r}", mend)]
+        fix = f"Write null, or make the file: {COMMAND}"
+        return [Problem("params.yaml: evaluate.lpips", f"there is no file {str(path)!r}", fix)]
     if problems := safetensors_problems(path):
-        return [replace(problem, mend=f"Only safetensors are read. Make the file: {COMMAND}") for problem in problems]
+        return [replace(problem, fix=f"Only safetensors are read. Make the file: {COMMAND}") for problem in problems]
     with safe_open(path, framework="pt") as file:
         shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     for key, shape in expected_shapes().items():
         if shapes.get(key) != shape:
             found = f"{key} has shape {shapes[key]}" if key in shapes else f"{key} is missing"
-            mend = f"Expected a state dict of LPIPS with AlexNet, {key} of shape {shape}. Make it: {COMMAND}"
-            return [Problem(str(path), found, mend)]
+            fix = f"Expected a state dict of LPIPS with AlexNet, {key} of shape {shape}. Make it: {COMMAND}"
+            return [Problem(str(path), found, fix)]
     with path.open("rb") as stream:
         own = f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
     if digest == own:

@@ -14,7 +14,7 @@ from pipeline.errors import Problem
 from pipeline.parallel import in_order, with_progress, worker_count
 from pipeline.pictures.metadata import METADATA, Line, folded, prepared_name, read_metadata, read_rows
 from pipeline.pictures.reading import SUFFIXES, UnreadablePicture, load_picture
-from pipeline.pictures.rows import Fault, Row, printable, shown
+from pipeline.pictures.rows import Fault, Row, escaped, printable
 
 __all__ = ["METADATA", "Row", "find_problems", "prepared_name", "read_rows"]
 
@@ -64,21 +64,21 @@ def _missing_and_extra(folder: Path, entries: set[str], lines: Iterable[Line]) -
     meant = set()
     for name, near in _near_names([name for name in rows if name not in entries], extra):
         meant.add(near)
-        yield Problem(rows[name], f"the picture {shown(name)} is missing", _mend_missing(folder, name, near))
+        yield Problem(rows[name], f"the picture {escaped(name)} is missing", _mend_missing(folder, name, near))
     for name in (name for name in rows if name in entries):
         if _leaves(folder, name):
-            mend = "Put the picture itself there."
-            yield Problem(rows[name], f"{shown(name)} is a link that leaves the folder", mend)
+            fix = "Put the picture itself there."
+            yield Problem(rows[name], f"{escaped(name)} is a link that leaves the folder", fix)
         elif not os.path.isfile(folder / name):
-            yield Problem(rows[name], f"{shown(name)} is not a file", "Put the picture there.")
+            yield Problem(rows[name], f"{escaped(name)} is not a file", "Put the picture there.")
     for name in extra:
         if name not in meant:
-            mend = f'Add a row for it, {{"file_name": {json.dumps(name)}, "text": "..."}}, or move it away.'
-            yield Problem(printable(folder / name), f"the picture has no row in {METADATA}", mend)
+            fix = f'Add a row for it, {{"file_name": {json.dumps(name)}, "text": "..."}}, or move it away.'
+            yield Problem(printable(folder / name), f"the picture has no row in {METADATA}", fix)
     for name in sorted(entries):
         if os.path.isdir(folder / name) and not name.startswith(".") and _holds_pictures(folder / name):
-            mend = "Move its pictures beside metadata.jsonl and write a row for each, or move it away."
-            yield Problem(printable(folder / name), "a subfolder with pictures; a set is one flat folder", mend)
+            fix = "Move its pictures beside metadata.jsonl and write a row for each, or move it away."
+            yield Problem(printable(folder / name), "a subfolder with pictures; a set is one flat folder", fix)
 
 
 def _near_names(missing: Sequence[str], extra: Sequence[str]) -> Iterator[tuple[str, str | None]]:
@@ -95,10 +95,10 @@ def _mend_missing(folder: Path, name: str, near: str | None) -> str:
         dvc = "run `dvc pull`" if os.path.isfile(folder / f"{name}.dvc") else "put the picture there"
         return f"Correct the name, {dvc}, or remove the row."
     if unicodedata.normalize("NFC", near) == unicodedata.normalize("NFC", name):
-        # They look the same on the screen, so only a command can mend it.
+        # They look the same on the screen, so only a command can fix it.
         move = shlex.join(["mv", "--", str(folder / near), str(folder / name)])
         return f"The folder has it in another Unicode spelling: `{move}`."
-    return f"Did you mean {shown(near)}?"
+    return f"Did you mean {escaped(near)}?"
 
 
 def _is_picture(name: str) -> bool:
@@ -132,12 +132,12 @@ def _unreadable(
         faults = with_progress(faults, len(named), f"check {folder.name}")
     for (name, where), fault in zip(named.items(), faults, strict=True):
         if fault:
-            yield Problem(where, f"{shown(name)}: {fault[0]}", fault[1])
+            yield Problem(where, f"{escaped(name)}: {fault[0]}", fault[1])
 
 
 def _picture_fault(path: Path, max_megapixels: float) -> Fault | None:
     try:
         load_picture(path, max_megapixels)
     except UnreadablePicture as error:
-        return error.found, error.mend
+        return error.found, error.fix
     return None

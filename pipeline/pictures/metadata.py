@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.errors import Problem, UserError
-from pipeline.pictures.rows import ALLOWED, Fault, Row, name_faults, parse_object, parse_row, shown, unread_columns
+from pipeline.pictures.rows import ALLOWED, Fault, Row, escaped, name_faults, parse_object, parse_row, unread_columns
 
 METADATA = "metadata.jsonl"
 
@@ -91,9 +91,9 @@ def _missing_metadata(folder: Path) -> Problem | None:
         return Problem(str(folder), found, f"{_BRING_BACK}, or make it with `morphline add {folder.name} PICTURES...`.")
     if not os.path.lexists(path):
         others = [name for name in ("metadata.csv", "metadata.parquet") if os.path.isfile(folder / name)]
-        mend = f"Convert {others[0]} to it: " if others else f"{_BRING_BACK}: "
-        mend += 'one JSON object a line, {"file_name": "dawn.jpg", "text": "a mountain lake at dawn"}.'
-        return Problem(str(path), "the file is missing", mend)
+        fix = f"Convert {others[0]} to it: " if others else f"{_BRING_BACK}: "
+        fix += 'one JSON object a line, {"file_name": "dawn.jpg", "text": "a mountain lake at dawn"}.'
+        return Problem(str(path), "the file is missing", fix)
     if not os.path.isfile(path):
         return Problem(str(path), "not a file", "Put the captions there, one JSON object a line.")
     return None
@@ -138,10 +138,12 @@ def _collisions(lines: Iterable[Line]) -> Iterator[Problem]:
         number = earlier.where.rpartition(":")[2]
         if earlier.name == line.name:
             yield Problem(
-                line.where, f"{shown(line.name)} has a row on line {number} already", "Remove one of the two."
+                line.where, f"{escaped(line.name)} has a row on line {number} already", "Remove one of the two."
             )
         else:
-            found = f"{shown(line.name)} and {shown(earlier.name)} of line {number} would both be prepared as one file"
+            found = (
+                f"{escaped(line.name)} and {escaped(earlier.name)} of line {number} would both be prepared as one file"
+            )
             yield Problem(line.where, f"{found}, {prepared_name(earlier.name)}", "Rename one of the two pictures.")
 
 
@@ -152,5 +154,5 @@ def _misspelt(lines: Iterable[Line]) -> Iterator[Problem]:
         for column, meant in line.misspelt.items():
             if column not in told:
                 told.add(column)
-                mend = f"Rename it to {meant!r}, which is {ALLOWED[meant]}, or to something less like it."
-                yield Problem(line.where, f"the column {shown(column)} is not read", mend)
+                fix = f"Rename it to {meant!r}, which is {ALLOWED[meant]}, or to something less like it."
+                yield Problem(line.where, f"the column {escaped(column)} is not read", fix)

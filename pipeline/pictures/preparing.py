@@ -9,7 +9,7 @@ from typing import TypedDict
 from PIL import Image
 
 from pipeline.errors import Problem, UserError
-from pipeline.outputs import whole_folder
+from pipeline.outputs import atomic_folder
 from pipeline.parallel import in_order, with_progress, worker_count
 from pipeline.params import PrepareSection
 from pipeline.pictures.colours import to_srgb
@@ -55,7 +55,7 @@ def prepare_set(raw: Path, out: Path, settings: PrepareSection, workers: int | N
         UserError: for faulty metadata, or the first picture that cannot be read.
     """
     rows = read_rows(raw)
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         prepare = partial(_prepare_file, raw, folder, settings)
         entries = in_order(prepare, rows, worker_count(workers, len(rows), alone_below=16))
         with (
@@ -80,7 +80,7 @@ def prepare_picture(path: Path, row: Row, settings: PrepareSection) -> tuple[Ima
     try:
         picture = load_picture(path, settings.max_megapixels)
     except UnreadablePicture as error:
-        raise UserError(Problem(str(path), error.found, error.mend)) from None
+        raise UserError(Problem(str(path), error.found, error.fix)) from None
     done = []
     if picture.frames is None:
         done.append("frame 1; the others could not be counted")

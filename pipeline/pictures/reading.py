@@ -33,12 +33,12 @@ _TURNS = {
 
 
 class UnreadablePicture(Exception):
-    """A file that is not a whole picture of reasonable size. found: what it is instead; mend: how to mend it."""
+    """A file that is not a whole picture of reasonable size. found: what it is instead; fix: how to fix it."""
 
-    def __init__(self, found: str, mend: str) -> None:
-        super().__init__(found, mend)
+    def __init__(self, found: str, fix: str) -> None:
+        super().__init__(found, fix)
         self.found = found
-        self.mend = mend
+        self.fix = fix
 
 
 @dataclass(frozen=True)

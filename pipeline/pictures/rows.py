@@ -47,7 +47,7 @@ class Row(BaseModel):
 
 
 Fault = tuple[str, str]
-"""What was found, and how to mend it."""
+"""What was found, and how to fix it."""
 
 
 def parse_object(line: str) -> dict[str, Any] | Fault:
@@ -68,9 +68,9 @@ def parse_object(line: str) -> dict[str, Any] | Fault:
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets within brackets
         return f"JSON that cannot be read ({type(error).__name__})", example
     if not isinstance(value, dict):
-        return f"found {shown(value)}, not a JSON object", example
+        return f"found {escaped(value)}, not a JSON object", example
     if repeated:
-        return f"the key {shown(repeated[0])} stands twice", "Keep one of them."
+        return f"the key {escaped(repeated[0])} stands twice", "Keep one of them."
     return value
 
 
@@ -90,7 +90,7 @@ def parse_row(columns: Mapping[str, Any]) -> tuple[Row | None, list[Fault]]:
         faults += _text_faults(text)
     if row and row.box and not (row.box[0] < row.box[2] and row.box[1] < row.box[3]):
         faults.append(
-            (f"box {shown(columns['box'])} has no area", f"Allowed: {ALLOWED['box']}, left < right, top < bottom.")
+            (f"box {escaped(columns['box'])} has no area", f"Allowed: {ALLOWED['box']}, left < right, top < bottom.")
         )
     return (None if faults else row), faults
 
@@ -107,7 +107,7 @@ def unread_columns(columns: Mapping[str, Any]) -> dict[str, str]:
     return near
 
 
-def shown(value: object) -> str:
+def escaped(value: object) -> str:
     """A value as a message can show it: short, on one line, nothing that moves a terminal's cursor."""
     brief = reprlib.Repr()
     brief.maxstring = brief.maxother = 80
@@ -121,7 +121,7 @@ def printable(text: object) -> str:
 
 def _field_fault(field: str, columns: Mapping[str, Any]) -> Fault:
     if field in columns:
-        return f"{field} is {shown(columns[field])}", f"Allowed: {ALLOWED[field]}."
+        return f"{field} is {escaped(columns[field])}", f"Allowed: {ALLOWED[field]}."
     if field == "text":
         for alias in _CAPTION_ALIASES:
             if alias in columns:
@@ -131,26 +131,26 @@ def _field_fault(field: str, columns: Mapping[str, Any]) -> Fault:
 
 
 def name_faults(name: str) -> list[Fault]:
-    """At most one fault of a file name: the first that must be mended."""
+    """At most one fault of a file name: the first that must be fixed."""
     within = "Put the picture directly beside metadata.jsonl and write only its name."
     split = _SPLIT_WORD.search(name.rpartition(".")[0] or name)
     if not name.strip():
         return [("file_name is empty", f"Allowed: {ALLOWED['file_name']}.")]
     if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name):
-        return [(f"file_name {shown(name)} has a control character", "Rename the picture without it.")]
+        return [(f"file_name {escaped(name)} has a control character", "Rename the picture without it.")]
     if "\\" in name or name.startswith("/") or ".." in name.split("/"):
-        return [(f"file_name {shown(name)} leaves the folder", within)]
+        return [(f"file_name {escaped(name)} leaves the folder", within)]
     if "/" in name:
-        return [(f"file_name {shown(name)} lies in a subfolder; a set is one flat folder", within)]
+        return [(f"file_name {escaped(name)} lies in a subfolder; a set is one flat folder", within)]
     if name.startswith("."):
-        return [(f"file_name {shown(name)} begins with a dot, so `datasets` would not see it", "Rename the picture.")]
+        return [(f"file_name {escaped(name)} begins with a dot, so `datasets` would not see it", "Rename the picture.")]
     if "::" in name:
-        return [(f"file_name {shown(name)} holds '::', which `datasets` cannot open", "Rename the picture.")]
+        return [(f"file_name {escaped(name)} holds '::', which `datasets` cannot open", "Rename the picture.")]
     if split:
-        found = f"file_name {shown(name)} holds the word {split[1]!r}, which `datasets` takes for a split of the set"
+        found = f"file_name {escaped(name)} holds the word {split[1]!r}, which `datasets` takes for a split of the set"
         return [(found, "Rename the picture.")]
     if len(name.encode()) > 240:
-        return [(f"file_name {shown(name)} is longer than 240 bytes", "Rename the picture.")]
+        return [(f"file_name {escaped(name)} is longer than 240 bytes", "Rename the picture.")]
     return []
 
 
@@ -158,8 +158,8 @@ def _text_faults(text: str) -> list[Fault]:
     if not text.strip():
         return [("the caption is blank", "Write into 'text' what the picture shows.")]
     if _DATE.fullmatch(text.strip()):
-        found = f"the caption {shown(text)} is only a date, which `datasets` would not read as a text"
+        found = f"the caption {escaped(text)} is only a date, which `datasets` would not read as a text"
         return [(found, "Write into 'text' what the picture shows.")]
     if any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\t\n\r" for c in text):
-        return [(f"the caption {shown(text)} has a control character", "Remove it.")]
+        return [(f"the caption {escaped(text)} has a control character", "Remove it.")]
     return []

@@ -6,7 +6,7 @@ from pathlib import Path
 from pipeline.base.checking import config_folder, find_base_problems
 from pipeline.base.device import choose_device, find_dtype_problems
 from pipeline.errors import Problem, UserError
-from pipeline.outputs import whole_file
+from pipeline.outputs import atomic_file
 from pipeline.params import Params, load_params
 from pipeline.pictures.imagefolder import CaptionLength, find_problems, read_rows
 
@@ -38,7 +38,7 @@ def run() -> None:
     problems += _place_problems()
     if problems:
         raise UserError(*problems)
-    with whole_file(CHECKED) as path:
+    with atomic_file(CHECKED) as path:
         path.write_text("params, sets, morphs and base are in order\n", encoding="utf-8")
 
 
@@ -64,8 +64,8 @@ def _train_problems(params: Params) -> list[Problem]:
         settings, where = spec.train, f"params.yaml: sets.{key}: train"
         for name in ("patience", "target_loss"):
             if getattr(settings, name) is not None and settings.validate_every is None:
-                mend = "Set train.validate_every too, or write null."
-                problems.append(Problem(f"{where}.{name}", "there are no losses to stop by", mend))
+                fix = "Set train.validate_every too, or write null."
+                problems.append(Problem(f"{where}.{name}", "there are no losses to stop by", fix))
         if settings.optimizer == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
             problems.append(
                 Problem(

@@ -29,7 +29,7 @@ from pipeline.evaluation.metrics import (
 from pipeline.evaluation.naturalness import naturalness
 from pipeline.frames.tensors import read_pictures
 from pipeline.morphing.interpolation import lerp
-from pipeline.outputs import made, whole_file
+from pipeline.outputs import atomic_file, require_output
 from pipeline.params import EvaluateSection, load_params
 from pipeline.report.plots import Curve, smoothness_plot
 from pipeline.tracking import track
@@ -47,8 +47,8 @@ Figures = dict[str, float | None]
 def run(key: str) -> None:
     """Write the morph's figures, its curves and their picture, each in its folder of reports/."""
     params = load_params()
-    spec = params.the_morph(key)
-    source, out = made(Path("data/morphs", key), f"morph@{key}"), Path("reports")
+    spec = params.get_morph(key)
+    source, out = require_output(Path("data/morphs", key), f"morph@{key}"), Path("reports")
     section = {"base": params.base.model_dump(), **params.evaluate.model_dump()}
     datasets = {f"morph {key}": source}
     with track(f"evaluate@{key}", params.tracking, section, datasets=datasets, tags=params.base.tags()) as tracker:
@@ -76,13 +76,13 @@ def run(key: str) -> None:
                 base, (frames[between], captions), (keyframes, conditioning), params.machine.batch or stops[1] + 1
             )
             metrics[variant] = {name: None if value is None else round(value, 6) for name, value in figures.items()}
-        with whole_file(out / "metrics" / f"{key}.json") as path:
+        with atomic_file(out / "metrics" / f"{key}.json") as path:
             path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         positions = [*facts["positions"], float(len(stops))] if loop else facts["positions"]
-        with whole_file(out / "curves" / "morphs" / f"{key}.csv") as path:
+        with atomic_file(out / "curves" / "morphs" / f"{key}.csv") as path:
             write_curves(path, positions, distances)
         plot = out / "smoothness" / f"{key}.png"
-        with whole_file(plot) as path:
+        with atomic_file(plot) as path:
             named = {variant.replace("_", " "): Curve(positions, way) for variant, way in distances.items()}
             smoothness_plot(named, path)
         flat = {f"{v}/{name}": value for v, values in metrics.items() for name, value in values.items()}

@@ -32,7 +32,7 @@ from pipeline.morphing.engine import (
 )
 from pipeline.morphing.interpolation import with_real_ends
 from pipeline.morphing.pacing import even
-from pipeline.outputs import made, whole_folder
+from pipeline.outputs import atomic_folder, require_output
 from pipeline.params import MorphSection, load_params
 from pipeline.pictures.metadata import prepared_name, read_rows
 from pipeline.sampling.solver import FixedPoint, Progress
@@ -54,10 +54,10 @@ class Take:
 def run(key: str) -> None:
     """Write data/morphs/<morph>/: frames, the two baselines, the autoencoder's floor, clips, strip and morph.json."""
     params = load_params()
-    spec = params.the_morph(key)
+    spec = params.get_morph(key)
     settings = spec.morph
-    prepared = made(Path("data/prepared", spec.set), f"prepare@{spec.set}")
-    adapters = made(Path("models/adapters", spec.set), f"train@{spec.set}")
+    prepared = require_output(Path("data/prepared", spec.set), f"prepare@{spec.set}")
+    adapters = require_output(Path("models/adapters", spec.set), f"train@{spec.set}")
     section = {"base": params.base.model_dump(), **spec.model_dump()}
     with track(
         f"morph@{key}", params.tracking, section, datasets={spec.set: prepared}, tags=params.base.tags()
@@ -91,7 +91,7 @@ def run(key: str) -> None:
         clip = corrected(takes["morph"], way, settings)
         alphas = {label: take.alphas for label, take in takes.items()} | {"cross-fade": [evenly] * len(faded)}
         out = Path("data/morphs", key)
-        with whole_folder(out) as folder:
+        with atomic_folder(out) as folder:
             for label, frames in shown.items():
                 (folder / FOLDERS[label]).mkdir()
                 write_frames(folder / FOLDERS[label], frames)

@@ -18,7 +18,7 @@ from pipeline.base.noise_path import NoiseSchedule
 from pipeline.base.stable_diffusion import StableDiffusion
 from pipeline.errors import Problem, UserError
 from pipeline.landscapes.world import VOCABULARY
-from pipeline.outputs import whole_folder
+from pipeline.outputs import atomic_folder
 from pipeline.params import PocketSection, load_params
 from pipeline.pocket.autoencoder import encode_all, train_autoencoder
 from pipeline.pocket.denoiser import train_denoiser
@@ -48,7 +48,7 @@ def run() -> None:
     with (
         track("pocket", params.tracking, settings.model_dump()) as tracker,
         work_folder(Path(".work/pocket", name)) as work,
-        whole_folder(work / "out") as folder,
+        atomic_folder(work / "out") as folder,
     ):
         train_pocket(settings, choose_device(params.machine.device), work, folder, tracker, params.machine.workers)
         made["weights"] = weight_digests(folder)
@@ -65,8 +65,8 @@ def find_start_problems(settings: PocketSection) -> list[Problem]:
         return []
     start = Path(settings.init_from)
     if OUT.resolve() in (start.resolve(), *start.resolve().parents):
-        mend = f"Copy them first: `cp -r {OUT} .work/before`, and `init_from: .work/before`."
-        return [Problem("params.yaml: pocket.init_from", f"DVC empties {start} before the stage runs", mend)]
+        fix = f"Copy them first: `cp -r {OUT} .work/before`, and `init_from: .work/before`."
+        return [Problem("params.yaml: pocket.init_from", f"DVC empties {start} before the stage runs", fix)]
     missing = [part for part in ("unet", "vae", "text_encoder") if not (start / part / "config.json").is_file()]
     if missing:
         found = f"{start} has no {', '.join(missing)}"

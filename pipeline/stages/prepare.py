@@ -10,7 +10,7 @@ from pipeline.tracking import track
 def run(key: str) -> None:
     """Write data/prepared/<set>."""
     params = load_params()
-    spec = params.the_set(key)
+    spec = params.get_set(key)
     raw, out = Path("data/raw", key), Path("data/prepared", key)
     with track(f"prepare@{key}", params.tracking, spec.prepare.model_dump(), datasets={f"raw {key}": raw}) as tracker:
         prepare_set(raw, out, spec.prepare, params.machine.workers)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pipeline.outputs import made, whole_file
+from pipeline.outputs import atomic_file, require_output
 from pipeline.params import load_params
 from pipeline.report.figures import Metrics
 from pipeline.report.page import morph_part, set_part
@@ -26,15 +26,15 @@ BRIEF = (
 def run() -> None:
     """Write reports/index.html and reports/metrics.json from the outputs of the other stages."""
     params = load_params()
-    figures = {key: made(REPORTS / "metrics" / f"{key}.json", f"evaluate@{key}") for key in params.morphs}
+    figures = {key: require_output(REPORTS / "metrics" / f"{key}.json", f"evaluate@{key}") for key in params.morphs}
     for key in params.sets:
-        made(REPORTS / "samples" / f"{key}.png", f"sample@{key}")
+        require_output(REPORTS / "samples" / f"{key}.png", f"sample@{key}")
     with track("report", params.tracking, {}) as tracker:
         metrics: dict[str, Metrics] = {
             key: json.loads(path.read_text(encoding="utf-8")) for key, path in figures.items()
         }
         brief = {key: in_brief(values) for key, values in metrics.items()}
-        with whole_file(REPORTS / "metrics.json") as path:
+        with atomic_file(REPORTS / "metrics.json") as path:
             path.write_text(json.dumps(brief, indent=2) + "\n", encoding="utf-8")
         environment = Environment(
             loader=PackageLoader("pipeline", "report"),
@@ -45,10 +45,10 @@ def run() -> None:
         )
         page = environment.get_template("page.html").render(
             morphs=[morph_part(key, metrics[key]) for key in params.morphs],
-            sets=[set_part(key, params.the_set(key), params.train) for key in params.sets],
+            sets=[set_part(key, params.get_set(key), params.train) for key in params.sets],
             base=params.base,
         )
-        with whole_file(REPORTS / "index.html") as path:
+        with atomic_file(REPORTS / "index.html") as path:
             path.write_text(page, encoding="utf-8")
         tracker.artifact(REPORTS / "index.html")
         flat = {f"{key}/{name}": value for key, values in brief.items() for name, value in values.items()}

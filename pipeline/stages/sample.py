@@ -13,7 +13,7 @@ from pipeline.base.opening import open_base
 from pipeline.base.stable_diffusion import StableDiffusion
 from pipeline.frames.sheets import grid
 from pipeline.frames.tensors import read_pictures, to_arrays
-from pipeline.outputs import made, whole_file
+from pipeline.outputs import atomic_file, require_output
 from pipeline.params import SampleSection, load_params
 from pipeline.pictures.metadata import read_rows
 from pipeline.sampling.guidance import sample_captions
@@ -23,8 +23,8 @@ from pipeline.tracking import track
 def run(key: str) -> None:
     """Write reports/samples/<set>.png: a row for each caption and seed, a column for each adapter weight."""
     params = load_params()
-    settings = params.the_set(key).sample
-    prepared, adapters = made(Path("data/prepared", key), f"prepare@{key}"), Path("models/adapters", key)
+    settings = params.get_set(key).sample
+    prepared, adapters = require_output(Path("data/prepared", key), f"prepare@{key}"), Path("models/adapters", key)
     section = {"base": params.base.model_dump(), "sample": settings.model_dump()}
     with track(f"sample@{key}", params.tracking, section, datasets={key: prepared}, tags=params.base.tags()) as tracker:
         base = open_base(params.base, choose_device(params.machine.device))
@@ -40,7 +40,7 @@ def run(key: str) -> None:
                 labels.append(f"{row.text} (seed {seed})")
         columns = ["the set's picture", *(f"weight {weight:g}" for weight in settings.weights)]
         out = Path("reports/samples", f"{key}.png")
-        with whole_file(out) as partial:
+        with atomic_file(out) as partial:
             grid(rows, labels, columns).save(partial)
         tracker.picture("samples", out)
 

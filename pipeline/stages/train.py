@@ -23,7 +23,7 @@ from pipeline.base.device import choose_device
 from pipeline.base.opening import open_base
 from pipeline.base.stable_diffusion import StableDiffusion
 from pipeline.frames.tensors import Frame, to_arrays
-from pipeline.outputs import made, whole_file, whole_folder
+from pipeline.outputs import atomic_file, atomic_folder, require_output
 from pipeline.params import BaseSection, MachineSection, Params, TrainSection, load_params
 from pipeline.pictures.metadata import read_rows
 from pipeline.sampling.solver import sample
@@ -58,8 +58,8 @@ def run(key: str) -> None:
 
 def train_set(key: str, params: Params, processes: Processes, device: torch.device) -> None:
     """What each process does. Adapters of single pictures are shared out; one for all is trained by all together."""
-    spec = params.the_set(key)
-    prepared, out = made(Path("data/prepared", key), f"prepare@{key}"), Path("models/adapters", key)
+    spec = params.get_set(key)
+    prepared, out = require_output(Path("data/prepared", key), f"prepare@{key}"), Path("models/adapters", key)
     section = {"base": params.base.model_dump(), "train": spec.train.model_dump(), "adapter": spec.adapter}
     tracked: AbstractContextManager[Tracker | None] = nullcontext()
     if processes.main:
@@ -94,7 +94,7 @@ def train_set(key: str, params: Params, processes: Processes, device: torch.devi
         processes.wait()
         if tracker is None:
             return
-        with whole_folder(out) as folder:
+        with atomic_folder(out) as folder:
             for job in jobs:
                 shutil.copyfile(finished.adapter(job.identity), folder / f"{job.name}.safetensors")
             write_index(folder, {s.name: f"{job.name}.safetensors" for job in jobs for s in job.samples})
@@ -252,7 +252,7 @@ def last_loss(curve: Curves) -> float:
 
 def write_curves(path: Path, curves: Mapping[str, Curves], settings: TrainSection) -> None:
     """One line a step: means over the adapters still in training, then each one's loss, and its loss at fixed noise."""
-    with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+    with atomic_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         names = list(curves)
         validated = [f"validation loss {name}" for name in names]

@@ -9,7 +9,7 @@ at the latest by `sync`.
 """
 
 from pipeline.tracking.runs import close_parent, track
-from pipeline.tracking.server import dashboard_command, runs_page, shown, tracking_uri
+from pipeline.tracking.server import dashboard_command, redacted, runs_page, tracking_uri
 from pipeline.tracking.sync import kept_files, refused_files, sync
 from pipeline.tracking.tracker import Tracker
 
@@ -20,7 +20,7 @@ __all__ = [
     "kept_files",
     "refused_files",
     "runs_page",
-    "shown",
+    "redacted",
     "sync",
     "track",
     "tracking_uri",

@@ -15,7 +15,7 @@ from pipeline.tracking.legal import LONGEST_TAG, cut, legal_key
 from pipeline.tracking.machine import MachineMetrics
 from pipeline.tracking.parents import Beginning, close, common_tags, new_process_tag
 from pipeline.tracking.sender import Sender
-from pipeline.tracking.server import now, only_one, open_server, shown, tracking_uri, unreachable, why
+from pipeline.tracking.server import now, only_one, open_server, redacted, tracking_uri, unreachable, why
 from pipeline.tracking.state import PipelineState, read_state
 from pipeline.tracking.tracker import Tracker
 
@@ -75,7 +75,7 @@ def close_parent(params: TrackingSection, stages_not_run: Sequence[str] | None =
             server = open_server(uri, params.experiment)
             close(server, state, stages_not_run)
     except Exception as error:
-        log.warning("The parent run in %s stays open: %s", shown(uri), why(error))
+        log.warning("The parent run in %s stays open: %s", redacted(uri), why(error))
 
 
 def _beginning(stage: str, params: TrackingSection, state: PipelineState, tags: Mapping[str, str]) -> Beginning:
@@ -98,7 +98,7 @@ def _beginning(stage: str, params: TrackingSection, state: PipelineState, tags: 
         state=state.digest,
         parent_name=state.name,
         parent_tags=parent,
-        uri=shown(tracking_uri(params)),
+        uri=redacted(tracking_uri(params)),
     )
 
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pipeline.tracking.legal import legal_key
 from pipeline.tracking.operations import OPERATION, Adapter, AnyOperation, Artifact
 from pipeline.tracking.parents import Beginning, begin
-from pipeline.tracking.server import Server, shown, why
+from pipeline.tracking.server import Server, redacted, why
 from pipeline.tracking.state import spool
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Sender:
         self._pause *= 2
         self._tell(
             "away",
-            f"The tracking server {shown(self.uri)} does not answer ({why(error)}). The work goes on;"
+            f"The tracking server {redacted(self.uri)} does not answer ({why(error)}). The work goes on;"
             f" its numbers are kept in {self.kept}. What is there at the end, `morphline track sync` sends",
         )
 
@@ -91,7 +91,7 @@ class Sender:
             return
         if not self.kept.is_file() or self.send_kept()[1]:
             return
-        log.warning("The tracking server %s answers again and has all numbers.", shown(self.uri))
+        log.warning("The tracking server %s answers again and has all numbers.", redacted(self.uri))
         self._pause = FIRST_PAUSE
         self._told.discard("away")
 

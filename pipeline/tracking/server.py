@@ -151,17 +151,17 @@ def artifact_root(uri: str) -> str | None:
 def unreachable(uri: str, error: Exception) -> Problem:
     """Why the server cannot be used, and what to do."""
     if uri.startswith("http"):
-        mend = "Start that server or correct the address"
+        fix = "Start that server or correct the address"
     elif uri.startswith("sqlite"):
-        mend = "Make that file readable and writable, move it away (a new one is made)"
+        fix = "Make that file readable and writable, move it away (a new one is made)"
     else:
-        mend = "Make that database reachable or correct the address"
+        fix = "Make that database reachable or correct the address"
     if "out-of-date" in str(error):
-        mend = f"Run `mlflow db upgrade {shown(uri)}` after saving a copy"
+        fix = f"Run `mlflow db upgrade {redacted(uri)}` after saving a copy"
     return Problem(
-        f"tracking server {shown(uri)}",
+        f"tracking server {redacted(uri)}",
         f"cannot be used ({why(error)})",
-        f"{mend} (MLFLOW_TRACKING_URI in the environment wins over tracking.uri in params.yaml),"
+        f"{fix} (MLFLOW_TRACKING_URI in the environment wins over tracking.uri in params.yaml),"
         " or set tracking.required to false to go on without it.",
     )
 
@@ -171,7 +171,7 @@ def now() -> int:
     return time.time_ns() // 1_000_000
 
 
-def shown(uri: str) -> str:
+def redacted(uri: str) -> str:
     """An address without its password."""
     return re.sub(r"(://[^/@:]*:)[^/@]*@", r"\1***@", uri)
 

@@ -11,7 +11,7 @@ from pipeline.params import TrackingSection
 from pipeline.tracking.operations import End
 from pipeline.tracking.parents import Beginning, settle
 from pipeline.tracking.sender import REFUSED, Sender, kept_lines
-from pipeline.tracking.server import Run, connect, only_one, shown, tracking_uri, why
+from pipeline.tracking.server import Run, connect, only_one, redacted, tracking_uri, why
 from pipeline.tracking.state import spool
 
 
@@ -60,7 +60,7 @@ def sync(params: TrackingSection) -> Iterator[Outcome]:
             connect(uri).search_experiments(max_results=1)
     except Exception as error:
         problem = Problem(
-            f"tracking server {shown(uri)}",
+            f"tracking server {redacted(uri)}",
             f"cannot be used ({why(error)}); what is kept stays",
             "Start it, or say where it is (MLFLOW_TRACKING_URI in the environment wins over tracking.uri in"
             " params.yaml), and run `morphline track sync` again.",

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from pipeline.errors import Problem, UserError
-from pipeline.outputs import whole_file
+from pipeline.outputs import atomic_file
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ def held(path: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         who = holder.read_text().strip() if holder.exists() else "unknown"
-        mend = "Wait for it, or stop it: two trainings must not write the same checkpoints."
-        raise UserError(Problem(str(path), f"process {who} is training this already", mend)) from None
+        fix = "Wait for it, or stop it: two trainings must not write the same checkpoints."
+        raise UserError(Problem(str(path), f"process {who} is training this already", fix)) from None
     try:
         holder.write_text(f"{os.getpid()}\n")
         yield
@@ -100,7 +100,7 @@ class Checkpoints:
 
 def write_state(path: Path, state: TrainState) -> None:
     """Write a state to a file, whole or not at all."""
-    with whole_file(path) as partial:
+    with atomic_file(path) as partial:
         save_file(state.tensors, partial, metadata={"step": str(state.step)})
 
 

@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pipeline.base.stable_diffusion import Posterior, StableDiffusion
-from pipeline.outputs import whole_file
+from pipeline.outputs import atomic_file
 from pipeline.training.code_digest import stamp
 from pipeline.training.draws import Sample
 
@@ -27,7 +27,7 @@ def encode_sample(
     tensors = _read(path)
     if tensors is None:
         tensors = _encode(base, pixels, caption, flip)
-        with whole_file(path) as partial:
+        with atomic_file(path) as partial:
             save_file(tensors, partial)
     flipped = Posterior(tensors["flipped_mean"], tensors["flipped_std"]) if flip else None
     conditioning = tensors["conditioning"].to(base.device)

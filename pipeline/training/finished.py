@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from pipeline.outputs import whole_file
+from pipeline.outputs import atomic_file
 from pipeline.training.checkpoints import TrainState, read_state, write_state
 
 
@@ -40,7 +40,7 @@ class Finished:
     def writing(self, identity: str, state: TrainState) -> Iterator[Path]:
         """Yield the name to write the adapter to; its curves are kept beside it."""
         curves = {key: value for key, value in state.tensors.items() if key.startswith(("curve/", "validation/"))}
-        with whole_file(self.adapter(identity)) as path:
+        with atomic_file(self.adapter(identity)) as path:
             write_state(self._curves(identity), TrainState(state.step, curves))
             yield path
 

@@ -144,13 +144,13 @@ def layers_of(unet: nn.Module, targets: str | Sequence[str], rank: int) -> list[
         if not fitting:
             continue
         if not isinstance(module, nn.Linear):
-            mend = "Name linear layers, or take a preset: " + ", ".join(PRESETS) + "."
-            raise UserError(Problem("params.yaml: train.targets", f"{name} is a {type(module).__name__}", mend))
+            fix = "Name linear layers, or take a preset: " + ", ".join(PRESETS) + "."
+            raise UserError(Problem("params.yaml: train.targets", f"{name} is a {type(module).__name__}", fix))
         unused -= set(fitting)
         widths = rank * module.in_features, rank * module.out_features
         found.append(Layer(name, module, slice(down, down + widths[0]), slice(up, up + widths[1])))
         down, up = down + widths[0], up + widths[1]
     if unused:
-        mend = "Name ends of module names of this base's UNet, or take a preset: " + ", ".join(PRESETS) + "."
-        raise UserError(Problem("params.yaml: train.targets", f"no layer is called {', '.join(sorted(unused))}", mend))
+        fix = "Name ends of module names of this base's UNet, or take a preset: " + ", ".join(PRESETS) + "."
+        raise UserError(Problem("params.yaml: train.targets", f"no layer is called {', '.join(sorted(unused))}", fix))
     return found

@@ -26,7 +26,7 @@ def test_a_whole_pinned_base_has_no_problems(folder: Path) -> None:
 def test_a_base_of_your_own_must_be_pinned_and_the_message_has_the_line_to_write(folder: Path) -> None:
     (problem,) = problems(folder, revision=None)
     assert problem.where == "params.yaml: base.revision"
-    digest = problem.mend.split("`revision: ")[1].rstrip("`.")
+    digest = problem.fix.split("`revision: ")[1].rstrip("`.")
     assert problems(folder, revision=digest) == []
 
 
@@ -97,7 +97,7 @@ def test_another_family_is_refused_by_name(folder: Path) -> None:
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxPipeline"}))
     (problem,) = problems(folder)
-    assert "FluxPipeline" in problem.found and "StableDiffusionPipeline" in problem.mend
+    assert "FluxPipeline" in problem.found and "StableDiffusionPipeline" in problem.fix
 
 
 def test_a_hub_id_needs_a_commit() -> None:
@@ -105,7 +105,7 @@ def test_a_hub_id_needs_a_commit() -> None:
         hub = BaseSection(source="owner/name", revision=revision, config=None, dtype="float32")
         (problem,) = find_base_problems(hub)
         assert problem.where == "params.yaml: base.source" and "no folder 'owner/name'" in problem.found
-        assert "40 hex digits, in base.revision" in problem.mend
+        assert "40 hex digits, in base.revision" in problem.fix
 
 
 def test_a_single_file_needs_a_config_folder(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_a_set_and_a_morph_are_added_and_every_other_byte_of_params_stays(projec
         "  my-own: {adapter: image, prepare: {}, train: {}, sample: {}}\n",
         "  my-own: {set: my-own, keyframes: ['späte Dämmerung, 1.jpg', Hügel & Söhne (2).PNG], morph: {}}\n",
     ]
-    morph = load_params().the_morph("my-own")
+    morph = load_params().get_morph("my-own")
     assert morph.keyframes == ("späte Dämmerung, 1.jpg", "Hügel & Söhne (2).PNG") and morph.set == "my-own"
     folder = Path("data/raw/my-own")
     rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]

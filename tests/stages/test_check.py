@@ -1,4 +1,4 @@
-"""`check` tells all mistakes at once, each with its place and its mending, and touches nothing."""
+"""`check` tells all mistakes at once, each with its place and its fixing, and touches nothing."""
 
 import json
 import re

@@ -42,8 +42,8 @@ def test_down_at_the_start_is_a_clear_error(stub: Stub, project: Path) -> None:
     (problem,) = caught.value.problems
     assert problem.where == f"tracking server {stub.uri}"
     assert problem.found == "cannot be used (Connection refused)"
-    assert "MLFLOW_TRACKING_URI" in problem.mend
-    assert "tracking.required" in problem.mend
+    assert "MLFLOW_TRACKING_URI" in problem.fix
+    assert "tracking.required" in problem.fix
     assert not list((project / ".work").rglob("*.jsonl"))
 
 

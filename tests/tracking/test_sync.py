@@ -64,7 +64,7 @@ def test_a_server_that_is_still_away_is_told_and_nothing_is_lost(stub: Stub, pro
         list(sync(section(stub.uri)))
     (problem,) = caught.value.problems
     assert problem.found == "cannot be used (Connection refused); what is kept stays"
-    assert "morphline track sync" in problem.mend
+    assert "morphline track sync" in problem.fix
     assert {path: path.read_bytes() for path in (project / ".work/tracking").glob("*.jsonl")} == before
 
 
