@@ -10,7 +10,9 @@ from peft import LoraConfig
 from peft.utils import set_peft_model_state_dict
 from safetensors import safe_open
 
-from pipeline.adapters.lora import ATTENTION, CONFIG_KEY, PREFIX
+from pipeline.adapters.lora import ATTENTION, CONFIG_KEY
+
+PREFIX = "unet."
 
 
 def add_adapter(unet: UNet2DConditionModel, name: str, rank: int, alpha: float, seed: int) -> list[torch.nn.Parameter]:

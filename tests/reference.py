@@ -8,9 +8,9 @@ from diffusers import DDIMScheduler
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import nn
 
-from pipeline.adapters.mixing import Adapter
-from pipeline.base.stable_diffusion import StableDiffusion
-from pipeline.morphing.engine import Keyframe, Recipe
+from pipeline.adapters.mixing import Adapter, WeightedAdapter
+from pipeline.base.protocol import Base
+from pipeline.morphing.engine import EncodedKeyframe, Recipe
 
 
 def random_adapters(unet: nn.Module, count: int, rank: int = 2) -> list[Adapter]:
@@ -30,13 +30,12 @@ def random_adapters(unet: nn.Module, count: int, rank: int = 2) -> list[Adapter]
     return adapters
 
 
-def merged(unet: nn.Module, adapters: Sequence[Adapter | None], weights: Sequence[float]) -> nn.Module:
+def merged(unet: nn.Module, adapters: Sequence[WeightedAdapter]) -> nn.Module:
     """A copy of a UNet whose weights really are W + sum_i weight_i scale_i B_i A_i."""
     changed = copy.deepcopy(unet)
-    for adapter, weight in zip(adapters, weights, strict=True):
-        if adapter is not None:
-            for name, (down, up) in adapter.factors.items():
-                changed.get_submodule(name).weight.data += weight * adapter.scale * (up @ down)
+    for adapter, weight in adapters:
+        for name, (down, up) in adapter.factors.items():
+            changed.get_submodule(name).weight.data += weight * adapter.scale * (up @ down)
     return changed
 
 
@@ -105,16 +104,16 @@ class FrameByFrame:
 
     @torch.no_grad()
     def __init__(
-        self, base: StableDiffusion, first: Keyframe, second: Keyframe, recipe: Recipe, scheduler: DDIMScheduler
+        self, base: Base, first: EncodedKeyframe, second: EncodedKeyframe, recipe: Recipe, scheduler: DDIMScheduler
     ) -> None:
         self.base, self.first, self.second, self.recipe, self.scheduler = base, first, second, recipe, scheduler
         self.noises, self.stores = [], []
         for keyframe in (first, second):
-            unet = merged(base.unet, [keyframe.adapter], [1.0])
+            unet = merged(base.denoiser, keyframe.adapters)
             self.noises.append(invert_one(unet, keyframe, base, recipe))
             if recipe.borrowing:
                 self.stores.append(watched(unet, recipe, Storing))
-                sample_one(unet, self.noises[-1], keyframe.conditioning, recipe, scheduler)
+                sample_one(unet, self.noises[-1], keyframe.conditioning["embedding"][0], recipe, scheduler)
 
     @torch.no_grad()
     def frames(self, alphas: Sequence[float]) -> torch.Tensor:
@@ -124,9 +123,9 @@ class FrameByFrame:
     def frame(self, alpha: float) -> torch.Tensor:
         """Clean latents (C, h, w) of one frame."""
         first, second, recipe = self.first, self.second, self.recipe
-        shared = first.adapter is second.adapter
-        pair = ([first.adapter], [1.0]) if shared else ([first.adapter, second.adapter], [1 - alpha, alpha])
-        unet = merged(self.base.unet, *pair)
+        near = [(adapter, (1 - alpha) * weight) for adapter, weight in first.adapters]
+        far = [(adapter, alpha * weight) for adapter, weight in second.adapters]
+        unet = merged(self.base.denoiser, [*near, *far])
         if recipe.borrowing:
             how = recipe.borrowing
             steps = sum(step < how.until * recipe.steps for step in range(recipe.steps))
@@ -136,7 +135,8 @@ class FrameByFrame:
         noise = slerp_by_hand(self.noises[0], self.noises[1], alpha)
         if recipe.use_adain:
             noise = adain_by_hand(noise, self.noises[0], self.noises[1], alpha)
-        caption = (1 - alpha) * first.conditioning + alpha * second.conditioning
+        one, two = (keyframe.conditioning["embedding"][0] for keyframe in (first, second))
+        caption = (1 - alpha) * one + alpha * two
         return sample_one(unet, noise, caption, recipe, self.scheduler)
 
 
@@ -151,9 +151,9 @@ def watched(unet: nn.Module, recipe: Recipe, make: Callable[[], AttnProcessor2_0
     return chosen
 
 
-def invert_one(unet: nn.Module, keyframe: Keyframe, base: StableDiffusion, recipe: Recipe) -> torch.Tensor:
+def invert_one(unet: nn.Module, keyframe: EncodedKeyframe, base: Base, recipe: Recipe) -> torch.Tensor:
     """Clean latents of one keyframe to its noise, each step solved for its noisy end by hand."""
-    schedule, steps = base.schedule, recipe.inversion_steps
+    schedule, steps = base.path, recipe.inversion_steps
     stride = len(schedule) // steps
     timesteps = [index * stride + schedule.steps_offset for index in range(steps)]
     latents = keyframe.latents[None]
@@ -163,7 +163,7 @@ def invert_one(unet: nn.Module, keyframe: Keyframe, base: StableDiffusion, recip
 
         def solved(at: torch.Tensor, latents=latents, clean=clean, noisy=noisy, timestep=timestep) -> torch.Tensor:
             """x_n = a_n x_0 + b_n e from x_clean = a_c x_0 + b_c e, with what is predicted at `at`."""
-            out = unet(at, timestep, keyframe.conditioning[None]).sample
+            out = unet(at, timestep, keyframe.conditioning["embedding"]).sample
             a_c, b_c, a_n, b_n = clean**0.5, (1 - clean) ** 0.5, noisy**0.5, (1 - noisy) ** 0.5
             if schedule.prediction_type == "epsilon":
                 return a_n * (latents - b_c * out) / a_c + b_n * out
@@ -193,7 +193,7 @@ def sample_one(
         if recipe.guidance == 1:
             prediction = unet(latents, timestep, caption[None]).sample
         else:
-            without = unet(latents, timestep, recipe.negative[None]).sample
+            without = unet(latents, timestep, recipe.negative["embedding"]).sample
             given = unet(latents, timestep, caption[None]).sample
             prediction = without + recipe.guidance * (given - without)
             back = prediction * given.std() / prediction.std()

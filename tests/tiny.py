@@ -12,8 +12,9 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from pipeline.base.conditioning import Conditioning
 from pipeline.base.opening import open_base
-from pipeline.base.stable_diffusion import StableDiffusion
+from pipeline.base.protocol import Base
 from pipeline.params import BaseSection
 from pipeline.pocket.tokenizer import build_tokenizer
 
@@ -122,5 +123,16 @@ def section(folder: Path, **changes: object) -> BaseSection:
     return unpinned.model_copy(update={"revision": base_digest(unpinned), **changes})
 
 
-def open_tiny(folder: Path, dtype: str = "float32") -> StableDiffusion:
+def open_tiny(folder: Path, dtype: str = "float32") -> Base:
     return open_base(section(folder, dtype=dtype), torch.device("cpu"))
+
+
+def caption_of(embedding: torch.Tensor) -> Conditioning:
+    """Embeddings (B, L, D) as a Stable Diffusion 1.x or 2.x takes them."""
+    return Conditioning({"embedding": embedding})
+
+
+def in_double(base: Base) -> Base:
+    """The base with its denoiser in float64, for comparisons that rounding must not blur."""
+    base.denoiser.double()
+    return type(base)(**{**vars(base), "dtype": torch.float64})

@@ -4,9 +4,8 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
-from pipeline.adapters.lora import CONFIG_KEY, PREFIX, read_notes, write_tensors
+from pipeline.adapters.lora import read_config_and_tensors, read_notes, write_tensors
 
 LETTERS = {"lora_A": "lora_down", "lora_B": "lora_up"}
 
@@ -20,11 +19,9 @@ def write_kohya(adapter: Path, path: Path) -> None:
         UserError: when the file is missing, damaged or not one of ours.
     """
     notes = read_notes(adapter)
-    with safe_open(adapter, framework="pt") as file:
-        config = json.loads(file.metadata()[CONFIG_KEY])
-        tensors = {key.removeprefix(PREFIX): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    rank = config[PREFIX + "r"]
-    alpha = config[PREFIX + "lora_alpha"] * (rank**0.5 if config[PREFIX + "use_rslora"] else 1.0)
+    config, tensors = read_config_and_tensors(adapter)
+    rank = config["r"]
+    alpha = config["lora_alpha"] * (rank**0.5 if config["use_rslora"] else 1.0)
     renamed: dict[str, torch.Tensor] = {}
     for key, tensor in tensors.items():
         module, letter, _ = key.rsplit(".", 2)

@@ -1,6 +1,5 @@
 """LoRA adapters (Hu et al. 2021) on a base's attention, and the files that hold them."""
 
-import hashlib
 import json
 import struct
 from collections.abc import Mapping
@@ -20,7 +19,6 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 PRESETS = {"attention": ATTENTION, "attention+feed-forward": (*ATTENTION, "ff.net.0.proj", "ff.net.2")}
 """Which layers get factors, by the ends of their names."""
 
-PREFIX = "unet."
 CONFIG_KEY = "lora_adapter_metadata"  # where diffusers looks for rank and alpha
 _OWN_KEY = "morphline"
 
@@ -37,17 +35,20 @@ def lora_config(settings: TrainSection) -> LoraConfig:
     )
 
 
-def save_adapter(path: Path, tensors: Mapping[str, torch.Tensor], config: LoraConfig, notes: Mapping[str, Any]) -> None:
-    """Write one .safetensors file that `StableDiffusionPipeline.load_lora_weights` takes as it is.
+def save_adapter(
+    path: Path, tensors: Mapping[str, torch.Tensor], config: LoraConfig, notes: Mapping[str, Any], prefix: str
+) -> None:
+    """Write one .safetensors file that a diffusers pipeline's `load_lora_weights` takes as it is.
 
     tensors: the factors as peft names them, `<module>.lora_A.weight` and so on. notes: anything JSON that says where
-    the adapter comes from; nothing volatile, so that equal adapters are equal files.
+    the adapter comes from; nothing volatile, so that equal adapters are equal files. prefix: the base's
+    `adapter_prefix`.
     """
-    state = {PREFIX + key: value.detach().float().cpu().contiguous() for key, value in sorted(tensors.items())}
-    told = {PREFIX + key: _plain(value) for key, value in config.to_dict().items()}
+    state = {prefix + key: value.detach().float().cpu().contiguous() for key, value in sorted(tensors.items())}
+    settings = {prefix + key: _plain(value) for key, value in config.to_dict().items()}
     metadata = {
         "format": "pt",
-        CONFIG_KEY: json.dumps(told, sort_keys=True),
+        CONFIG_KEY: json.dumps(settings, sort_keys=True),
         _OWN_KEY: json.dumps(notes, sort_keys=True, ensure_ascii=False),
     }
     write_tensors(path, state, metadata)
@@ -98,29 +99,26 @@ def read_adapter(path: Path, base_digest: str, device: torch.device) -> Adapter:
     Raises:
         UserError: when the file is not whole, or was trained on another base.
     """
-    config, state = _read(path, base_digest)
-    factors: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in state.items():
-        module, letter, _ = key.rsplit(".", 2)
-        factors.setdefault(module, {})[letter] = tensor.to(device)
-    rank = config[PREFIX + "r"]
-    scale = config[PREFIX + "lora_alpha"] / (rank**0.5 if config[PREFIX + "use_rslora"] else rank)
-    return Adapter({module: (pair["lora_A"], pair["lora_B"]) for module, pair in factors.items()}, scale)
-
-
-def _read(path: Path, base_digest: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Config and tensors of an adapter file, by peft's names."""
     notes = read_notes(path)
     if notes["base"]["digest"] != base_digest:
         found = f"trained on {notes['base']['source']} ({notes['base']['digest'][:20]}), not on this base"
         raise UserError(Problem(str(path), found, "Run `dvc repro` to train it again."))
+    config, tensors = read_config_and_tensors(path)
+    factors: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        module, letter, _ = key.rsplit(".", 2)
+        factors.setdefault(module, {})[letter] = tensor.to(device)
+    scale = config["lora_alpha"] / (config["r"] ** 0.5 if config["use_rslora"] else config["r"])
+    return Adapter({module: (pair["lora_A"], pair["lora_B"]) for module, pair in factors.items()}, scale)
+
+
+def read_config_and_tensors(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """peft's config and tensors of a file that `save_adapter` wrote, both without the base's prefix."""
     with safe_open(path, framework="pt") as file:
         config = json.loads(file.metadata()[CONFIG_KEY])
-        state = {key.removeprefix(PREFIX): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    return config, state
-
-
-def keyed_seed(*parts: object) -> int:
-    """A seed of 63 bits that depends on all the parts and on nothing else."""
-    text = "\0".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    prefix = next(key for key in config if key.endswith(".peft_type")).removesuffix("peft_type")
+    return (
+        {key.removeprefix(prefix): value for key, value in config.items()},
+        {key.removeprefix(prefix): tensor for key, tensor in tensors.items()},
+    )

@@ -18,27 +18,41 @@ class Adapter:
     scale: float
 
 
+WeightedAdapter = tuple[Adapter, float]
+"""An adapter and its weight: 1 as it was trained, 0 not at all."""
+
+
+def mixing_weights(samples: Sequence[Sequence[WeightedAdapter]]) -> tuple[list[Adapter], torch.Tensor]:
+    """The adapters of B samples, each once, and their weights (adapters, B) float64 on the CPU.
+
+    An adapter that a sample names twice has the sum of both weights there.
+    """
+    adapters = list({id(adapter): adapter for sample in samples for adapter, _ in sample}.values())
+    rows = [[sum(weight for own, weight in sample if own is adapter) for sample in samples] for adapter in adapters]
+    return adapters, torch.tensor(rows, dtype=torch.float64).view(len(adapters), len(samples))
+
+
 @contextmanager
-def mixed_adapters(unet: nn.Module, adapters: Sequence[Adapter], weights: torch.Tensor) -> Iterator[None]:
+def mixed_adapters(denoiser: nn.Module, adapters: Sequence[Adapter], weights: torch.Tensor) -> Iterator[None]:
     """Let sample b of a batch see W + sum_i weights[i, b] scale_i B_i A_i, for as long as the context lasts.
 
-    weights: (adapters, B), B the batch that the UNet is called with. Only the products B A are weighed, never the
-    factors: to interpolate those apart is wrong by -alpha (1 - alpha) (B_0 - B_1) (A_0 - A_1). All adapters of a layer
-    share one pair of matrix products: their A lie above each other, their B beside each other, and what is weighed is
-    the short vector in between. With no adapters nothing changes.
+    weights: (adapters, B), on any device, B the batch that the denoiser is called with. Only the products B A are
+    weighted, never the factors: to interpolate those apart is wrong by -alpha (1 - alpha) (B_0 - B_1) (A_0 - A_1). All
+    adapters of a layer share one pair of matrix products: their A lie above each other, their B beside each other, and
+    what is weighted is the short vector in between. With no adapters nothing changes.
 
     Raises:
-        ValueError: when an adapter has factors for a module that is no linear layer of this UNet.
+        ValueError: when an adapter has factors for a module that is no linear layer of this denoiser.
     """
     handles = []
     try:
         for name in sorted({name for adapter in adapters for name in adapter.factors}):
             try:
-                module = unet.get_submodule(name)
+                module = denoiser.get_submodule(name)
             except AttributeError:
                 module = None
             if not isinstance(module, nn.Linear):
-                raise ValueError(f"an adapter has factors for {name}, which is no linear layer of this UNet")
+                raise ValueError(f"an adapter has factors for {name}, which is no linear layer of this base")
             having = [(number, adapter) for number, adapter in enumerate(adapters) if name in adapter.factors]
             down = torch.cat([adapter.factors[name][0] for _, adapter in having])
             up = torch.cat([adapter.factors[name][1] for _, adapter in having], dim=1)

@@ -1,18 +1,102 @@
-"""How a base adds noise, and what its predictions mean."""
+"""The path from pictures to noise, x = a x0 + s e, and what a network's prediction means on it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
 
 @dataclass(frozen=True)
-class NoiseSchedule:
-    """x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise (Ho et al. 2020), with a_t = `alphas_cumprod[t]`, (T,) float64.
+class Level:
+    """One point of a path: x = a x0 + s e. time: what the network is told there."""
 
-    prediction_type: "epsilon" (the noise) or "v_prediction" (v = sqrt(a) noise - sqrt(1 - a) x_0, Salimans and Ho
-    2022). final_alpha_cumprod: a below the first timestep. steps_offset, spacing: as in the base's scheduler.
+    time: float
+    a: float
+    s: float
+
+
+class Pair(NamedTuple):
+    """What a prediction means: clean latents x0 and noise e, both (B, C, h, w)."""
+
+    clean: torch.Tensor
+    noise: torch.Tensor
+
+
+class NoisePath(Protocol):
+    """A noising path. A new one gives four things, `levels`, `at`, `draw_times` and `prediction`; the rest follows.
+
+    The network predicts y = c x0 + d e, with c and d as `prediction` says for a and s: the noise (0, 1), v (-s, a), or
+    a flow's velocity (-1, 1). Times are (B,) tensors on the CPU, where they are drawn: so no GPU has to be waited for.
+    """
+
+    def levels(self, steps: int) -> tuple[Level, ...]:
+        """The `steps` + 1 levels between which a solver steps, from the clean end to the noise.
+
+        The network is asked at all but the first. Raises ValueError for more steps than the path has.
+        """
+        ...
+
+    def at(self, times: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """a and s, (B,) float64, at times (B,), which may lie between those that the base was trained at."""
+        ...
+
+    def draw_times(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Times (count,) to train at."""
+        ...
+
+    def time_at(self, share: float) -> float:
+        """The time at a share of the path, 0 (clean) to below 1 (noise)."""
+        ...
+
+    def prediction(self, a: torch.Tensor, s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """c and d of what the network predicts at a and s, all (B,)."""
+        ...
+
+    def level(self, time: float) -> Level:
+        """The level at one time."""
+        a, s = self.at(torch.tensor([time]))
+        return Level(time, float(a), float(s))
+
+    def add_noise(self, clean: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        """x for clean latents and noise (B, C, h, w) at times (B,)."""
+        return _combine(self.at(times), clean, noise)
+
+    def target(self, clean: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        """What the network should predict of that x."""
+        return _combine(self.prediction(*self.at(times)), clean, noise)
+
+    def split(self, x: torch.Tensor, prediction: torch.Tensor, level: Level, x_at: Level | None = None) -> Pair:
+        """The pair (clean, noise) that solves x = a x0 + s e and prediction = c x0 + d e.
+
+        level: where the prediction was made. x_at: where x lies, if elsewhere (a step that is solved for its far end).
+        """
+        a, s = (level.a, level.s) if x_at is None else (x_at.a, x_at.s)
+        c, d = (float(part) for part in self.prediction(torch.tensor(level.a).double(), torch.tensor(level.s).double()))
+        determinant = a * d - s * c
+        return Pair((d * x - s * prediction) / determinant, (a * prediction - c * x) / determinant)
+
+    def clean_error(self, times: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(signal-to-noise ratio, squared error of x0 for a squared error of 1 in the prediction), both (B,).
+
+        From `split` with x known: x0 = (d x - s y) / (a d - s c), so the error is (s / (a d - s c))^2.
+        """
+        a, s = self.at(times)
+        c, d = self.prediction(a, s)
+        return (a / s).square(), (s / (a * d - s * c)).square()
+
+
+def _combine(factors: tuple[torch.Tensor, torch.Tensor], clean: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    one, two = (factor.view(-1, *[1] * (clean.ndim - 1)).to(clean) for factor in factors)
+    return one * clean + two * noise
+
+
+@dataclass(frozen=True)
+class VariancePreserving(NoisePath):
+    """a = sqrt(abar_t), s = sqrt(1 - abar_t) (Ho et al. 2020), with abar = `alphas_cumprod`, (T,) float64.
+
+    prediction_type: "epsilon" (the noise) or "v_prediction" (v = a e - s x0, Salimans and Ho 2022).
+    final_alpha_cumprod: abar at the clean end. steps_offset, spacing: as in the base's scheduler.
     """
 
     alphas_cumprod: torch.Tensor
@@ -22,8 +106,8 @@ class NoiseSchedule:
     spacing: str = "leading"
 
     @classmethod
-    def from_scheduler_config(cls, config: Mapping[str, Any]) -> "NoiseSchedule":
-        """The schedule of a diffusers scheduler_config.json, whatever sampler it names."""
+    def from_scheduler_config(cls, config: Mapping[str, Any]) -> "VariancePreserving":
+        """The path of a diffusers scheduler_config.json, whatever sampler it names."""
         from diffusers import DDIMScheduler
 
         # Samplers of other families keep settings that DDIM does not know; the noise schedule is the same.
@@ -55,30 +139,32 @@ class NoiseSchedule:
         offset = min(self.steps_offset, len(self) - 1 - stride * (steps - 1))
         return [stride * index + offset for index in range(steps)]
 
-    def alpha_cumprod(self, timestep: int | None) -> float:
-        """a_t; None stands for the clean end before the first timestep."""
-        return self.final_alpha_cumprod if timestep is None else float(self.alphas_cumprod[timestep])
+    def levels(self, steps: int) -> tuple[Level, ...]:
+        """The clean end, where nothing is asked of the network, and the level of each timestep."""
+        abar = self.final_alpha_cumprod
+        return (Level(0.0, abar**0.5, (1 - abar) ** 0.5), *(self.level(time) for time in self.timesteps(steps)))
 
-    def add_noise(self, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """x_t for clean latents and noise (B, C, h, w) and timesteps (B,)."""
-        signal, scale = self._coefficients(clean, timesteps)
-        return signal * clean + scale * noise
+    def at(self, times: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """From the table; between two timesteps a is linear, which is well defined at zero terminal SNR too."""
+        if not times.is_floating_point():
+            abar = self.alphas_cumprod[times.cpu()]
+            return abar.sqrt(), (1 - abar).sqrt()
+        below = times.cpu().floor().long().clamp(0, len(self) - 1)
+        above = (below + 1).clamp(max=len(self) - 1)
+        signal = self.alphas_cumprod.sqrt()
+        a = torch.lerp(signal[below], signal[above], (times.cpu().double() - below).clamp(0, 1))
+        return a, (1 - a.square()).sqrt()
 
-    def target(self, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """What the base should predict of x_t: the noise, or v."""
+    def draw_times(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Uniform over the timesteps (Ho et al. 2020, algorithm 1)."""
+        return torch.randint(len(self), (count,), generator=generator)
+
+    def time_at(self, share: float) -> int:
+        """The timestep at that share of the table."""
+        return int(share * len(self))
+
+    def prediction(self, a: torch.Tensor, s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The noise, or v."""
         if self.prediction_type == "epsilon":
-            return noise
-        signal, scale = self._coefficients(clean, timesteps)
-        return signal * noise - scale * clean
-
-    def _coefficients(self, like: torch.Tensor, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        alpha = self.alphas_cumprod[timesteps.cpu()].view(-1, *[1] * (like.ndim - 1))
-        return alpha.sqrt().to(like), (1 - alpha).sqrt().to(like)
-
-    def split(self, noisy: torch.Tensor, prediction: torch.Tensor, timestep: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(clean, noise), both (B, C, h, w), that the base's prediction for x_t means."""
-        alpha = self.alpha_cumprod(timestep)
-        signal, scale = alpha**0.5, (1 - alpha) ** 0.5
-        if self.prediction_type == "epsilon":
-            return (noisy - scale * prediction) / signal, prediction
-        return signal * noisy - scale * prediction, scale * noisy + signal * prediction
+            return torch.zeros_like(a), torch.ones_like(s)
+        return -s, a

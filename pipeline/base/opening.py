@@ -10,6 +10,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # notices about
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
@@ -24,14 +25,15 @@ from pipeline.base.checking import (
 from pipeline.base.device import find_dtype_problems, torch_dtype
 from pipeline.base.families import STABLE_DIFFUSION_XL, Family, family_of
 from pipeline.base.files import whole_weights
-from pipeline.base.noise_path import NoiseSchedule
+from pipeline.base.noise_path import VariancePreserving
+from pipeline.base.protocol import Base
 from pipeline.base.stable_diffusion import StableDiffusion
 from pipeline.base.stable_diffusion_xl import StableDiffusionXL
 from pipeline.errors import UserError
 from pipeline.params import BaseSection
 
 
-def open_base(section: BaseSection, device: torch.device) -> StableDiffusion:
+def open_base(section: BaseSection, device: torch.device) -> Base:
     """Load the base, frozen and in evaluation mode.
 
     Raises:
@@ -43,17 +45,17 @@ def open_base(section: BaseSection, device: torch.device) -> StableDiffusion:
     disable_progress_bar()  # a bar for reading a file from disk hides the bars that matter
     dtype = torch_dtype(section)
     parts = _load_single_file(section, dtype) if is_single_file(section) else _load_folder(section, dtype)
-    schedule = NoiseSchedule.from_scheduler_config(parts.pop("scheduler_config"))
-    for model in (parts[name] for name in ("unet", "vae", "text_encoder", "text_encoder_2") if name in parts):
+    path = VariancePreserving.from_scheduler_config(parts.pop("scheduler_config"))
+    for model in (parts[name] for name in ("denoiser", "vae", "text_encoder", "text_encoder_2") if name in parts):
         model.to(device).eval().requires_grad_(False)
     if dtype == torch.float16 and parts["vae"].config.force_upcast:
         parts["vae"].float()  # the XL autoencoder overflows in float16, and pictures come out black
     kind = StableDiffusionXL if "text_encoder_2" in parts else StableDiffusion
-    return kind(**parts, schedule=schedule, device=device, dtype=dtype, digest=base_digest(section))
+    return kind(**parts, path=path, device=device, dtype=dtype, digest=base_digest(section))
 
 
-def unet_without_weights(section: BaseSection) -> UNet2DConditionModel:
-    """The base's UNet as its config describes it, on torch's meta device: for questions about its layers."""
+def denoiser_without_weights(section: BaseSection) -> nn.Module:
+    """The base's denoiser as its config describes it, on torch's meta device: for questions about its layers."""
     config = UNet2DConditionModel.load_config(config_folder(section, "unet"), subfolder="unet")
     with torch.device("meta"):
         return UNet2DConditionModel.from_config(config)
@@ -69,6 +71,7 @@ def _load_folder(section: BaseSection, dtype: torch.dtype) -> dict[str, Any]:
         )
         for part, (kind, kept) in kinds.items()
     }
+    parts["denoiser"] = parts.pop("unet")
     # The caption is encoded once, so its precision costs nothing: text encoders are float32 always.
     for part in (part for part in family.weights if part.startswith("text_encoder")):
         kind = CLIPTextModelWithProjection if part == "text_encoder_2" else CLIPTextModel
@@ -122,7 +125,7 @@ def _load_single_file(section: BaseSection, dtype: torch.dtype) -> dict[str, Any
             **({} if large else {"safety_checker": None}),
         )
     parts = {
-        "unet": pipe.unet,
+        "denoiser": pipe.unet,
         "vae": pipe.vae,
         "text_encoder": pipe.text_encoder.float(),
         "tokenizer": pipe.tokenizer,

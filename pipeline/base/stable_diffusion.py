@@ -1,53 +1,65 @@
-"""Stable Diffusion 1.x and 2.x: what the rest of the house needs of a base."""
+"""Stable Diffusion 1.x and 2.x as a `Base`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from pipeline.base.noise_path import NoiseSchedule
+from pipeline.base.conditioning import Conditioning
+from pipeline.base.noise_path import NoisePath
+from pipeline.base.protocol import Posterior
 
 TILED_FROM = 1536
 """Longer side in pixels from which the autoencoder works in overlapping tiles: its memory grows with the picture."""
 
 
 @dataclass(frozen=True)
-class Posterior:
-    """What the autoencoder says of pictures: scaled latents with mean and std, each (B, C, h, w) float32."""
-
-    mean: torch.Tensor
-    std: torch.Tensor
-
-    def sample(self, generator: torch.Generator) -> torch.Tensor:
-        """One draw, with noise from a CPU generator so that every device draws the same."""
-        noise = torch.randn(self.mean.shape, generator=generator)
-        return self.mean + self.std * noise.to(self.mean.device)
-
-
-@dataclass(frozen=True)
 class StableDiffusion:
-    """A frozen base on its device. `digest` says which one it is; `schedule` how it adds noise."""
+    """A frozen base on its device (Rombach et al. 2022). Its denoiser is a UNet."""
 
-    unet: UNet2DConditionModel
+    denoiser: UNet2DConditionModel
     vae: AutoencoderKL
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
-    schedule: NoiseSchedule
+    path: NoisePath
     device: torch.device
     dtype: torch.dtype
     digest: str
+
+    @property
+    def adapter_prefix(self) -> str:
+        """As diffusers and most LoRA files have it."""
+        return "unet."
+
+    @property
+    def latent_channels(self) -> int:
+        """C of latents (B, C, h, w)."""
+        return int(self.denoiser.config.in_channels)
 
     @property
     def pixels_per_latent(self) -> int:
         """Pixels along a side of one latent."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
-    def release_encoders(self) -> None:
-        """Move the autoencoder and the text encoder off the device, once all is encoded."""
-        self.vae.to("cpu")
-        self.text_encoder.to("cpu")
+    def move_encoders(self, device: torch.device) -> None:
+        """Move autoencoder and text encoder: off an accelerator once all is encoded, back to decode."""
+        self.vae.to(device)
+        self.text_encoder.to(device)
+
+    def self_attention(self, blocks: Sequence[str]) -> list[Attention]:
+        """`attn1` of the transformers in the UNet's down, mid and up blocks."""
+        return [layer for name, layer in self._attention("attn1") if name.split("_")[0] in blocks]
+
+    def cross_attention(self) -> list[Attention]:
+        """`attn2` of the transformers, which looks at the caption."""
+        return [layer for _, layer in self._attention("attn2")]
+
+    def _attention(self, kind: str) -> list[tuple[str, Attention]]:
+        modules = self.denoiser.named_modules()
+        return [(name, module) for name, module in modules if isinstance(module, Attention) and name.endswith(kind)]
 
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> Posterior:
@@ -76,20 +88,22 @@ class StableDiffusion:
         return (torch.cat(pictures).float() / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
-    def condition(self, captions: Sequence[str]) -> torch.Tensor:
-        """Captions to embeddings (B, L, D) float32. `check` has refused captions that would be cut off."""
+    def condition(self, captions: Sequence[str]) -> Conditioning:
+        """Captions to `embedding` (B, L, D) float32. `check` has refused captions that would be cut off."""
         tokens = self.tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt").input_ids
-        return self.text_encoder(tokens.to(self.text_encoder.device)).last_hidden_state.float().to(self.device)
+        embedding = self.text_encoder(tokens.to(self.text_encoder.device)).last_hidden_state
+        return Conditioning({"embedding": embedding.float().to(self.device)})
 
-    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: torch.Tensor) -> torch.Tensor:
-        """The UNet's raw prediction (noise or v, see `schedule`) for latents (B, C, h, w), float32.
+    def predict(self, latents: torch.Tensor, times: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        """The UNet's raw prediction (noise or v, see `path`) for latents (B, C, h, w), float32.
 
-        timesteps: (B,) integers. Under a base of lower precision the adapters' float32 weights need autocast.
+        times: (B,) timesteps. Under a base of lower precision the adapters' float32 weights need autocast.
         """
         lower = self.dtype in (torch.float16, torch.bfloat16)
         with torch.autocast(self.device.type, self.dtype if lower else None, enabled=lower):
-            prediction = self._call_unet(latents.to(self.dtype), timesteps, conditioning.to(self.dtype))
+            times = times.to(latents.device, non_blocking=True)
+            prediction = self._call_denoiser(latents.to(self.dtype), times, conditioning.to(self.dtype))
         return prediction.float() if lower else prediction
 
-    def _call_unet(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: torch.Tensor) -> torch.Tensor:
-        return self.unet(latents, timesteps, conditioning, return_dict=False)[0]
+    def _call_denoiser(self, latents: torch.Tensor, times: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        return self.denoiser(latents, times, conditioning["embedding"], return_dict=False)[0]

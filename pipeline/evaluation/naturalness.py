@@ -2,7 +2,8 @@
 
 import torch
 
-from pipeline.base.stable_diffusion import StableDiffusion
+from pipeline.base.conditioning import Conditioning
+from pipeline.base.protocol import Base
 
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4)
 """Timesteps, in shares of the schedule: low enough that the noise leaves a double exposure to be seen."""
@@ -10,7 +11,7 @@ SHARES = (0.05, 0.1, 0.2, 0.3, 0.4)
 
 @torch.no_grad()
 def denoising_errors(
-    base: StableDiffusion, latents: torch.Tensor, conditioning: torch.Tensor, batch: int | None = None
+    base: Base, latents: torch.Tensor, conditioning: Conditioning, batch: int | None = None
 ) -> torch.Tensor:
     """Mean squared error (N,) of the base's noise or v for clean latents (N, C, h, w) and captions (N, L, D).
 
@@ -20,24 +21,23 @@ def denoising_errors(
     errors = torch.zeros(len(latents), dtype=torch.float64)
     for number, share in enumerate(SHARES):
         noise = torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(number)).to(latents)
-        timestep = int(share * len(base.schedule))
+        time = base.path.time_at(share)
         parts = []
-        for part, captions in zip(
-            latents.split(batch or len(latents)), conditioning.split(batch or len(latents)), strict=True
-        ):
-            timesteps = torch.full((len(part),), timestep, device=part.device)
+        for rows in torch.arange(len(latents)).split(batch or len(latents)):
+            part, captions = latents[rows], conditioning.take(rows)
+            times = torch.full((len(part),), time)
             noises = noise.expand_as(part)
-            predicted = base.predict(base.schedule.add_noise(part, noises, timesteps), timesteps, captions)
-            target = base.schedule.target(part, noises, timesteps)
+            predicted = base.predict(base.path.add_noise(part, noises, times), times, captions)
+            target = base.path.target(part, noises, times)
             parts.append((predicted - target).square().mean(dim=(1, 2, 3)).double().cpu())
         errors += torch.cat(parts)
     return errors / len(SHARES)
 
 
 def naturalness(
-    base: StableDiffusion,
-    frames: tuple[torch.Tensor, torch.Tensor],
-    keyframes: tuple[torch.Tensor, torch.Tensor],
+    base: Base,
+    frames: tuple[torch.Tensor, Conditioning],
+    keyframes: tuple[torch.Tensor, Conditioning],
     batch: int | None = None,
 ) -> float:
     """Mean denoising error of frames over that of the keyframes they lie between: 1 is as natural as those are.

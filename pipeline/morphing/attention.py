@@ -1,11 +1,11 @@
-"""Self-attention of frames that looks at their two endpoints (DiffMorpher, Zhang et al. 2024, section 4.2)."""
+"""Self-attention of frames that looks at their two endpoints (DiffMorpher, Zhang et al. 2024, section 4.2), and
+cross-attention that computes a caption's keys and values once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
 import torch
-from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
 Source = Literal["inputs", "keys-values"]
@@ -17,7 +17,7 @@ class EndpointAttention:
 
     The batch holds, once or (under guidance) several times over, first endpoint, second endpoint, frames. `alphas` (n,)
     says where each of them lies; the endpoints, at 0 and 1, so attend to themselves. Nothing is stored between steps.
-    source: interpolate what keys and values are made from ("inputs", with the frame's own weights, eq. 7), or the
+    source: interpolate what keys and values are computed from ("inputs", with the frame's own weights, eq. 7), or the
     endpoints' own keys and values.
     """
 
@@ -32,12 +32,12 @@ class EndpointAttention:
         if not self.on:
             return self._plain(attn, hidden_states, *given, **named)
         if self.source == "inputs":
-            return self._plain(attn, hidden_states, self._between(hidden_states))
+            return self._plain(attn, hidden_states, self._interpolated(hidden_states))
         query = attn.to_q(hidden_states)
-        key, value = self._between(attn.to_k(hidden_states)), self._between(attn.to_v(hidden_states))
-        return _attended(attn, query, key, value)
+        key, value = self._interpolated(attn.to_k(hidden_states)), self._interpolated(attn.to_v(hidden_states))
+        return _attention(attn, query, key, value)
 
-    def _between(self, states: torch.Tensor) -> torch.Tensor:
+    def _interpolated(self, states: torch.Tensor) -> torch.Tensor:
         """Each sample's states (B, tokens, channels) replaced by those between its endpoints'."""
         groups = states.unflatten(0, (-1, len(self.alphas)))
         first, second = groups[:, :1], groups[:, 1:2]
@@ -46,24 +46,16 @@ class EndpointAttention:
 
 @contextmanager
 def endpoint_attention(
-    unet: UNet2DConditionModel, alphas: torch.Tensor, blocks: Sequence[str], source: Source
+    layers: Sequence[Attention], alphas: torch.Tensor, source: Source
 ) -> Iterator[EndpointAttention]:
-    """Give the self-attention of the chosen blocks ("down", "mid", "up") to an EndpointAttention; then restore it."""
-    before = dict(unet.attn_processors)
+    """Give these self-attention layers to one EndpointAttention, for as long as the context lasts."""
     shared = EndpointAttention(alphas, source)
-    chosen = {
-        name: shared if name.endswith("attn1.processor") and name.split("_")[0] in blocks else processor
-        for name, processor in before.items()
-    }
-    unet.set_attn_processor(dict(chosen))
-    try:
+    with _processor(layers, shared):
         yield shared
-    finally:
-        unet.set_attn_processor(dict(before))
 
 
 class CaptionAttention:
-    """Cross-attention that makes each caption's keys and values once: over the steps nothing in them changes."""
+    """Cross-attention that computes each caption's keys and values once: over the steps nothing in them changes."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -79,22 +71,29 @@ class CaptionAttention:
         """As diffusers calls it for cross-attention: hidden states (B, tokens, channels), captions (B, L, D)."""
         if id(attn) not in self._known:
             self._known[id(attn)] = attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
-        return _attended(attn, attn.to_q(hidden_states), *self._known[id(attn)])
-
-
-def _attended(attn: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """What attention makes of queries (B, tokens, channels), keys and values (B, n, channels)."""
-    split = [part.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for part in (query, key, value)]
-    return attn.to_out[0](torch.nn.functional.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2))
+        return _attention(attn, attn.to_q(hidden_states), *self._known[id(attn)])
 
 
 @contextmanager
-def captions_once(unet: UNet2DConditionModel) -> Iterator[None]:
-    """While it lasts, the UNet must be called with the same captions and adapter weights; then restore it."""
-    before = dict(unet.attn_processors)
-    shared = CaptionAttention()
-    unet.set_attn_processor({name: shared if name.endswith("attn2.processor") else own for name, own in before.items()})
+def captions_once(layers: Sequence[Attention]) -> Iterator[None]:
+    """While it lasts, these cross-attention layers must be called with the same captions and adapter weights."""
+    with _processor(layers, CaptionAttention()):
+        yield
+
+
+@contextmanager
+def _processor(layers: Sequence[Attention], processor: Callable[..., torch.Tensor]) -> Iterator[None]:
+    before = [layer.processor for layer in layers]
     try:
+        for layer in layers:
+            layer.set_processor(processor)
         yield
     finally:
-        unet.set_attn_processor(dict(before))
+        for layer, own in zip(layers, before, strict=True):
+            layer.set_processor(own)
+
+
+def _attention(attn: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """What attention gives for queries (B, tokens, channels), keys and values (B, n, channels)."""
+    split = [part.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for part in (query, key, value)]
+    return attn.to_out[0](torch.nn.functional.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2))

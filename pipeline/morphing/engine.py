@@ -11,25 +11,29 @@ from itertools import count
 
 import torch
 
-from pipeline.adapters.mixing import Adapter, mixed_adapters
-from pipeline.base.stable_diffusion import StableDiffusion
+from pipeline.adapters.mixing import Adapter, WeightedAdapter, mixed_adapters, mixing_weights
+from pipeline.base.conditioning import Conditioning
+from pipeline.base.noise_path import Level
+from pipeline.base.protocol import Base
 from pipeline.morphing.attention import EndpointAttention, Source, captions_once, endpoint_attention
+from pipeline.morphing.chunks import in_chunks
 from pipeline.morphing.interpolation import adain, lerp, slerp
 from pipeline.morphing.pacing import evenly_apart
-from pipeline.morphing.parts import in_parts
+from pipeline.sampling.captions import predictor
 from pipeline.sampling.guidance import guided
 from pipeline.sampling.solver import FixedPoint, Predict, Progress, invert, sample
 
 Bars = Callable[[str], Progress]
+"""A progress bar for a part of the work, by its name."""
 
 
 @dataclass(frozen=True)
-class Keyframe:
-    """A picture as the engine sees it: clean latents (C, h, w), caption embedding (L, D), adapter or none."""
+class EncodedKeyframe:
+    """A picture as the engine sees it: clean latents (C, h, w), its caption (one row), its weighted adapters."""
 
     latents: torch.Tensor
-    conditioning: torch.Tensor
-    adapter: Adapter | None
+    conditioning: Conditioning
+    adapters: tuple[WeightedAdapter, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,49 +47,47 @@ class Borrowing:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How frames are made. negative: the caption embedding (L, D) that guidance leads away from, if it is not 1."""
+    """How frames are made. negative: the caption (one row) that guidance leads away from, if it is not 1."""
 
-    steps: int
-    inversion_steps: int
+    steps: int = 20
+    inversion_steps: int = 20
     fixed_point: FixedPoint | None = None
     use_adain: bool = False
     borrowing: Borrowing | None = None
     guidance: float = 1.0
     rescale: float = 0.0
-    negative: torch.Tensor | None = None
+    negative: Conditioning | None = None
 
 
 @torch.no_grad()
 def invert_keyframes(
-    base: StableDiffusion,
-    keyframes: Sequence[Keyframe],
+    base: Base,
+    keyframes: Sequence[EncodedKeyframe],
     recipe: Recipe,
     batch: int | None = None,
     progress: Bars = lambda label: iter,
 ) -> torch.Tensor:
-    """The noise (K, C, h, w) of each keyframe, with its own adapter and caption, never with guidance.
+    """The noise (K, C, h, w) of each keyframe, with its own adapters and caption, never with guidance.
 
-    `batch` at most go through the UNet at once; None: all.
+    `batch` at most go through the denoiser at once; None: all.
     """
 
-    def inverted(places: slice) -> torch.Tensor:
-        part = keyframes[places]
-        adapters = _adapters(part)
-        weights = torch.tensor([[float(keyframe.adapter is own) for keyframe in part] for own in adapters])
-        with mixed_adapters(base.unet, adapters, weights.to(base.device)), captions_once(base.unet):
-            predict = _predictor(base, torch.stack([keyframe.conditioning for keyframe in part]))
-            latents = torch.stack([keyframe.latents for keyframe in part])
-            bar = progress("invert")
-            return invert(latents, predict, base.schedule, recipe.inversion_steps, bar, recipe.fixed_point)
+    def inverted(chunk: slice) -> torch.Tensor:
+        some = keyframes[chunk]
+        adapters, weights = mixing_weights([keyframe.adapters for keyframe in some])
+        with mixed_adapters(base.denoiser, adapters, weights), captions_once(base.cross_attention()):
+            predict = predictor(base, Conditioning.stack([keyframe.conditioning for keyframe in some]))
+            latents = torch.stack([keyframe.latents for keyframe in some])
+            return invert(latents, predict, base.path, recipe.inversion_steps, progress("invert"), recipe.fixed_point)
 
-    return torch.cat(in_parts(len(keyframes), batch, inverted))
+    return torch.cat(in_chunks(len(keyframes), batch, inverted))
 
 
 @torch.no_grad()
 def morph_segment(
-    base: StableDiffusion,
-    first: Keyframe,
-    second: Keyframe,
+    base: Base,
+    first: EncodedKeyframe,
+    second: EncodedKeyframe,
     noise: torch.Tensor,
     alphas: torch.Tensor,
     recipe: Recipe,
@@ -96,28 +98,29 @@ def morph_segment(
 
     A frame has the slerp of the two noises, with AdaIN if asked, the lerp of the captions, the weights
     W + (1 - alpha) D0 + alpha D1 and, if asked, its endpoints' self-attention (DiffMorpher, Zhang et al. 2024).
-    The endpoints ride with every part of a batch that is cut into parts of at most `batch` samples; None: all at once.
+    The endpoints ride with every chunk of a batch that is cut into chunks of at most `batch` samples; None: all at
+    once.
     """
     ends = torch.tensor([0.0, 1.0], dtype=alphas.dtype)
     inner = alphas[(alphas > 0) & (alphas < 1)]
     found: dict[float, torch.Tensor] = {}
 
-    def sampled(places: slice) -> None:
-        rows = torch.cat([ends, inner[places]])
+    def sampled(chunk: slice) -> None:
+        rows = torch.cat([ends, inner[chunk]])
         latents = _sample_rows(base, first, second, noise, rows, recipe, progress("frames"))
         found.update(zip(rows.tolist(), latents, strict=True))
 
     if len(inner):
-        in_parts(len(inner), None if batch is None else batch - 2, sampled)
+        in_chunks(len(inner), None if batch is None else batch - 2, sampled)
     else:
         sampled(slice(0))
     return torch.stack([found[alpha] for alpha in alphas.tolist()])
 
 
 def _sample_rows(
-    base: StableDiffusion,
-    first: Keyframe,
-    second: Keyframe,
+    base: Base,
+    first: EncodedKeyframe,
+    second: EncodedKeyframe,
     noise: torch.Tensor,
     alphas: torch.Tensor,
     recipe: Recipe,
@@ -127,56 +130,50 @@ def _sample_rows(
     start = slerp(noise[0], noise[1], alphas)
     if recipe.use_adain:
         start = adain(start, noise[0], noise[1], alphas)
-    conditioning = lerp(first.conditioning, second.conditioning, alphas)
+    conditioning = Conditioning.lerp(first.conditioning, second.conditioning, alphas)
     adapters, weights = adapter_weights_at(first, second, alphas)
     with_guidance = recipe.guidance != 1
     if with_guidance:
         if recipe.negative is None:
             raise ValueError("guidance needs a negative caption, if only the empty one")
-        conditioning = torch.cat([recipe.negative.expand_as(conditioning), conditioning])
+        conditioning = Conditioning.stack([recipe.negative.repeat(len(alphas)), conditioning])
         weights = torch.cat([weights, weights], dim=1)
     with ExitStack() as stack:
-        stack.enter_context(mixed_adapters(base.unet, adapters, weights.to(base.device)))
-        stack.enter_context(captions_once(base.unet))
-        borrowed = None
-        if recipe.borrowing and recipe.borrowing.until > 0:
-            how = recipe.borrowing
-            borrowed = stack.enter_context(endpoint_attention(base.unet, alphas, how.blocks, how.source))
-        predict = _predictor(base, conditioning)
+        stack.enter_context(mixed_adapters(base.denoiser, adapters, weights))
+        stack.enter_context(captions_once(base.cross_attention()))
+        predict = predictor(base, conditioning)
         if with_guidance:
             predict = guided(predict, recipe.guidance, recipe.rescale)
-        if borrowed and recipe.borrowing:
+        if recipe.borrowing and recipe.borrowing.until > 0:
+            layers = base.self_attention(recipe.borrowing.blocks)
+            borrowed = stack.enter_context(endpoint_attention(layers, alphas, recipe.borrowing.source))
             predict = _until(predict, borrowed, recipe.borrowing.until * recipe.steps)
-        return sample(start, predict, base.schedule, recipe.steps, progress)
+        return sample(start, predict, base.path, recipe.steps, progress)
 
 
 def _until(predict: Predict, borrowed: EndpointAttention, last: float) -> Predict:
     """Switch the borrowed attention off from step `last` on."""
     step = count()
 
-    def switched(latents: torch.Tensor, timestep: int) -> torch.Tensor:
+    def switched(latents: torch.Tensor, level: Level) -> torch.Tensor:
         borrowed.on = next(step) < last
-        return predict(latents, timestep)
+        return predict(latents, level)
 
     return switched
 
 
-def adapter_weights_at(first: Keyframe, second: Keyframe, alphas: torch.Tensor) -> tuple[list[Adapter], torch.Tensor]:
-    """The adapters of two keyframes and their weights (adapters, F) at `alphas`. A shared one stays constant at 1."""
-    adapters = _adapters([first, second])
-    weights = [(1 - alphas) * (first.adapter is own) + alphas * (second.adapter is own) for own in adapters]
-    return adapters, torch.stack(weights) if weights else torch.zeros(0, len(alphas))
-
-
-def _adapters(keyframes: Sequence[Keyframe]) -> list[Adapter]:
-    """The keyframes' adapters, each once."""
-    return list({id(keyframe.adapter): keyframe.adapter for keyframe in keyframes if keyframe.adapter}.values())
+def adapter_weights_at(
+    first: EncodedKeyframe, second: EncodedKeyframe, alphas: torch.Tensor
+) -> tuple[list[Adapter], torch.Tensor]:
+    """The adapters of two keyframes and their weights (adapters, F) at `alphas`. A shared one stays constant."""
+    adapters, ends = mixing_weights([first.adapters, second.adapters])
+    return adapters, (1 - alphas) * ends[:, :1] + alphas * ends[:, 1:]
 
 
 def paced_alphas(
-    base: StableDiffusion,
-    first: Keyframe,
-    second: Keyframe,
+    base: Base,
+    first: EncodedKeyframe,
+    second: EncodedKeyframe,
     noise: torch.Tensor,
     frames: int,
     coarse: Recipe,
@@ -197,11 +194,3 @@ def paced_alphas(
 def cross_fade(first: torch.Tensor, second: torch.Tensor, alphas: Iterable[float]) -> torch.Tensor:
     """The baseline: pictures (3, H, W) laid over each other, (F, 3, H, W)."""
     return lerp(first, second, torch.tensor(list(alphas)))
-
-
-def _predictor(base: StableDiffusion, conditioning: torch.Tensor) -> Predict:
-    def predict(latents: torch.Tensor, timestep: int) -> torch.Tensor:
-        timesteps = torch.full((len(latents),), timestep, device=latents.device)
-        return base.predict(latents, timesteps, conditioning)
-
-    return predict

@@ -7,19 +7,19 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.base.stable_diffusion import StableDiffusion
+from pipeline.base.protocol import Base
 from pipeline.frames.tensors import to_arrays
 from pipeline.landscapes.painter import paint
 from pipeline.landscapes.world import HELD_OUT, Scene, caption, draw_scene
 from pipeline.pocket.layout import LATENT_CHANNELS, LATENT_SIDE, SIDE
-from pipeline.sampling.guidance import sample_captions
+from pipeline.sampling.captions import sample_captions
 from pipeline.sampling.solver import Progress
 
 ROW, ROWS = 8, 3
 
 
 def sample_scenes(
-    base: StableDiffusion, scenes: Sequence[Scene], steps: int, guidance: float, seed: int, progress: Progress = iter
+    base: Base, scenes: Sequence[Scene], steps: int, guidance: float, seed: int, progress: Progress = iter
 ) -> torch.Tensor:
     """What the pocket makes of the scenes' captions: (N, 3, 128, 128) in [0, 1], the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
@@ -29,7 +29,7 @@ def sample_scenes(
     return base.decode(sample_captions(base, noise, conditioning, steps=steps, guidance=guidance, progress=progress))
 
 
-def sample_sheet(base: StableDiffusion, progress: Progress = iter) -> Image.Image:
+def sample_sheet(base: Base, progress: Progress = iter) -> Image.Image:
     """Three double rows of eight: unseen paintings, and below each a sample with its caption (30 steps, guidance 2)."""
     scenes = [draw_scene(HELD_OUT + 900 + index) for index in range(ROW * ROWS)]
     painted = [paint(scene, SIDE, SIDE) for scene in scenes]

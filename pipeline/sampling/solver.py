@@ -1,42 +1,38 @@
-"""DDIM sampling and inversion (Song et al. 2021) along one schedule. Tensors in, tensors out."""
+"""Along a noising path: from noise to pictures, and back. Tensors in, tensors out."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 
-from pipeline.base.noise_path import NoiseSchedule
+from pipeline.base.noise_path import Level, NoisePath, Pair
 
-Predict = Callable[[torch.Tensor, int], torch.Tensor]
-"""The base's raw prediction for latents (B, C, h, w) at one timestep."""
+Predict = Callable[[torch.Tensor, Level], torch.Tensor]
+"""The base's raw prediction for latents (B, C, h, w) at one level."""
 
 Progress = Callable[[Iterable[int]], Iterable[int]]
+"""A progress bar around the numbers of the steps."""
 
 
-def step_coefficients(schedule: NoiseSchedule, at: int, to: int | None) -> tuple[float, float]:
-    """(p, q) of the deterministic DDIM step x_to = p x_at + q prediction (Song et al. 2021, eq. 12, sigma = 0).
+def step(x: torch.Tensor, pair: Pair, at: Level, to: Level) -> torch.Tensor:
+    """x (B, C, h, w) moved from one level to another, towards or away from the noise.
 
-    `to` None is the clean end. With a^2 + b^2 = 1 at either end: p = a_to / a_at and q = b_to - p b_at for epsilon;
-    for v, where the step is a rotation, p = a_to a_at + b_to b_at and q = b_to a_at - a_to b_at.
+    x + (A - a) x0 + (S - s) e. With the pair predicted for x itself this is DDIM (Song et al. 2021, eq. 12, sigma = 0),
+    and Euler's step for a flow.
     """
-    alpha_at, alpha_to = schedule.alpha_cumprod(at), schedule.alpha_cumprod(to)
-    a_at, b_at = alpha_at**0.5, (1 - alpha_at) ** 0.5
-    a_to, b_to = alpha_to**0.5, (1 - alpha_to) ** 0.5
-    if schedule.prediction_type == "epsilon":
-        return a_to / a_at, b_to - a_to / a_at * b_at
-    return a_to * a_at + b_to * b_at, b_to * a_at - a_to * b_at
+    return x + (to.a - at.a) * pair.clean + (to.s - at.s) * pair.noise
 
 
 def sample(
-    noise: torch.Tensor, predict: Predict, schedule: NoiseSchedule, steps: int, progress: Progress = iter
+    noise: torch.Tensor, predict: Predict, path: NoisePath, steps: int, progress: Progress = iter
 ) -> torch.Tensor:
-    """Noise (B, C, h, w) at the last timestep to clean latents, in `steps` evaluations."""
-    timesteps = schedule.timesteps(steps)
-    latents = noise
-    for index in progress(range(steps - 1, -1, -1)):
-        p, q = step_coefficients(schedule, timesteps[index], timesteps[index - 1] if index else None)
-        latents = p * latents + q * predict(latents, timesteps[index])
-    return latents
+    """Noise (B, C, h, w) at the last level to clean latents, in `steps` evaluations."""
+    levels = path.levels(steps)
+    x = noise
+    for number in progress(range(steps, 0, -1)):
+        at, to = levels[number], levels[number - 1]
+        x = step(x, path.split(x, predict(x, at), at), at, to)
+    return x
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,7 @@ class FixedPoint:
 def invert(
     latents: torch.Tensor,
     predict: Predict,
-    schedule: NoiseSchedule,
+    path: NoisePath,
     steps: int,
     progress: Progress = iter,
     fixed_point: FixedPoint | None = None,
@@ -66,16 +62,20 @@ def invert(
     noisy end that was found, always towards the same clean end (Pan et al. 2023, "Effective Real Image Editing with
     Accelerated Iterative Diffusion Inversion", section 3.2).
     """
-    timesteps = schedule.timesteps(steps)
-    for index in progress(range(steps)):
-        at, clean_end = timesteps[index], latents
-        p, q = step_coefficients(schedule, at, timesteps[index - 1] if index else None)
-        latents = (clean_end - q * predict(clean_end, at)) / p
+    levels = path.levels(steps)
+    x = latents
+    for number in progress(range(1, steps + 1)):
+        clean_end, at, to = x, levels[number - 1], levels[number]
+
+        def solved(noisy: torch.Tensor, x: torch.Tensor = clean_end, at: Level = at, to: Level = to) -> torch.Tensor:
+            return step(x, path.split(x, predict(noisy, to), to, x_at=at), at, to)
+
+        x = solved(clean_end)
         if fixed_point is None:
             continue
         for _ in range(fixed_point.iterations):
-            move = fixed_point.relaxation * ((clean_end - q * predict(latents, at)) / p - latents)
-            latents = latents + move
+            move = fixed_point.relaxation * (solved(x) - x)
+            x = x + move
             if float(move.square().mean(dim=(1, 2, 3)).sqrt().max()) < fixed_point.tolerance:
                 break
-    return latents
+    return x

@@ -96,14 +96,14 @@ def _target_problems(params: Params) -> list[Problem]:
     named = [spec.train for spec in params.sets.values() if not isinstance(spec.train.targets, str)]
     if not named:
         return []
-    from pipeline.base.opening import unet_without_weights
+    from pipeline.base.opening import denoiser_without_weights
     from pipeline.training.pack import layers_of
 
-    unet = unet_without_weights(params.base)
+    denoiser = denoiser_without_weights(params.base)
     problems: dict[str, Problem] = {}
     for settings in named:
         try:
-            layers_of(unet, settings.targets, settings.rank)
+            layers_of(denoiser, settings.targets, settings.rank)
         except UserError as error:
             problems |= {str(problem): problem for problem in error.problems}
     return list(problems.values())

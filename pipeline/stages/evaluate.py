@@ -11,6 +11,7 @@ from statistics import fmean
 import torch
 from torch.nn import functional as F
 
+from pipeline.base.conditioning import Conditioning
 from pipeline.base.device import choose_device
 from pipeline.base.opening import open_base
 from pipeline.distances import features
@@ -28,7 +29,6 @@ from pipeline.evaluation.metrics import (
 )
 from pipeline.evaluation.naturalness import naturalness
 from pipeline.frames.tensors import read_pictures
-from pipeline.morphing.interpolation import lerp
 from pipeline.outputs import atomic_file, require_output
 from pipeline.params import EvaluateSection, load_params
 from pipeline.report.plots import Curve, smoothness_plot
@@ -71,7 +71,7 @@ def run(key: str) -> None:
                 figures |= learned_pace(learned, closed(frames, loop), ends, params.evaluate.max_side)
             if variant != "cross_fade":  # its endpoints are the keyframes themselves, copied
                 figures |= endpoints(frames[stops], floor, keyframes)
-            captions = captions_between(facts["alphas"][label], closed(conditioning, loop))
+            captions = captions_between(facts["alphas"][label], conditioning, loop)
             figures["naturalness"] = naturalness(
                 base, (frames[between], captions), (keyframes, conditioning), params.machine.batch or stops[1] + 1
             )
@@ -113,16 +113,17 @@ def closed(row: torch.Tensor, loop: bool) -> torch.Tensor:
     return torch.cat([row, row[:1]]) if loop else row
 
 
-def captions_between(alphas: Sequence[Sequence[float]], conditioning: torch.Tensor) -> torch.Tensor:
-    """The captions (F, L, D) that frames between keyframes were made with: linear between the two keyframes' at alpha.
+def captions_between(alphas: Sequence[Sequence[float]], conditioning: Conditioning, loop: bool) -> Conditioning:
+    """The F captions that frames between keyframes were made with: linear between the two keyframes' at alpha.
 
-    alphas: by segment, both its ends included. conditioning: (K, L, D), of a loop with the first keyframe's again at
-    the end.
+    alphas: by segment, both its ends included. conditioning: the K keyframes'; of a loop the last segment leads back to
+    the first.
     """
-    return torch.cat(
+    rows = [*range(len(conditioning)), *([0] if loop else [])]
+    return Conditioning.stack(
         [
-            lerp(first, second, torch.tensor(segment[1:-1]))
-            for segment, (first, second) in zip(alphas, pairwise(conditioning), strict=True)
+            Conditioning.lerp(conditioning.take([first]), conditioning.take([second]), torch.tensor(segment[1:-1]))
+            for segment, (first, second) in zip(alphas, pairwise(rows), strict=True)
         ]
     )
 

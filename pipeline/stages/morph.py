@@ -1,40 +1,31 @@
 """Stage `morph@<morph>`: frames between keyframes, with adapters, without them, and the cross-fade."""
 
-import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from pipeline.adapters.lora import keyed_seed, read_adapter
+from pipeline.adapters.lora import read_adapter
 from pipeline.adapters.store import read_index
 from pipeline.base.device import choose_device
 from pipeline.base.opening import open_base
-from pipeline.base.stable_diffusion import Posterior, StableDiffusion
-from pipeline.distances.perceptual import perceptual
+from pipeline.base.protocol import Base
+from pipeline.film import Film, FilmSettings, Keyframe
 from pipeline.frames.clips import write_frames, write_mp4, write_webp
+from pipeline.frames.prepared import prepared_name, read_captions
 from pipeline.frames.sheets import strip
-from pipeline.frames.tensors import Frame, read_pictures, to_arrays
-from pipeline.morphing.engine import (
-    Bars,
-    Borrowing,
-    Keyframe,
-    Recipe,
-    cross_fade,
-    invert_keyframes,
-    morph_segment,
-    paced_alphas,
-)
-from pipeline.morphing.interpolation import with_real_ends
+from pipeline.frames.tensors import Frame, from_arrays, read_pictures, to_arrays
+from pipeline.morphing.engine import Borrowing, Recipe, cross_fade
+from pipeline.morphing.interpolation import film_with_real_ends
 from pipeline.morphing.pacing import even
 from pipeline.outputs import atomic_folder, require_output
 from pipeline.params import MorphSection, load_params
-from pipeline.pictures.metadata import prepared_name, read_rows
 from pipeline.sampling.solver import FixedPoint, Progress
 from pipeline.tracking import track
 
@@ -42,13 +33,11 @@ FOLDERS = {"morph": "frames", "without adapters": "no-lora", "cross-fade": "cros
 
 
 @dataclass(frozen=True)
-class Take:
-    """One way through all keyframes: decoded frames (N, 3, H, W) in [0, 1] a segment, its alphas, and the mean std of
-    the inverted noise (1 is ideal)."""
+class Made:
+    """A variant of the morph: its frames, and the alphas of each segment."""
 
-    segments: list[torch.Tensor]
+    frames: list[Frame]
     alphas: list[torch.Tensor]
-    noise_std: float
 
 
 def run(key: str) -> None:
@@ -63,73 +52,71 @@ def run(key: str) -> None:
         f"morph@{key}", params.tracking, section, datasets={spec.set: prepared}, tags=params.base.tags()
     ) as tracker:
         base = open_base(params.base, choose_device(params.machine.device))
-        captions = {row.file_name: row.text for row in read_rows(prepared)}
         names = [prepared_name(name) for name in spec.keyframes]
-        pictures = read_pictures(prepared / name for name in names)
-        latents = draw_latents(base, pictures)
-        conditioning = base.condition([captions[name] for name in names])
-        recipe = recipe_of(settings, base)
-        files = read_index(adapters)
-        loaded = {file: read_adapter(adapters / file, base.digest, base.device) for file in {files[n] for n in names}}
+        keyframes = read_keyframes(base, prepared, adapters, names)
+        pictures = torch.stack([keyframe.picture for keyframe in keyframes])
+        film_settings = settings_of(settings, base)
 
-        takes = {}
+        variants, noise_std = {}, {}
         for label, with_adapters in (("morph", True), ("without adapters", False)):
-            keyframes = [
-                Keyframe(latents[i], conditioning[i], loaded[files[name]] if with_adapters else None)
-                for i, name in enumerate(names)
-            ]
-            takes[label] = run_through(base, keyframes, settings, recipe, params.machine.batch, label)
-        way = [*pictures, pictures[0]] if settings.loop else list(pictures)
-        evenly = even(frames_of(settings))
-        faded = [cross_fade(a, b, evenly.tolist()) for a, b in pairwise(way)]
-        shown = {label: to_arrays(one_after_another(take.segments, settings.loop)) for label, take in takes.items()}
-        shown["cross-fade"] = to_arrays(one_after_another(faded, settings.loop))
+            own = keyframes if with_adapters else [replace(keyframe, adapters=()) for keyframe in keyframes]
+            film = Film(base, own, film_settings, batch=params.machine.batch, progress=partial(_bar, label))
+            frames = [frame for made in film for frame in to_arrays(made.picture[None])]
+            variants[label] = Made(frames, film.alphas)
+            noise_std[label] = film.noise_std
+        variants["cross-fade"] = faded(pictures, film_settings)
 
-        between = frames_of(settings) - 1
+        between = film_settings.frames_per_segment - 1
         stops = [index * between for index in range(len(names))]
-        count = len(shown["morph"])
-        clip = corrected(takes["morph"], way, settings)
-        alphas = {label: take.alphas for label, take in takes.items()} | {"cross-fade": [evenly] * len(faded)}
         out = Path("data/morphs", key)
         with atomic_folder(out) as folder:
-            for label, frames in shown.items():
+            for label, made in variants.items():
                 (folder / FOLDERS[label]).mkdir()
-                write_frames(folder / FOLDERS[label], frames)
+                write_frames(folder / FOLDERS[label], made.frames)
             (folder / "floor").mkdir()
             write_frames(folder / "floor", to_arrays(base.decode(base.encode(pictures).mean)))
+            clip = clip_frames(variants["morph"], pictures, stops, settings)
             write_webp(folder / "morph.webp", clip, settings.fps, stops, settings.hold)
             write_mp4(folder / "morph.mp4", clip, settings.fps, stops, settings.hold)
-            strip(list(shown.items()), keyframes=stops, columns=13).save(folder / "strip.png")
+            rows = [(label, made.frames) for label, made in variants.items()]
+            strip(rows, keyframes=stops, columns=13).save(folder / "strip.png")
             facts = {
                 "set": spec.set,
                 "base": base.digest,
                 "keyframes": [
-                    {"file_name": name, "text": captions[name], "frame": stop}
-                    for name, stop in zip(names, stops, strict=True)
+                    {"file_name": name, "text": keyframe.caption, "frame": stop}
+                    for name, keyframe, stop in zip(names, keyframes, stops, strict=True)
                 ],
-                "positions": [round(i / between, 9) for i in range(count)],
-                "alphas": {
-                    label: [[round(alpha, 6) for alpha in segment.tolist()] for segment in segments]
-                    for label, segments in alphas.items()
-                },
-                "inverted_noise_std": {label: round(take.noise_std, 6) for label, take in takes.items()},
+                "positions": [round(number / between, 9) for number in range(len(variants["morph"].frames))],
+                "alphas": {label: rounded(made.alphas) for label, made in variants.items()},
+                "inverted_noise_std": {label: round(std, 6) for label, std in noise_std.items()},
                 "settings": settings.model_dump(mode="json"),
             }
             (folder / "morph.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        tracker.metric("inverted_noise_std", takes["morph"].noise_std)
+        tracker.metric("inverted_noise_std", noise_std["morph"])
         tracker.picture("strip", out / "strip.png")
         tracker.show(out / "strip.png", f"{key}: the morph, the same without adapters, a cross-fade")
-        for made_file in ("morph.webp", "morph.mp4", "morph.json"):
-            tracker.artifact(out / made_file, "clips")
+        for name in ("morph.webp", "morph.mp4", "morph.json"):
+            tracker.artifact(out / name, "clips")
 
 
-def recipe_of(settings: MorphSection, base: StableDiffusion) -> Recipe:
-    """The engine's recipe from the params."""
+def read_keyframes(base: Base, prepared: Path, adapters: Path, names: list[str]) -> list[Keyframe]:
+    """Prepared pictures with their captions and adapters, each at weight 1. A shared adapter is loaded once."""
+    captions, files = read_captions(prepared), read_index(adapters)
+    loaded = {file: read_adapter(adapters / file, base.digest, base.device) for file in {files[name] for name in names}}
+    return [
+        Keyframe(picture, captions[name], ((loaded[files[name]], 1.0),))
+        for name, picture in zip(names, read_pictures(prepared / name for name in names), strict=True)
+    ]
+
+
+def settings_of(settings: MorphSection, base: Base) -> FilmSettings:
+    """The film's settings from the params."""
     refine = FixedPoint(settings.fixed_point, settings.relaxation, settings.tolerance) if settings.fixed_point else None
     borrowing = None
     if settings.attention and settings.attention_until > 0:
         borrowing = Borrowing(settings.attention, settings.attention_until, settings.attention_source)
-    return Recipe(
+    recipe = Recipe(
         steps=settings.steps,
         inversion_steps=settings.inversion_steps,
         fixed_point=refine,
@@ -137,93 +124,43 @@ def recipe_of(settings: MorphSection, base: StableDiffusion) -> Recipe:
         borrowing=borrowing,
         guidance=settings.guidance,
         rescale=settings.rescale,
-        negative=base.condition([settings.negative])[0] if settings.guidance != 1 else None,
+        negative=base.condition([settings.negative]) if settings.guidance != 1 else None,
+    )
+    return FilmSettings(
+        recipe=recipe,
+        frames=settings.frames,
+        pacing=settings.pacing,
+        pacing_steps=settings.pacing_steps,
+        pacing_points=settings.pacing_points,
+        loop=settings.loop,
     )
 
 
-def frames_of(settings: MorphSection) -> int:
-    """Frames of a segment, both ends included."""
-    return settings.frames if isinstance(settings.pacing, str) else len(settings.pacing)
+def faded(pictures: torch.Tensor, settings: FilmSettings) -> Made:
+    """The cross-fade through pictures (K, 3, H, W), evenly paced."""
+    evenly = even(settings.frames_per_segment)
+    way = torch.cat([pictures, pictures[:1]]) if settings.loop else pictures
+    segments = [cross_fade(a, b, evenly.tolist()) for a, b in pairwise(way)]
+    frames = torch.cat([part if number == 0 else part[1:] for number, part in enumerate(segments)])
+    return Made(to_arrays(frames[:-1] if settings.loop else frames), [evenly] * len(segments))
 
 
-def one_after_another(segments: Sequence[torch.Tensor], loop: bool) -> torch.Tensor:
-    """All frames (N, 3, H, W): a keyframe between two segments once; of a loop, the first not again at the end."""
-    joined = torch.cat([part if number == 0 else part[1:] for number, part in enumerate(segments)])
-    return joined[:-1] if loop else joined
+def clip_frames(made: Made, pictures: torch.Tensor, stops: list[int], settings: MorphSection) -> list[Frame]:
+    """The frames of the clips: the variant's own, faded from and to the real pictures if asked."""
+    if settings.correct_ends == 0:
+        return made.frames
+    alphas = rounded(made.alphas)
+    frames = from_arrays(made.frames)
+    return to_arrays(film_with_real_ends(frames, pictures, stops, alphas, settings.correct_ends, settings.loop))
 
 
-def corrected(take: Take, way: Sequence[torch.Tensor], settings: MorphSection) -> list[Frame]:
-    """The frames of the clips: those of the take, faded from and to the real pictures if asked."""
-    parts = [
-        with_real_ends(segment, alphas, first, second, settings.correct_ends)
-        for segment, alphas, (first, second) in zip(take.segments, take.alphas, pairwise(way), strict=True)
-    ]
-    return to_arrays(one_after_another(parts, settings.loop))
+def rounded(alphas: list[torch.Tensor]) -> list[list[float]]:
+    """Alphas by segment as morph.json keeps them."""
+    return [[round(alpha, 6) for alpha in segment.tolist()] for segment in alphas]
 
 
-def draw_latents(base: StableDiffusion, pictures: torch.Tensor) -> torch.Tensor:
-    """Latents (B, C, h, w) of pictures (B, 3, H, W): one draw from each posterior, always the same for a picture.
-
-    Not the mean: the base was trained on draws, and means lie where it has seen nothing, so that inverting them gives
-    noise that is too small.
-    """
-    posterior = base.encode(pictures)
-    drawn = []
-    for picture, mean, std in zip(pictures, posterior.mean, posterior.std, strict=True):
-        generator = torch.Generator().manual_seed(keyed_seed(hashlib.sha256(picture.numpy().tobytes()).hexdigest()))
-        drawn.append(Posterior(mean[None], std[None]).sample(generator))
-    return torch.cat(drawn)
-
-
-def run_through(
-    base: StableDiffusion,
-    keyframes: Sequence[Keyframe],
-    settings: MorphSection,
-    recipe: Recipe,
-    batch: int | None,
-    label: str,
-) -> Take:
-    """All segments in a row; of a loop, the one back to the start too. Keyframes are inverted once each."""
-    noise = invert_keyframes(base, keyframes, recipe, batch, partial(_bar, label))
-    places = [*range(len(keyframes)), 0] if settings.loop else list(range(len(keyframes)))
-    take = Take([], [], float(noise.std(dim=(1, 2, 3)).mean()))
-    for number, (one, other) in enumerate(pairwise(places)):
-        bars = partial(_bar, f"{label} {number + 1}/{len(places) - 1}")
-        ends = keyframes[one], keyframes[other]
-        alphas = alphas_of(base, ends, noise[[one, other]], settings, recipe, batch, bars)
-        latents = morph_segment(base, *ends, noise[[one, other]], alphas, recipe, batch, bars)
-        # One by one, so that the device never holds more than one picture.
-        take.segments.append(torch.cat([base.decode(frame[None]).cpu() for frame in latents]))
-        take.alphas.append(alphas)
-    return take
-
-
-def alphas_of(
-    base: StableDiffusion,
-    ends: tuple[Keyframe, Keyframe],
-    noise: torch.Tensor,
-    settings: MorphSection,
-    recipe: Recipe,
-    batch: int | None,
-    bars: Bars,
-) -> torch.Tensor:
-    """Where the frames of a segment lie: as listed, evenly, or so that neighbours look equally far apart."""
-    if not isinstance(settings.pacing, str):
-        return torch.tensor(settings.pacing, dtype=torch.float64)
-    if settings.pacing == "linear":
-        return even(settings.frames)
-
-    def distances(latents: torch.Tensor) -> torch.Tensor:
-        pictures = base.decode(latents)
-        return perceptual(pictures[:-1], pictures[1:])
-
-    coarse = replace(recipe, steps=settings.pacing_steps)
-    points = settings.pacing_points
-    return paced_alphas(base, *ends, noise, settings.frames, coarse, points, distances, batch, bars)
-
-
-def _bar(where: str, part: str) -> Progress:
-    def progress(steps: Iterable[int]) -> Iterable[int]:
-        return tqdm(list(steps), desc=f"{where} {part}", unit="step")
+def _bar(variant: str, part: str) -> Progress:
+    def progress(steps: Iterable[Any]) -> Iterable[Any]:
+        return tqdm(list(steps), desc=f"{variant} {part}", unit="step")
 
     return progress

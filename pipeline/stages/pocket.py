@@ -14,7 +14,7 @@ from transformers import CLIPTextModel
 
 import pipeline
 from pipeline.base.device import choose_device
-from pipeline.base.noise_path import NoiseSchedule
+from pipeline.base.noise_path import VariancePreserving
 from pipeline.base.stable_diffusion import StableDiffusion
 from pipeline.errors import Problem, UserError
 from pipeline.landscapes.world import VOCABULARY
@@ -101,10 +101,10 @@ def train_pocket(
     _log_reconstructions(autoencoder, paintings, device, tracker)
     latents = encode_all(autoencoder, paintings, device)
     tokenizer = build_tokenizer(VOCABULARY)
-    schedule = NoiseSchedule.from_scheduler_config(build_scheduler().config)
+    path = VariancePreserving.from_scheduler_config(build_scheduler().config)
 
     def preview(unet: UNet2DConditionModel, text_encoder: CLIPTextModel, step: int) -> None:
-        base = StableDiffusion(unet, autoencoder, text_encoder, tokenizer, schedule, device, torch.float32, "")
+        base = StableDiffusion(unet, autoencoder, text_encoder, tokenizer, path, device, torch.float32, "")
         tracker.picture("samples", sample_sheet(base), step)
 
     unet, text_encoder = train_denoiser(

@@ -26,7 +26,7 @@ class TrainState:
 
 
 @contextmanager
-def held(path: Path) -> Iterator[None]:
+def training_lock(path: Path) -> Iterator[None]:
     """A lock `<path>.lock` that one process at a time may have; `<path>.pid` names it.
 
     Raises:
@@ -56,7 +56,7 @@ def work_folder(path: Path) -> Iterator[Path]:
     Raises:
         UserError: when another process holds it.
     """
-    with held(path):
+    with training_lock(path):
         path.mkdir(parents=True, exist_ok=True)
         yield path
         shutil.rmtree(path)
@@ -76,7 +76,7 @@ class Checkpoints:
         write_state(last, state)
 
     def load(self, name: str) -> TrainState | None:
-        """The last state that is whole; None when there is none. Damaged ones are told and passed over."""
+        """The last state that is whole; None when there is none. Damaged ones are reported and skipped."""
         for path in self._paths(name):
             if (state := read_state(path)) is not None:
                 return state
@@ -105,12 +105,12 @@ def write_state(path: Path, state: TrainState) -> None:
 
 
 def read_state(path: Path) -> TrainState | None:
-    """The state in a file; None when there is none, or when it is damaged, which is told."""
+    """The state in a file; None when there is none, or when it is damaged, which is reported."""
     if not path.exists():
         return None
     try:
         with safe_open(path, framework="pt") as file:
             return TrainState(int(file.metadata()["step"]), {key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        tqdm.write(f"{path}: a damaged checkpoint is passed over ({error})")
+        tqdm.write(f"{path}: a damaged checkpoint is skipped ({error})")
         return None

@@ -12,7 +12,7 @@ LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate")
 
 
 @cache
-def stamp() -> str:
+def code_digest() -> str:
     """A digest of the code of the rooms that encode and train, and of the libraries' versions."""
     root = Path(pipeline.__file__).parent
     code = [path.read_text(encoding="utf-8") for room in ROOMS for path in sorted((root / room).glob("*.py"))]

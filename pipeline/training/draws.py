@@ -1,6 +1,6 @@
-"""What the trainer draws: which samples, their latents, noise, timesteps, flips and dropped captions.
+"""What the trainer draws: which examples, their latents, noise, times, flips and dropped captions.
 
-Every draw comes from a generator keyed by (seed, sample, step, place), so that it depends neither on the order of the
+Every draw comes from a generator keyed by (seed, example, step, place), so that it depends neither on the order of the
 work nor on an interruption, the packing or the number of processes.
 """
 
@@ -9,78 +9,75 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.adapters.lora import keyed_seed
-from pipeline.base.stable_diffusion import Posterior, StableDiffusion
+from pipeline.base.conditioning import Conditioning
+from pipeline.base.noise_path import NoisePath
+from pipeline.base.seeds import keyed_seed
 from pipeline.params import TrainSection
+from pipeline.training.examples import Example
 
-VALIDATION_TIMESTEPS = (0.1, 0.3, 0.5, 0.7, 0.9)
-"""Where the validation loss is taken, in shares of the schedule."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One picture as the trainer sees it, encoded once: its latents' posterior and its caption's embedding (1, L, D).
-
-    digest: of the picture's bytes and the caption; it keys the sample's draws. flipped: the mirrored picture's
-    posterior, where flips are asked for.
-    """
-
-    name: str
-    digest: str
-    posterior: Posterior
-    conditioning: torch.Tensor
-    caption: str
-    flipped: Posterior | None = None
+VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Where the validation loss is taken, in shares of the noise path."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Clean latents and noise (B, C, h, w), timesteps (B,), conditioning (B, L, D)."""
+    """Clean latents and noise (B, C, h, w), times (B,) on the CPU (see `NoisePath`), and B captions."""
 
     clean: torch.Tensor
     noise: torch.Tensor
-    timesteps: torch.Tensor
-    conditioning: torch.Tensor
+    times: torch.Tensor
+    conditioning: Conditioning
 
-    def part(self, places: torch.Tensor) -> "Batch":
-        """Some of its samples, by their places."""
-        return Batch(self.clean[places], self.noise[places], self.timesteps[places], self.conditioning[places])
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    def take(self, rows: torch.Tensor) -> "Batch":
+        """Some of its samples, by their rows."""
+        return Batch(self.clean[rows], self.noise[rows], self.times[rows], self.conditioning.take(rows))
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on a device."""
-        parts = (self.clean, self.noise, self.timesteps, self.conditioning)
-        return Batch(*(part.to(device, non_blocking=True) for part in parts))
+        """The batch on a device, but for its times."""
+        clean, noise = (tensor.to(device, non_blocking=True) for tensor in (self.clean, self.noise))
+        return Batch(clean, noise, self.times, self.conditioning.to(device, non_blocking=True))
+
+    @staticmethod
+    def concatenate(batches: Sequence["Batch"]) -> "Batch":
+        """Several batches as one, in order."""
+        return Batch(
+            torch.cat([batch.clean for batch in batches]),
+            torch.cat([batch.noise for batch in batches]),
+            torch.cat([batch.times for batch in batches]),
+            Conditioning.stack([batch.conditioning for batch in batches]),
+        )
 
 
 def draw_batch(
-    samples: Sequence[Sample],
+    examples: Sequence[Example],
     settings: TrainSection,
-    schedule_length: int,
-    empty: torch.Tensor,
+    path: NoisePath,
+    empty: Conditioning,
     step: int,
-    places: range,
+    places: Sequence[int],
 ) -> Batch:
     """The given places of an optimizer step's samples, of `batch * accumulation` in all.
 
-    empty: the embedding of the empty caption (1, L, D), for caption dropout.
+    empty: the empty caption (one row), for caption dropout.
     """
-    order = epoch_order(len(samples), settings, step)
-    drawn = [
-        _draw(samples[order[place]], settings, schedule_length, empty, settings.seed, step, place) for place in places
-    ]
-    return joined(drawn)
+    order = epoch_order(len(examples), settings, step)
+    return Batch.concatenate([_draw(examples[order[place]], settings, path, empty, step, place) for place in places])
 
 
-def _draw(sample: Sample, settings: TrainSection, schedule_length: int, empty: torch.Tensor, *key: int) -> Batch:
-    seed, step, place = key
-    generator = torch.Generator().manual_seed(keyed_seed(seed, sample.digest, step, place))
+def _draw(
+    example: Example, settings: TrainSection, path: NoisePath, empty: Conditioning, step: int, place: int
+) -> Batch:
+    generator = torch.Generator().manual_seed(keyed_seed(settings.seed, example.digest, step, place))
     flip = settings.flip and float(torch.rand((), generator=generator)) < 0.5
     dropped = settings.caption_dropout and float(torch.rand((), generator=generator)) < settings.caption_dropout
-    posterior = sample.flipped if flip and sample.flipped is not None else sample.posterior
+    posterior = example.flipped if flip and example.flipped is not None else example.posterior
     latents = posterior.sample(generator)
     noise = noise_like(latents, settings.noise_offset, generator)
-    timestep = torch.randint(schedule_length, (1,), generator=generator)
-    return Batch(latents, noise, timestep.to(latents.device), empty if dropped else sample.conditioning)
+    times = path.draw_times(1, generator)
+    return Batch(latents, noise, times, empty if dropped else example.conditioning)
 
 
 def noise_like(latents: torch.Tensor, offset: float, generator: torch.Generator) -> torch.Tensor:
@@ -95,7 +92,7 @@ def noise_like(latents: torch.Tensor, offset: float, generator: torch.Generator)
 
 
 def epoch_order(count: int, settings: TrainSection, step: int) -> list[int]:
-    """Which samples an optimizer step takes: place p of the run is place p mod count of epoch p div count."""
+    """Which examples an optimizer step takes: place p of the run is place p mod count of epoch p div count."""
     size = settings.batch * settings.accumulation
     places = range(step * size, (step + 1) * size)
     orders = {
@@ -105,45 +102,11 @@ def epoch_order(count: int, settings: TrainSection, step: int) -> list[int]:
     return [int(orders[place // count][place % count]) for place in places]
 
 
-def validation_batch(sample: Sample, schedule_length: int) -> Batch:
-    """The same latents, noise and timesteps for a sample in every run, so that losses can be compared between runs."""
-    generator = torch.Generator().manual_seed(keyed_seed("validation", sample.digest))
-    count = len(VALIDATION_TIMESTEPS)
-    latents = torch.cat([sample.posterior.sample(generator) for _ in range(count)])
+def validation_batch(example: Example, path: NoisePath) -> Batch:
+    """The same latents, noise and times for an example in every run, so that losses can be compared between runs."""
+    generator = torch.Generator().manual_seed(keyed_seed("validation", example.digest))
+    count = len(VALIDATION_TIMES)
+    latents = torch.cat([example.posterior.sample(generator) for _ in range(count)])
     noise = noise_like(latents, 0.0, generator)
-    timesteps = torch.tensor([int(share * schedule_length) for share in VALIDATION_TIMESTEPS], device=latents.device)
-    return Batch(latents, noise, timesteps, sample.conditioning.expand(count, -1, -1))
-
-
-def joined(batches: Sequence[Batch]) -> Batch:
-    """Several batches as one, in order."""
-    return Batch(
-        torch.cat([batch.clean for batch in batches]),
-        torch.cat([batch.noise for batch in batches]),
-        torch.cat([batch.timesteps for batch in batches]),
-        torch.cat([batch.conditioning for batch in batches]),
-    )
-
-
-def denoising_losses(base: StableDiffusion, batch: Batch, min_snr_gamma: float | None = None) -> torch.Tensor:
-    """Squared error (B,) of the base's prediction (noise or v) for each noised sample (Ho et al. 2020, eq. 14)."""
-    noisy = base.schedule.add_noise(batch.clean, batch.noise, batch.timesteps)
-    prediction = base.predict(noisy, batch.timesteps, batch.conditioning)
-    target = base.schedule.target(batch.clean, batch.noise, batch.timesteps)
-    losses = (prediction - target).square().mean(dim=(1, 2, 3))
-    if min_snr_gamma is None:
-        return losses
-    return losses * min_snr_weights(
-        base.schedule.alphas_cumprod[batch.timesteps.cpu()], min_snr_gamma, base.schedule.prediction_type
-    ).to(losses)
-
-
-def min_snr_weights(alphas_cumprod: torch.Tensor, gamma: float, prediction_type: str) -> torch.Tensor:
-    """min(SNR, gamma) / SNR for noise, / (SNR + 1) for v (Hang et al. 2023, "Min-SNR Weighting Strategy", section 3.4).
-
-    alphas_cumprod: a_t of each sample, (B,). Where nothing of the picture is left, SNR is 0, and noise weighs 1.
-    """
-    snr = alphas_cumprod / (1 - alphas_cumprod)
-    if prediction_type == "v_prediction":
-        return snr.clamp(max=gamma) / (snr + 1)
-    return torch.where(snr > gamma, gamma / snr.clamp_min(gamma), 1.0)
+    times = torch.tensor([path.time_at(share) for share in VALIDATION_TIMES])
+    return Batch(latents, noise, times, example.conditioning.repeat(count))

@@ -1,18 +1,23 @@
 """Finished adapters under their inputs' digest, so that none is trained twice."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from pipeline.adapters.lora import lora_config, save_adapter
+from pipeline.base.protocol import Base
 from pipeline.outputs import atomic_file
+from pipeline.params import TrainSection
 from pipeline.training.checkpoints import TrainState, read_state, write_state
+from pipeline.training.loop import Job
+from pipeline.training.pack import AdapterPack
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedAdapters:
     """Adapters that were trained before, each in a folder of its identity; they may be deleted at any time."""
 
     folder: Path
@@ -33,16 +38,30 @@ class Finished:
     def state(self, identity: str) -> TrainState:
         """The step where its training ended, and its curves."""
         state = read_state(self._curves(identity))
-        assert state is not None, f"{self._curves(identity)} went while it was in use"
+        assert state is not None, f"{self._curves(identity)} was deleted while it was in use"
         return state
 
-    @contextmanager
-    def writing(self, identity: str, state: TrainState) -> Iterator[Path]:
-        """Yield the name to write the adapter to; its curves are kept beside it."""
+    def add(self, base: Base, job: Job, state: TrainState, source: Mapping[str, Any], settings: TrainSection) -> None:
+        """Write a trained adapter with its curves, for this set and for any that needs it again.
+
+        source: where the base comes from, for the file's notes.
+        """
+        pack = AdapterPack(base.denoiser, [0], settings)
+        pack.down[0], pack.up[0] = state.tensors["weight/down"], state.tensors["weight/up"]
+        notes = {
+            "base": {**source, "digest": base.digest},
+            "captions": {example.name: example.caption for example in job.examples},
+            "inputs": {example.name: example.digest for example in job.examples},
+            "rank": settings.rank,
+            "alpha": settings.alpha,
+            "steps": state.step,
+            "train": settings.model_dump(mode="json"),
+        }
         curves = {key: value for key, value in state.tensors.items() if key.startswith(("curve/", "validation/"))}
-        with atomic_file(self.adapter(identity)) as path:
-            write_state(self._curves(identity), TrainState(state.step, curves))
-            yield path
+        # The adapter last: where it is, all is there.
+        with atomic_file(self.adapter(job.identity)) as path:
+            write_state(self._curves(job.identity), TrainState(state.step, curves))
+            save_adapter(path, pack.tensors(0), lora_config(settings), notes, base.adapter_prefix)
 
     def _curves(self, identity: str) -> Path:
         return self.folder / identity / "curves.safetensors"

@@ -1,4 +1,4 @@
-"""Several adapters over one frozen UNet, side by side: in one batch each sample passes through its own adapter alone.
+"""Several adapters over one frozen denoiser, side by side: in one batch each sample passes through its own alone.
 
 All factors of all layers lie in two matrices, one row an adapter: clipping, checkpoints, the sum over processes and
 the optimizer see a few long rows instead of thousands of small tensors, and an adapter's row does not depend on the
@@ -35,12 +35,24 @@ class AdapterPack:
 
     down, up: (N, P) and (N, Q), the rows; down_grad, up_grad: their gradients, which add up until `zero_grad`.
     seeds: one for each adapter; its start depends on nothing else.
+
+    In memory there are these four matrices and nothing else; all the rest are views of them:
+
+                    layer 1      layer 2                    layer 1       layer 2
+        down   0 [ A (r x in) | A (r x in) | ... ]   up 0 [ B (out x r) | B (out x r) | ... ]   adapter 0
+               1 [ A          | A          | ... ]      1 [ B           | B           | ... ]   adapter 1
+                   ^^^^^^^^^^
+                    a column of blocks: layer 1's A (N, r, in), the parameter that the denoiser is called with; its
+                    .grad is the same column of down_grad, so that backward() adds straight into the rows
+
+    A row is one adapter: the parameter of its own optimizer (RowOptimizer), whose .grad is its row of down_grad; also
+    what is clipped, saved and summed over processes.
     """
 
-    def __init__(self, unet: nn.Module, seeds: Sequence[int], settings: TrainSection) -> None:
+    def __init__(self, denoiser: nn.Module, seeds: Sequence[int], settings: TrainSection) -> None:
         self.rank = settings.rank
         self.scale = settings.alpha / (math.sqrt(settings.rank) if settings.rank_stabilised else settings.rank)
-        self.layers = layers_of(unet, settings.targets, settings.rank)
+        self.layers = layers_of(denoiser, settings.targets, settings.rank)
         first = self.layers[0].module.weight
         # In a lower precision than float32 most updates would round away.
         dtype = torch.promote_types(first.dtype, torch.float32)
@@ -80,7 +92,7 @@ class AdapterPack:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """While it lasts, the UNet takes batches of N equal parts, one for each adapter, in their order."""
+        """While it lasts, the denoiser takes batches of N equal parts, one for each adapter, in their order."""
         handles = [
             layer.module.register_forward_hook(self._hook(*factors))
             for layer, factors in zip(self.layers, self._factors, strict=True)
@@ -129,8 +141,8 @@ class AdapterPack:
         }
 
 
-def layers_of(unet: nn.Module, targets: str | Sequence[str], rank: int) -> list[Layer]:
-    """The layers of a preset, or those whose names end in one of `targets`, in the UNet's order.
+def layers_of(denoiser: nn.Module, targets: str | Sequence[str], rank: int) -> list[Layer]:
+    """The layers of a preset, or those whose names end in one of `targets`, in the denoiser's order.
 
     Raises:
         UserError: when a name fits no layer, or one that is not linear.
@@ -139,7 +151,7 @@ def layers_of(unet: nn.Module, targets: str | Sequence[str], rank: int) -> list[
     found: list[Layer] = []
     down = up = 0
     unused = set(names)
-    for name, module in unet.named_modules():
+    for name, module in denoiser.named_modules():
         fitting = [target for target in names if name == target or name.endswith(f".{target}")]
         if not fitting:
             continue
@@ -151,6 +163,6 @@ def layers_of(unet: nn.Module, targets: str | Sequence[str], rank: int) -> list[
         found.append(Layer(name, module, slice(down, down + widths[0]), slice(up, up + widths[1])))
         down, up = down + widths[0], up + widths[1]
     if unused:
-        fix = "Name ends of module names of this base's UNet, or take a preset: " + ", ".join(PRESETS) + "."
+        fix = "Name ends of module names of this base's denoiser, or take a preset: " + ", ".join(PRESETS) + "."
         raise UserError(Problem("params.yaml: train.targets", f"no layer is called {', '.join(sorted(unused))}", fix))
     return found

@@ -8,11 +8,11 @@ from safetensors.torch import load_file
 
 from pipeline.adapters.kohya import write_kohya
 from pipeline.adapters.lora import lora_config, save_adapter
-from pipeline.base.stable_diffusion import StableDiffusion
+from pipeline.base.protocol import Base
 from pipeline.training.pack import AdapterPack
 from tests.training.settings import SETTINGS
 
-Fresh = Callable[[], StableDiffusion]
+Fresh = Callable[[], Base]
 
 
 @pytest.mark.parametrize("stabilised", [False, True])
@@ -23,10 +23,10 @@ def test_kohyas_format_means_the_same_adapter(
     changes = {"alpha": 3.0, "targets": "attention+feed-forward", "rank_stabilised": stabilised}
     settings = SETTINGS.model_copy(update=changes)
     base = fresh_tiny()
-    pack = AdapterPack(base.unet, [1], settings)
+    pack = AdapterPack(base.denoiser, [1], settings)
     pack.up.copy_(0.3 * torch.randn(pack.up.shape, generator=torch.Generator().manual_seed(0)))
     notes = {"base": {"source": "x", "digest": base.digest}}
-    save_adapter(tmp_path / "ours.safetensors", pack.tensors(0), lora_config(settings), notes)
+    save_adapter(tmp_path / "ours.safetensors", pack.tensors(0), lora_config(settings), notes, base.adapter_prefix)
     write_kohya(tmp_path / "ours.safetensors", tmp_path / "kohya.safetensors")
     write_kohya(tmp_path / "ours.safetensors", tmp_path / "again.safetensors")
     assert (tmp_path / "kohya.safetensors").read_bytes() == (tmp_path / "again.safetensors").read_bytes()
@@ -39,7 +39,7 @@ def test_kohyas_format_means_the_same_adapter(
         with torch.no_grad():
             predictions.append(pipe.unet(*inputs).sample)
     with torch.no_grad():
-        plain = base.unet(*inputs).sample
+        plain = base.denoiser(*inputs).sample
     assert torch.allclose(predictions[0], predictions[1], atol=1e-6)
     assert not torch.allclose(predictions[0], plain, atol=1e-2)
     module = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0"

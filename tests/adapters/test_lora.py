@@ -9,35 +9,38 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from pipeline.adapters.lora import keyed_seed, lora_config, read_adapter, read_notes, save_adapter
+from pipeline.adapters.lora import lora_config, read_adapter, read_notes, save_adapter
 from pipeline.adapters.mixing import mixed_adapters
-from pipeline.base.stable_diffusion import StableDiffusion
+from pipeline.base.protocol import Base
 from pipeline.errors import UserError
 from pipeline.training.pack import AdapterPack
+from tests.tiny import caption_of
 from tests.training.settings import SETTINGS as TINY
 
-Fresh = Callable[[], StableDiffusion]
+Fresh = Callable[[], Base]
 NOTES = {"base": {"source": "tiny", "digest": "sha256:0"}, "captions": {"a.png": "ein Häuschen"}}
 
 
 SETTINGS = TINY.model_copy(update={"alpha": 3.0, "rank": 2})
 
 
-def saved(base: StableDiffusion, path: Path) -> torch.Tensor:
+def saved(base: Base, path: Path) -> torch.Tensor:
     """Save a random adapter of alpha 3 and rank 2; returns what the base predicts with it."""
-    pack = AdapterPack(base.unet, [1], SETTINGS)
+    pack = AdapterPack(base.denoiser, [1], SETTINGS)
     pack.up.copy_(0.3 * torch.randn(pack.up.shape, generator=torch.Generator().manual_seed(2)))
     notes = {**NOTES, "base": {"source": "tiny", "digest": base.digest}}
-    save_adapter(path, pack.tensors(0), lora_config(SETTINGS), notes)
+    save_adapter(path, pack.tensors(0), lora_config(SETTINGS), notes, base.adapter_prefix)
     with pack.attached():
         return predicted(base)
 
 
 @torch.no_grad()
-def predicted(base: StableDiffusion) -> torch.Tensor:
+def predicted(base: Base) -> torch.Tensor:
     generator = torch.Generator().manual_seed(9)
     return base.predict(
-        torch.randn(1, 4, 8, 8, generator=generator), torch.tensor([300]), torch.randn(1, 64, 16, generator=generator)
+        torch.randn(1, 4, 8, 8, generator=generator),
+        torch.tensor([300]),
+        caption_of(torch.randn(1, 64, 16, generator=generator)),
     )
 
 
@@ -45,7 +48,7 @@ def test_reloading_gives_the_same_predictions(fresh_tiny: Fresh, tmp_path: Path)
     expected = saved(fresh_tiny(), tmp_path / "a.safetensors")
     base = fresh_tiny()
     adapter = read_adapter(tmp_path / "a.safetensors", base.digest, base.device)
-    with mixed_adapters(base.unet, [adapter], torch.ones(1, 1)):
+    with mixed_adapters(base.denoiser, [adapter], torch.ones(1, 1)):
         assert torch.allclose(predicted(base), expected, atol=1e-6)
 
 
@@ -69,8 +72,9 @@ def test_the_same_adapter_is_the_same_file_in_every_process(tmp_path: Path, tiny
         "from pipeline.adapters.lora import lora_config, save_adapter\n"
         "from pipeline.training.pack import AdapterPack\n"
         "from tests.training.settings import SETTINGS\n"
-        "pack = AdapterPack(open_tiny(Path(sys.argv[1])).unet, [1], SETTINGS)\n"
-        "save_adapter(Path(sys.argv[2]), pack.tensors(0), lora_config(SETTINGS), {'b': 1, 'a': {'z': 2, 'y': 3}})\n"
+        "pack = AdapterPack(open_tiny(Path(sys.argv[1])).denoiser, [1], SETTINGS)\n"
+        "notes = {'b': 1, 'a': {'z': 2, 'y': 3}}\n"
+        "save_adapter(Path(sys.argv[2]), pack.tensors(0), lora_config(SETTINGS), notes, 'unet.')\n"
     )
     contents = []
     for number in range(2):  # another hash seed reorders sets; safetensors itself reorders its metadata
@@ -108,9 +112,3 @@ def test_an_adapter_of_another_base_a_missing_and_a_damaged_one_are_told(fresh_t
     (tmp_path / "c.safetensors").write_bytes(b"not safetensors at all")
     with pytest.raises(UserError, match=r"c\.safetensors"):
         read_notes(tmp_path / "c.safetensors")
-
-
-def test_keyed_seeds_depend_on_every_part_and_its_place() -> None:
-    seeds = {keyed_seed(*parts) for parts in [(0, "a"), (0, "b"), (1, "a"), ("a", 0), ("0a",), (0, "a", 0)]}
-    assert len(seeds) == 6
-    assert keyed_seed(0, "a") == keyed_seed(0, "a") and all(0 <= seed < 2**63 for seed in seeds)

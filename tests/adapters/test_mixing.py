@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from pipeline.adapters.lora import lora_config, read_adapter, save_adapter
-from pipeline.adapters.mixing import Adapter, mixed_adapters
-from pipeline.base.stable_diffusion import StableDiffusion
+from pipeline.adapters.mixing import Adapter, mixed_adapters, mixing_weights
+from pipeline.base.protocol import Base
 from pipeline.training.pack import AdapterPack
 from tests.reference import merged, random_adapters
-from tests.tiny import open_tiny
+from tests.tiny import caption_of, open_tiny
 from tests.training.settings import SETTINGS
 
 
@@ -22,50 +22,63 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     )
 
 
+def predicted(base: Base) -> torch.Tensor:
+    latents, timesteps, captions = inputs()
+    return base.predict(latents, timesteps, caption_of(captions))
+
+
+def test_weights_stand_by_sample_and_by_adapter() -> None:
+    one, two = Adapter({}, 1.0), Adapter({}, 2.0)
+    adapters, weights = mixing_weights([[(two, 0.5)], [], [(one, 1.0), (two, 0.25), (one, 2.0)]])
+    assert adapters == [two, one] and weights.tolist() == [[0.5, 0, 0.25], [0, 0, 3.0]]
+    nothing, weights = mixing_weights([[], []])
+    assert nothing == [] and weights.shape == (0, 2)
+
+
 @torch.no_grad()
-def test_each_sample_sees_its_own_product_of_the_factors(tiny: StableDiffusion) -> None:
-    adapters = random_adapters(tiny.unet, 2)
+def test_each_sample_sees_its_own_product_of_the_factors(tiny: Base) -> None:
+    adapters = random_adapters(tiny.denoiser, 2)
     latents, timesteps, captions = inputs()
     weights = torch.tensor([[1.0, 0.7, 0.0], [0.0, 0.3, 1.0]])
-    with mixed_adapters(tiny.unet, adapters, weights):
-        mixed = tiny.predict(latents, timesteps, captions)
+    with mixed_adapters(tiny.denoiser, adapters, weights):
+        mixed = tiny.predict(latents, timesteps, caption_of(captions))
     for index in range(3):
-        plain = merged(tiny.unet, adapters, weights[:, index].tolist())
+        plain = merged(tiny.denoiser, list(zip(adapters, weights[:, index].tolist(), strict=True)))
         alone = plain(latents[index : index + 1], timesteps[index : index + 1], captions[index : index + 1]).sample
         assert torch.allclose(mixed[index], alone[0], atol=1e-5), index
 
 
 @torch.no_grad()
-def test_adapters_may_have_factors_for_different_layers(tiny: StableDiffusion) -> None:
-    one, two = random_adapters(tiny.unet, 2)
+def test_adapters_may_have_factors_for_different_layers(tiny: Base) -> None:
+    one, two = random_adapters(tiny.denoiser, 2)
     names = list(one.factors)
     one = Adapter({name: one.factors[name] for name in names[::2]}, one.scale)
     weights = torch.tensor([[0.5] * 3, [2.0] * 3])
-    with mixed_adapters(tiny.unet, [one, two], weights):
-        mixed = tiny.predict(*inputs())
-    assert torch.allclose(mixed, merged(tiny.unet, [one, two], [0.5, 2.0])(*inputs()).sample, atol=1e-5)
+    with mixed_adapters(tiny.denoiser, [one, two], weights):
+        mixed = predicted(tiny)
+    assert torch.allclose(mixed, merged(tiny.denoiser, [(one, 0.5), (two, 2.0)])(*inputs()).sample, atol=1e-5)
 
 
 @torch.no_grad()
-def test_the_unet_is_as_before_afterwards_and_without_adapters(tiny: StableDiffusion) -> None:
-    before = tiny.predict(*inputs())
-    adapters = random_adapters(tiny.unet, 1)
-    with mixed_adapters(tiny.unet, adapters, torch.full((1, 3), 9.0)):
-        assert not torch.allclose(tiny.predict(*inputs()), before)
-    with pytest.raises(RuntimeError, match="on purpose"), mixed_adapters(tiny.unet, adapters, torch.ones(1, 3)):
+def test_the_denoiser_is_as_before_afterwards_and_without_adapters(tiny: Base) -> None:
+    before = predicted(tiny)
+    adapters = random_adapters(tiny.denoiser, 1)
+    with mixed_adapters(tiny.denoiser, adapters, torch.full((1, 3), 9.0)):
+        assert not torch.allclose(predicted(tiny), before)
+    with pytest.raises(RuntimeError, match="on purpose"), mixed_adapters(tiny.denoiser, adapters, torch.ones(1, 3)):
         raise RuntimeError("on purpose")
-    with mixed_adapters(tiny.unet, [], torch.zeros(0, 3)):
-        assert torch.equal(tiny.predict(*inputs()), before)
+    with mixed_adapters(tiny.denoiser, [], torch.zeros(0, 3)):
+        assert torch.equal(predicted(tiny), before)
 
 
-def test_factors_for_a_layer_that_is_not_there_or_not_linear_are_refused(tiny: StableDiffusion) -> None:
+def test_factors_for_a_layer_that_is_not_there_or_not_linear_are_refused(tiny: Base) -> None:
     pair = torch.zeros(2, 16), torch.zeros(16, 2)
     for name in ("conv_in", "nowhere.at_all"):
         adapter = Adapter({name: pair}, 1.0)
-        with pytest.raises(ValueError, match=name), mixed_adapters(tiny.unet, [adapter], torch.ones(1, 1)):
+        with pytest.raises(ValueError, match=name), mixed_adapters(tiny.denoiser, [adapter], torch.ones(1, 1)):
             pass
-    assert not [module for module in tiny.unet.modules() if module._forward_hooks]
-    assert isinstance(tiny.unet, nn.Module)
+    assert not [module for module in tiny.denoiser.modules() if module._forward_hooks]
+    assert isinstance(tiny.denoiser, nn.Module)
 
 
 @torch.no_grad()
@@ -75,12 +88,12 @@ def test_full_weight_is_the_adapter_as_it_was_saved(
 ) -> None:
     settings = SETTINGS.model_copy(update={"rank": 4, "alpha": 3.0, "rank_stabilised": stabilised})
     base = open_tiny(tiny_folders["epsilon"])
-    pack = AdapterPack(base.unet, [1], settings)
+    pack = AdapterPack(base.denoiser, [1], settings)
     pack.up.copy_(0.3 * torch.randn(pack.up.shape, generator=torch.Generator().manual_seed(0)))
     notes = {"base": {"source": "x", "digest": base.digest}}
-    save_adapter(tmp_path / "a", pack.tensors(0), lora_config(settings), notes)
+    save_adapter(tmp_path / "a", pack.tensors(0), lora_config(settings), notes, base.adapter_prefix)
     with pack.attached():
-        expected = base.predict(*inputs())
+        expected = predicted(base)
     adapter = read_adapter(tmp_path / "a", base.digest, base.device)
-    with mixed_adapters(base.unet, [adapter], torch.ones(1, 3)):
-        assert torch.allclose(base.predict(*inputs()), expected, atol=1e-5)
+    with mixed_adapters(base.denoiser, [adapter], torch.ones(1, 3)):
+        assert torch.allclose(predicted(base), expected, atol=1e-5)

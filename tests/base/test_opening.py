@@ -8,13 +8,13 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from pipeline.base import stable_diffusion
 from pipeline.base.device import choose_device, find_dtype_problems, torch_dtype
 from pipeline.base.opening import open_base
-from pipeline.base.stable_diffusion import StableDiffusion
+from pipeline.base.protocol import Base
 from pipeline.errors import UserError
 from pipeline.params import BaseSection
 from tests.tiny import open_tiny, section
 
 
-def test_encoding_and_decoding_equal_the_autoencoders_own(tiny: StableDiffusion) -> None:
+def test_encoding_and_decoding_equal_the_autoencoders_own(tiny: Base) -> None:
     pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     scale = tiny.vae.config.scaling_factor
     with torch.no_grad():
@@ -29,7 +29,9 @@ def test_encoding_and_decoding_equal_the_autoencoders_own(tiny: StableDiffusion)
 def test_captions_are_conditioned_as_the_pipeline_does(tiny_folders: dict[str, Path]) -> None:
     pipe = StableDiffusionPipeline.from_pretrained(tiny_folders["epsilon"])
     expected, _ = pipe.encode_prompt("a red hill", "cpu", 1, False)
-    assert torch.allclose(open_tiny(tiny_folders["epsilon"]).condition(["a red hill"]), expected, atol=1e-6)
+    assert torch.allclose(
+        open_tiny(tiny_folders["epsilon"]).condition(["a red hill"])["embedding"], expected, atol=1e-6
+    )
 
 
 def test_a_single_file_opens_as_its_folder_does(tiny_folders: dict[str, Path], tmp_path: Path) -> None:
@@ -59,20 +61,18 @@ def test_opening_refuses_a_base_with_problems(tmp_path: Path, tiny_folders: dict
         open_base(section(tiny_folders["epsilon"], revision="sha256:other"), torch.device("cpu"))
 
 
-def test_the_schedule_is_the_bases_own(tiny: StableDiffusion, tiny_folders: dict[str, Path]) -> None:
-    scheduler = DDIMScheduler.from_pretrained(tiny_folders[tiny.schedule.prediction_type], subfolder="scheduler")
-    assert np.allclose(tiny.schedule.alphas_cumprod, scheduler.alphas_cumprod)
+def test_the_schedule_is_the_bases_own(tiny: Base, tiny_folders: dict[str, Path]) -> None:
+    scheduler = DDIMScheduler.from_pretrained(tiny_folders[tiny.path.prediction_type], subfolder="scheduler")
+    assert np.allclose(tiny.path.alphas_cumprod, scheduler.alphas_cumprod)
     generator = torch.Generator().manual_seed(2)
     clean, noise = torch.randn(2, 3, 4, 8, 8, generator=generator)
     timesteps = torch.tensor([0, 500, 999])
-    assert torch.allclose(
-        tiny.schedule.add_noise(clean, noise, timesteps), scheduler.add_noise(clean, noise, timesteps)
-    )
-    if tiny.schedule.prediction_type == "v_prediction":
+    assert torch.allclose(tiny.path.add_noise(clean, noise, timesteps), scheduler.add_noise(clean, noise, timesteps))
+    if tiny.path.prediction_type == "v_prediction":
         expected = scheduler.get_velocity(clean, noise, timesteps)
-        assert torch.allclose(tiny.schedule.target(clean, noise, timesteps), expected, atol=1e-6)
+        assert torch.allclose(tiny.path.target(clean, noise, timesteps), expected, atol=1e-6)
     else:
-        assert torch.equal(tiny.schedule.target(clean, noise, timesteps), noise)
+        assert torch.equal(tiny.path.target(clean, noise, timesteps), noise)
 
 
 def test_devices() -> None:
@@ -102,9 +102,7 @@ def test_tf32_without_an_nvidia_gpu_is_refused() -> None:
     assert not find_dtype_problems(section, torch.device("cuda"))
 
 
-def test_large_pictures_go_through_the_autoencoder_in_tiles(
-    tiny: StableDiffusion, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_pictures_go_through_the_autoencoder_in_tiles(tiny: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = torch.rand(1, 3, 64, 48, generator=torch.Generator().manual_seed(0))
     whole = tiny.encode(pixels).mean
     assert not tiny.vae.use_tiling

@@ -10,8 +10,8 @@ from diffusers import StableDiffusionXLPipeline
 
 from pipeline.base.checking import find_base_problems
 from pipeline.base.stable_diffusion_xl import StableDiffusionXL
-from pipeline.morphing.engine import Borrowing, Keyframe, Recipe, invert_keyframes, morph_segment
-from pipeline.sampling.guidance import sample_captions
+from pipeline.morphing.engine import Borrowing, EncodedKeyframe, Recipe, invert_keyframes, morph_segment
+from pipeline.sampling.captions import sample_captions
 from tests.reference import random_adapters
 from tests.tiny import build_tiny_xl, open_tiny, section
 
@@ -27,7 +27,8 @@ def test_it_is_opened_as_what_its_index_says(folder: Path) -> None:
     assert not find_base_problems(section(folder))
     base = open_tiny(folder)
     assert isinstance(base, StableDiffusionXL) and base.empty_is_zero
-    assert base.condition(["a red hill"]).shape == (1, 65, 40)
+    shapes = {name: tuple(tensor.shape) for name, tensor in base.condition(["a red hill"]).tensors.items()}
+    assert shapes == {"embedding": (1, 64, 40), "pooled": (1, 20)}
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
@@ -53,16 +54,17 @@ def test_it_makes_the_pictures_that_its_own_pipeline_makes(folder: Path, guidanc
 def test_empty_captions_are_zero_only_where_the_base_says_so(folder: Path) -> None:
     base = open_tiny(folder)
     both = base.condition(["", "a red hill"])
-    assert not both[0].any() and both[1].any()
-    assert replace(base, empty_is_zero=False).condition([""]).any()
+    for name in ("embedding", "pooled"):
+        assert not both[name][0].any() and both[name][1].any()
+        assert replace(base, empty_is_zero=False).condition([""])[name].any()
 
 
 def test_morphs_and_adapters_work_as_on_any_base(folder: Path) -> None:
     base = open_tiny(folder)
     captions = base.condition(["a red hill", "a blue lake"])
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    adapters = random_adapters(base.unet, 2)
-    pair = [Keyframe(latents[i], captions[i], adapters[i]) for i in range(2)]
+    adapters = random_adapters(base.denoiser, 2)
+    pair = [EncodedKeyframe(latents[i], captions.take([i]), ((adapters[i], 1.0),)) for i in range(2)]
     recipe = Recipe(4, 4, use_adain=True, borrowing=Borrowing(("up",), 0.6, "inputs"))
     noise = invert_keyframes(base, pair, recipe)
     alphas = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from pipeline.adapters.mixing import Adapter
-from pipeline.base.stable_diffusion import StableDiffusion
+from pipeline.base.protocol import Base
 from pipeline.distances.perceptual import perceptual, psnr
 from pipeline.evaluation.metrics import smoothness
 from pipeline.evaluation.naturalness import naturalness
@@ -90,7 +90,7 @@ class Pair:
     pictures: torch.Tensor
 
 
-def morphed(base: StableDiffusion, pair: Pair, row: Row, frames: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+def morphed(base: Base, pair: Pair, row: Row, frames: int) -> tuple[torch.Tensor, torch.Tensor, int]:
     """Frames (F, 3, H, W), their alphas, and the evaluations of single samples that they cost."""
     if row.recipe is None:
         alphas = even(frames)
@@ -107,7 +107,7 @@ def morphed(base: StableDiffusion, pair: Pair, row: Row, frames: int) -> tuple[t
         pictures = base.decode(latents)
         return perceptual(pictures[:-1], pictures[1:])
 
-    handle = base.unet.register_forward_pre_hook(count)
+    handle = base.denoiser.register_forward_pre_hook(count)
     noise = invert_keyframes(base, (first, second), row.recipe)
     if row.adapters == "fixed":
         blend = half_of_each(first, second)
@@ -132,7 +132,7 @@ def half_of_each(first: Keyframe, second: Keyframe) -> Adapter:
     return Adapter(factors, first.adapter.scale)
 
 
-def figures(base: StableDiffusion, pair: Pair, row: Row, frames: torch.Tensor, alphas: torch.Tensor) -> list[float]:
+def figures(base: Base, pair: Pair, row: Row, frames: torch.Tensor, alphas: torch.Tensor) -> list[float]:
     """The table's columns but the last."""
     floor = psnr(base.decode(base.encode(pair.pictures).mean).cpu(), pair.pictures)
     gap = float((floor - psnr(frames[[0, -1]], pair.pictures)).mean()) if row.recipe else float("nan")

@@ -14,7 +14,7 @@ from statistics import median
 import torch
 from diffusers import DDIMScheduler
 
-from pipeline.base.stable_diffusion import StableDiffusion
+from pipeline.base.protocol import Base
 from pipeline.distances.perceptual import perceptual, psnr
 from pipeline.morphing.engine import Borrowing, Keyframe, Recipe, invert_keyframes, morph_segment, paced_alphas
 from pipeline.morphing.pacing import even, evenly_apart
@@ -34,7 +34,7 @@ class Outcome:
     frames: torch.Tensor
 
 
-def measured(base: StableDiffusion, work: Callable[[], torch.Tensor]) -> Outcome:
+def measured(base: Base, work: Callable[[], torch.Tensor]) -> Outcome:
     """Time of the work, its evaluations of single samples, and the decoded frames."""
     counted = 0
 
@@ -42,7 +42,7 @@ def measured(base: StableDiffusion, work: Callable[[], torch.Tensor]) -> Outcome
         nonlocal counted
         counted += len(inputs[0])
 
-    handle = base.unet.register_forward_pre_hook(count)
+    handle = base.denoiser.register_forward_pre_hook(count)
     start = time.perf_counter()
     latents = work()
     if base.device.type == "cuda":

@@ -5,13 +5,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pipeline.adapters.mixing import Adapter
-from pipeline.base.stable_diffusion import StableDiffusion
+from pipeline.base.protocol import Base
 from pipeline.landscapes.world import HELD_OUT, Scene, caption
 from pipeline.morphing.engine import Keyframe
 from pipeline.params import TrainSection
 from pipeline.stages.morph import draw_latents
 from pipeline.training.checkpoints import Checkpoints
-from pipeline.training.encoding import encode_sample
+from pipeline.training.examples import encode_example
 from pipeline.training.loop import Job, train_adapters
 from pipeline.training.pack import AdapterPack
 from tests.benchmarks.shared import paintings, scenes_from
@@ -24,19 +24,19 @@ def scenes(pairs: int) -> list[Scene]:
     return scenes_from(FIRST, 2 * pairs)
 
 
-def trained_keyframes(base: StableDiffusion, of: Sequence[Scene], settings: TrainSection) -> list[Keyframe]:
+def trained_keyframes(base: Base, of: Sequence[Scene], settings: TrainSection) -> list[Keyframe]:
     """Every scene with an adapter of its own, all trained side by side."""
     pictures = paintings(of)
     with TemporaryDirectory() as folder:
         samples = [
-            encode_sample(base, f"{i}", picture, caption(scene), False, Path(folder))
+            encode_example(base, f"{i}", picture, caption(scene), False, Path(folder))
             for i, (picture, scene) in enumerate(zip(pictures, of, strict=True))
         ]
         jobs = [Job(sample.name, sample.name, [sample]) for sample in samples]
         states = train_adapters(base, jobs, settings, Checkpoints(Path(folder)), empty=base.condition([""]))
     keyframes = []
     for sample, latents in zip(samples, draw_latents(base, pictures.float() / 255), strict=True):
-        pack = AdapterPack(base.unet, [0], settings)
+        pack = AdapterPack(base.denoiser, [0], settings)
         pack.down[0], pack.up[0] = (
             states[sample.name].tensors[f"weight/{part}"].to(base.device) for part in ("down", "up")
         )

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from pipeline.base.stable_diffusion import StableDiffusion
+from pipeline.base.protocol import Base
 from pipeline.distances.perceptual import perceptual, psnr
 from pipeline.landscapes.world import HELD_OUT, Scene, caption
 from pipeline.morphing.interpolation import lerp
@@ -50,24 +50,24 @@ def photographs() -> dict[str, torch.Tensor]:
     return squares
 
 
-def reconstruction(base: StableDiffusion, pictures: torch.Tensor) -> torch.Tensor:
+def reconstruction(base: Base, pictures: torch.Tensor) -> torch.Tensor:
     """PSNR (N,) of what the autoencoder makes of pictures."""
     return torch.cat([psnr(base.decode(base.encode(part).mean), part) for part in pictures.split(20)])
 
 
-def drawn_latents(base: StableDiffusion, pictures: torch.Tensor) -> torch.Tensor:
+def drawn_latents(base: Base, pictures: torch.Tensor) -> torch.Tensor:
     """One draw from the posterior of each picture, as a morph inverts it."""
     return base.encode(pictures).sample(torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()
-def caption_losses(base: StableDiffusion, pictures: torch.Tensor, captions: list[str]) -> tuple[float, float]:
+def caption_losses(base: Base, pictures: torch.Tensor, captions: list[str]) -> tuple[float, float]:
     """Denoising loss with the right captions and with those of other pictures, at the same noise and timesteps."""
     generator = torch.Generator().manual_seed(0)
     latents, conditioning = drawn_latents(base, pictures), base.condition(captions)
     noise = torch.randn(latents.shape, generator=generator)
-    timesteps = torch.linspace(0, len(base.schedule) - 1, len(latents)).long()
-    noisy, target = base.schedule.add_noise(latents, noise, timesteps), base.schedule.target(latents, noise, timesteps)
+    timesteps = torch.linspace(0, len(base.path) - 1, len(latents)).long()
+    noisy, target = base.path.add_noise(latents, noise, timesteps), base.path.target(latents, noise, timesteps)
     losses = [
         float((base.predict(noisy, timesteps, given) - target).square().mean())
         for given in (conditioning, conditioning.roll(1, dims=0))
@@ -76,38 +76,38 @@ def caption_losses(base: StableDiffusion, pictures: torch.Tensor, captions: list
 
 
 @torch.no_grad()
-def round_trip(base: StableDiffusion, pictures: torch.Tensor, captions: list[str], steps: int) -> tuple[float, float]:
+def round_trip(base: Base, pictures: torch.Tensor, captions: list[str], steps: int) -> tuple[float, float]:
     """Mean PSNR that inversion and sampling cost beyond the autoencoder, and the std of the inverted noise."""
     conditioning = base.condition(captions)
 
     def predict(latents: torch.Tensor, timestep: int) -> torch.Tensor:
         return base.predict(latents, torch.full((len(latents),), timestep), conditioning)
 
-    noise = invert(drawn_latents(base, pictures), predict, base.schedule, steps, shown("invert"))
-    back = base.decode(sample(noise, predict, base.schedule, steps, shown("back")))
+    noise = invert(drawn_latents(base, pictures), predict, base.path, steps, shown("invert"))
+    back = base.decode(sample(noise, predict, base.path, steps, shown("back")))
     return float((reconstruction(base, pictures) - psnr(back, pictures)).mean()), float(noise.std())
 
 
 @torch.no_grad()
-def jumps(base: StableDiffusion, pairs: Sequence[tuple[Scene, Scene]], points: int) -> torch.Tensor:
+def jumps(base: Base, pairs: Sequence[tuple[Scene, Scene]], points: int) -> torch.Tensor:
     """Largest over mean neighbouring perceptual distance (P,) on the way between two captions, from one noise each."""
     found = []
     for number, (one, other) in enumerate(tqdm(pairs, desc="caption pairs", unit="pair")):
         first, second = base.condition([caption(one), caption(other)])
         conditioning = lerp(first, second, torch.linspace(0, 1, points))
-        shape = (1, base.unet.config.in_channels, 16, 16)
+        shape = (1, base.denoiser.config.in_channels, 16, 16)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(number)).expand(points, -1, -1, -1)
 
         def predict(latents: torch.Tensor, timestep: int, given: torch.Tensor = conditioning) -> torch.Tensor:
             return base.predict(latents, torch.full((len(latents),), timestep), given)
 
-        frames = base.decode(sample(noise, predict, base.schedule, 25, iter))
+        frames = base.decode(sample(noise, predict, base.path, 25, iter))
         steps = perceptual(frames[:-1], frames[1:])
         found.append(steps.max() / steps.mean())
     return torch.stack(found)
 
 
-def samples(base: StableDiffusion, scenes: Sequence[Scene], guidance: float, label: str) -> torch.Tensor:
+def samples(base: Base, scenes: Sequence[Scene], guidance: float, label: str) -> torch.Tensor:
     """What the pocket makes of the scenes' captions in 25 steps, (N, 3, 128, 128) in [0, 1]."""
     parts = [
         sample_scenes(base, scenes[first : first + 50], steps=25, guidance=guidance, seed=first)
@@ -116,11 +116,11 @@ def samples(base: StableDiffusion, scenes: Sequence[Scene], guidance: float, lab
     return torch.cat(parts)
 
 
-def milliseconds(base: StableDiffusion) -> float:
+def milliseconds(base: Base) -> float:
     """Median time of one evaluation of one sample on one core."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    conditioning, noise = base.condition(["a lake"]), torch.randn(1, base.unet.config.in_channels, 16, 16)
+    conditioning, noise = base.condition(["a lake"]), torch.randn(1, base.denoiser.config.in_channels, 16, 16)
     times = []
     with torch.no_grad():
         for _ in range(30):
@@ -140,7 +140,7 @@ def shown(label: str) -> Progress:
     return progress
 
 
-def measure_autoencoder(base: StableDiffusion) -> None:
+def measure_autoencoder(base: Base) -> None:
     """PSNR on unseen paintings and on photographs."""
     pictures = paintings(scenes_from(MEASURED, 500)).float() / 255
     print(f"autoencoder, {len(pictures)} unseen paintings: {float(reconstruction(base, pictures).mean()):.2f} dB")
@@ -149,7 +149,7 @@ def measure_autoencoder(base: StableDiffusion) -> None:
     print("  " + ", ".join(f"{name} {value:.1f}" for name, value in found.items()))
 
 
-def measure_captions(base: StableDiffusion) -> None:
+def measure_captions(base: Base) -> None:
     """Whether captions are obeyed, and how far samples lie from paintings."""
     scenes = scenes_from(MEASURED, 200)
     right, wrong = caption_losses(base, paintings(scenes).float() / 255, [caption(scene) for scene in scenes])
@@ -176,7 +176,7 @@ def _print_reading(of: str, found: dict[str, float]) -> None:
     print(f"read rightly off {of}: " + ", ".join(f"{name} {share:.1%}" for name, share in found.items()))
 
 
-def measure_smoothness(base: StableDiffusion) -> None:
+def measure_smoothness(base: Base) -> None:
     """How evenly pictures change on the way between two captions."""
     pairs = list(zip(scenes_from(MEASURED, PAIRS), scenes_from(FIRST, PAIRS), strict=True))
     found = jumps(base, pairs, POINTS)
@@ -187,7 +187,7 @@ def measure_smoothness(base: StableDiffusion) -> None:
     )
 
 
-def measure_inversion(base: StableDiffusion) -> None:
+def measure_inversion(base: Base) -> None:
     """How well inversion comes back."""
     scenes = scenes_from(MEASURED, 48)
     pictures = paintings(scenes).float() / 255
@@ -195,12 +195,12 @@ def measure_inversion(base: StableDiffusion) -> None:
     print(f"inversion and back, 50 steps, no adapter: {gap:.2f} dB under the autoencoder; inverted std {std:.3f}")
 
 
-def measure_speed(base: StableDiffusion) -> None:
+def measure_speed(base: Base) -> None:
     """What one evaluation costs."""
     print(f"one evaluation of one sample on one core: {milliseconds(base):.0f} ms")
 
 
-MEASURES: dict[str, Callable[[StableDiffusion], None]] = {
+MEASURES: dict[str, Callable[[Base], None]] = {
     "speed": measure_speed,
     "autoencoder": measure_autoencoder,
     "inversion": measure_inversion,

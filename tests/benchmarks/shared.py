@@ -9,13 +9,13 @@ from tqdm import tqdm
 from pipeline.base.checking import base_digest
 from pipeline.base.device import choose_device
 from pipeline.base.opening import open_base
-from pipeline.base.stable_diffusion import StableDiffusion
+from pipeline.base.protocol import Base
 from pipeline.landscapes.painter import paint
 from pipeline.landscapes.world import Scene, draw_scene
 from pipeline.params import BaseSection
 
 
-def open_pocket(source: str = "models/pocket", dtype: str = "float32", device: str = "auto") -> StableDiffusion:
+def open_pocket(source: str = "models/pocket", dtype: str = "float32", device: str = "auto") -> Base:
     """The pocket, on the best device there is unless another is asked for."""
     section = BaseSection(source=source, revision=None, config=None, dtype=dtype)
     return open_base(section.model_copy(update={"revision": base_digest(section)}), choose_device(device))

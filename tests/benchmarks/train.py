@@ -16,12 +16,12 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from pipeline.base.stable_diffusion import StableDiffusion
+from pipeline.base.protocol import Base
 from pipeline.landscapes.world import HELD_OUT, caption
 from pipeline.params import TrainSection, load_params
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.draws import Sample
-from pipeline.training.encoding import encode_sample
+from pipeline.training.examples import encode_example
 from pipeline.training.loop import Job, train_adapters
 from tests.benchmarks.shared import open_pocket, paintings, scenes_from
 from tests.peft_adapters import adapter_weights, add_adapter
@@ -29,47 +29,45 @@ from tests.peft_adapters import adapter_weights, add_adapter
 FIRST = HELD_OUT + 5_000_000
 
 
-def plain_loop(base: StableDiffusion, pictures: torch.Tensor, captions: Sequence[str], settings: TrainSection) -> None:
+def plain_loop(base: Base, pictures: torch.Tensor, captions: Sequence[str], settings: TrainSection) -> None:
     """Each adapter by itself, everything computed at every step."""
     _one_by_one(base, len(pictures), settings, lambda i: base.encode(pictures[i : i + 1]).sample(_generator()),
                 lambda i: base.condition([captions[i]]))  # fmt: skip
 
 
-def cached_loop(base: StableDiffusion, samples: Sequence[Sample], settings: TrainSection) -> None:
+def cached_loop(base: Base, samples: Sequence[Sample], settings: TrainSection) -> None:
     """Each adapter by itself, from latents and captions encoded once."""
     _one_by_one(base, len(samples), settings, lambda i: samples[i].posterior.sample(_generator()).to(base.device),
                 lambda i: samples[i].conditioning)  # fmt: skip
 
 
 def _one_by_one(
-    base: StableDiffusion,
+    base: Base,
     count: int,
     settings: TrainSection,
     latents_of: Callable[[int], torch.Tensor],
     conditioning_of: Callable[[int], torch.Tensor],
 ) -> None:
     for index in range(count):
-        weights = add_adapter(base.unet, "plain", settings.rank, settings.alpha, seed=index)
+        weights = add_adapter(base.denoiser, "plain", settings.rank, settings.alpha, seed=index)
         optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-        base.unet.train()
+        base.denoiser.train()
         for _ in range(settings.steps):
             latents, conditioning = latents_of(index), conditioning_of(index)
             noise = torch.randn(latents.shape).to(latents)
-            timesteps = torch.randint(len(base.schedule), (1,), device=base.device)
-            noisy = base.schedule.add_noise(latents, noise, timesteps)
+            timesteps = torch.randint(len(base.path), (1,), device=base.device)
+            noisy = base.path.add_noise(latents, noise, timesteps)
             prediction = base.predict(noisy, timesteps, conditioning)
-            F.mse_loss(prediction, base.schedule.target(latents, noise, timesteps)).backward()
+            F.mse_loss(prediction, base.path.target(latents, noise, timesteps)).backward()
             torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
-        assert adapter_weights(base.unet, "plain")
-        base.unet.delete_adapters("plain")
-        base.unet.eval()
+        assert adapter_weights(base.denoiser, "plain")
+        base.denoiser.delete_adapters("plain")
+        base.denoiser.eval()
 
 
-def ours(
-    base: StableDiffusion, samples: Sequence[Sample], settings: TrainSection, pack: int, empty: torch.Tensor
-) -> None:
+def ours(base: Base, samples: Sequence[Sample], settings: TrainSection, pack: int, empty: torch.Tensor) -> None:
     """The trainer of the pipeline, checkpoints and validation included."""
     with TemporaryDirectory() as folder:
         jobs = [Job(sample.name, sample.name, [sample]) for sample in samples]
@@ -80,7 +78,7 @@ def _generator() -> torch.Generator:
     return torch.Generator().manual_seed(int(torch.randint(2**31, ())))
 
 
-def seconds(base: StableDiffusion, work: Callable[[], None]) -> float:
+def seconds(base: Base, work: Callable[[], None]) -> float:
     """Wall time of one call."""
     if base.device.type == "cuda":
         torch.cuda.synchronize()
@@ -107,7 +105,7 @@ def main() -> None:
     captions = [caption(scene) for scene in scenes]
     with TemporaryDirectory() as cache:
         samples = [
-            encode_sample(base, f"p{i}", pictures[i], captions[i], False, Path(cache)) for i in range(len(scenes))
+            encode_example(base, f"p{i}", pictures[i], captions[i], False, Path(cache)) for i in range(len(scenes))
         ]
     empty, count = base.condition([""]), arguments.adapters
     floats = pictures[:count].float() / 255

@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from pipeline.base.stable_diffusion import StableDiffusion
+from pipeline.base.protocol import Base
 from pipeline.evaluation.naturalness import SHARES, denoising_errors, naturalness
 from pipeline.landscapes.painter import paint
 from pipeline.landscapes.world import HELD_OUT, caption, draw_scene
@@ -11,7 +11,7 @@ from tests.declarations import ROOT
 from tests.tiny import open_tiny
 
 
-def test_the_error_is_that_of_one_picture_and_one_timestep_at_a_time(tiny: StableDiffusion) -> None:
+def test_the_error_is_that_of_one_picture_and_one_timestep_at_a_time(tiny: Base) -> None:
     latents = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(5))
     captions = tiny.condition(["a red hill", "a blue lake", ""])
     expected = []
@@ -21,8 +21,8 @@ def test_the_error_is_that_of_one_picture_and_one_timestep_at_a_time(tiny: Stabl
             noise = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(number))
             at = torch.tensor([int(share * 1000)])
             with torch.no_grad():
-                found = tiny.predict(tiny.schedule.add_noise(one[None], noise[None], at), at, said[None])
-            errors.append(float((found - tiny.schedule.target(one[None], noise[None], at)).square().mean()))
+                found = tiny.predict(tiny.path.add_noise(one[None], noise[None], at), at, said[None])
+            errors.append(float((found - tiny.path.target(one[None], noise[None], at)).square().mean()))
         expected.append(sum(errors) / len(errors))
     for batch in (None, 2):
         assert denoising_errors(tiny, latents, captions, batch).tolist() == pytest.approx(expected, rel=1e-4)
@@ -32,12 +32,12 @@ Shown = tuple[torch.Tensor, torch.Tensor]
 
 
 @pytest.fixture(scope="module")
-def pocket() -> StableDiffusion:
+def pocket() -> Base:
     return open_tiny(ROOT / "models/pocket")
 
 
 @pytest.fixture(scope="module")
-def paintings(pocket: StableDiffusion) -> tuple[Shown, Shown]:
+def paintings(pocket: Base) -> tuple[Shown, Shown]:
     """Two times eight paintings that the pocket has never seen, and their captions."""
     scenes = [draw_scene(HELD_OUT + 7_000_000 + number) for number in range(16)]
     pictures = torch.from_numpy(np.stack([paint(scene, 128, 128) for scene in scenes])).permute(0, 3, 1, 2).float()
@@ -45,9 +45,7 @@ def paintings(pocket: StableDiffusion) -> tuple[Shown, Shown]:
     return (pictures[:8] / 255, captions[:8]), (pictures[8:] / 255, captions[8:])
 
 
-def test_a_cross_fade_is_less_natural_than_pictures_of_the_base(
-    pocket: StableDiffusion, paintings: tuple[Shown, Shown]
-) -> None:
+def test_a_cross_fade_is_less_natural_than_pictures_of_the_base(pocket: Base, paintings: tuple[Shown, Shown]) -> None:
     """Else the measure would be wrong."""
     ends, others = paintings
     faded = (ends[0] + others[0]) / 2, (ends[1] + others[1]) / 2
@@ -58,7 +56,7 @@ def test_a_cross_fade_is_less_natural_than_pictures_of_the_base(
 
 
 def test_noise_and_broken_shapes_are_unnatural_and_blur_is_not_seen(
-    pocket: StableDiffusion, paintings: tuple[Shown, Shown]
+    pocket: Base, paintings: tuple[Shown, Shown]
 ) -> None:
     pictures, captions = paintings[0]
     grain = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(0))

@@ -6,10 +6,10 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from pipeline.base.stable_diffusion import StableDiffusion
+from pipeline.base.protocol import Base
 from pipeline.morphing.engine import (
     Borrowing,
-    Keyframe,
+    EncodedKeyframe,
     Recipe,
     adapter_weights_at,
     cross_fade,
@@ -17,9 +17,10 @@ from pipeline.morphing.engine import (
     morph_segment,
     paced_alphas,
 )
+from pipeline.sampling.captions import predictor
 from pipeline.sampling.solver import FixedPoint, sample
 from tests.reference import FrameByFrame, random_adapters
-from tests.tiny import open_tiny
+from tests.tiny import in_double, open_tiny
 
 PLAIN = Recipe(steps=4, inversion_steps=4)
 ALPHAS = torch.tensor([0.0, 0.25, 0.6, 1.0], dtype=torch.float64)
@@ -32,7 +33,7 @@ VALUES = {
     "borrowing": (None, Borrowing(("up",), 0.6, "inputs"), Borrowing(("down", "mid", "up"), 1.0, "keys-values")),
     "guidance": (1.0, 2.5),
     "rescale": (0.0, 0.7),
-    "adapters": ("own", "shared", "none"),
+    "adapters": ("own", "shared", "style", "none"),
 }
 
 
@@ -57,24 +58,24 @@ def pairwise() -> list[dict[str, object]]:
     return chosen
 
 
-def in_double(folder: Path) -> StableDiffusion:
-    base = open_tiny(folder)
-    base.unet.double()
-    return replace(base, dtype=torch.float64)
-
-
-def keyframes(base: StableDiffusion, adapters: str = "own") -> tuple[Keyframe, Keyframe]:
+def keyframes(base: Base, adapters: str = "own") -> tuple[EncodedKeyframe, EncodedKeyframe]:
     generator = torch.Generator().manual_seed(21)
     latents = torch.randn(2, 4, 8, 8, generator=generator).to(base.dtype)
     captions = base.condition(["a red hill", "a blue lake"]).to(base.dtype)
-    one, two = random_adapters(base.unet, 2)
-    given = {"own": (one, two), "shared": (one, one), "none": (None, None)}[adapters]
-    return Keyframe(latents[0], captions[0], given[0]), Keyframe(latents[1], captions[1], given[1])
+    one, two, style = random_adapters(base.denoiser, 3)
+    given = {
+        "own": [((one, 1.0),), ((two, 1.0),)],
+        "shared": [((one, 1.0),), ((one, 1.0),)],
+        "style": [((one, 1.0), (style, 0.4)), ((two, 0.8), (style, 0.4))],
+        "none": [(), ()],
+    }[adapters]
+    first, second = (EncodedKeyframe(latents[row], captions.take([row]), given[row]) for row in range(2))
+    return first, second
 
 
 def morphed(
-    base: StableDiffusion,
-    pair: tuple[Keyframe, Keyframe],
+    base: Base,
+    pair: tuple[EncodedKeyframe, EncodedKeyframe],
     recipe: Recipe,
     alphas: torch.Tensor = ALPHAS,
     batch: int | None = None,
@@ -90,14 +91,14 @@ def test_the_engine_equals_frame_by_frame_with_really_merged_weights(
     """In float64 to 1e-9, for every option and every pair of them, with epsilon and v in turns."""
     options = pairwise()[number]
     folder = tiny_folders[("epsilon", "v_prediction")[number % 2]]
-    base = in_double(folder)
+    base = in_double(open_tiny(folder))
     pair = keyframes(base, str(options.pop("adapters")))
-    negative = base.condition(["a red lake"])[0].double()
+    negative = base.condition(["a red lake"]).to(torch.float64)
     recipe = Recipe(steps=4, negative=negative, **options)
     noise = invert_keyframes(base, pair, recipe)
     scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
     scheduler.alphas_cumprod, scheduler.final_alpha_cumprod = (
-        base.schedule.alphas_cumprod, torch.tensor(base.schedule.final_alpha_cumprod, dtype=torch.float64),
+        base.path.alphas_cumprod, torch.tensor(base.path.final_alpha_cumprod, dtype=torch.float64),
     )  # fmt: skip
     reference = FrameByFrame(base, *pair, recipe, scheduler)
     expected = reference.frames(ALPHAS.tolist())
@@ -127,9 +128,9 @@ def test_the_pairs_are_all_there() -> None:
     ],
 )  # fmt: skip
 def test_every_option_changes_the_frames_between(changes: dict[str, object], tiny_folders: dict[str, Path]) -> None:
-    base = in_double(tiny_folders["epsilon"])
+    base = in_double(open_tiny(tiny_folders["epsilon"]))
     pair = keyframes(base)
-    plain = replace(PLAIN, negative=base.condition([""])[0].double())
+    plain = replace(PLAIN, negative=base.condition([""]).to(torch.float64))
     before, after = (morphed(base, pair, recipe) for recipe in (plain, replace(plain, **changes)))
     assert not torch.allclose(before[1:3], after[1:3], atol=1e-4)
 
@@ -138,24 +139,20 @@ def test_every_option_changes_the_frames_between(changes: dict[str, object], tin
 def test_endpoints_are_those_sampled_alone(tiny_folders: dict[str, Path], borrowing: Borrowing | None) -> None:
     from pipeline.adapters.mixing import mixed_adapters
 
-    base = in_double(tiny_folders["v_prediction"])
+    base = in_double(open_tiny(tiny_folders["v_prediction"]))
     pair = keyframes(base)
     recipe = replace(PLAIN, use_adain=True, borrowing=borrowing)
     noise = invert_keyframes(base, pair, recipe)
     frames = morph_segment(base, *pair, noise, ALPHAS, recipe)
     for place, keyframe, frame in ((0, pair[0], frames[0]), (1, pair[1], frames[-1])):
-
-        def predict(x: torch.Tensor, t: int, keyframe: Keyframe = keyframe) -> torch.Tensor:
-            with torch.no_grad():
-                return base.predict(x, torch.tensor([t]), keyframe.conditioning[None])
-
-        with mixed_adapters(base.unet, [keyframe.adapter], torch.ones(1, 1)):
-            alone = sample(noise[place : place + 1], predict, base.schedule, recipe.steps)[0]
+        ((adapter, weight),) = keyframe.adapters
+        with torch.no_grad(), mixed_adapters(base.denoiser, [adapter], torch.tensor([[weight]])):
+            alone = sample(noise[place : place + 1], predictor(base, keyframe.conditioning), base.path, recipe.steps)[0]
         assert torch.allclose(frame, alone, atol=1e-9)
 
 
 def test_keyframes_are_inverted_together_as_alone(tiny_folders: dict[str, Path]) -> None:
-    base = in_double(tiny_folders["epsilon"])
+    base = in_double(open_tiny(tiny_folders["epsilon"]))
     first, second = keyframes(base)
     together = invert_keyframes(base, [first, second, first], PLAIN)
     assert torch.allclose(together[0], together[2], atol=1e-12)
@@ -164,7 +161,7 @@ def test_keyframes_are_inverted_together_as_alone(tiny_folders: dict[str, Path])
 
 
 def test_a_fixed_point_brings_the_keyframes_back_more_exactly(tiny_folders: dict[str, Path]) -> None:
-    base = in_double(tiny_folders["v_prediction"])
+    base = in_double(open_tiny(tiny_folders["v_prediction"]))
     pair = keyframes(base)
     latents = torch.stack([keyframe.latents for keyframe in pair])
     gaps = []
@@ -174,26 +171,30 @@ def test_a_fixed_point_brings_the_keyframes_back_more_exactly(tiny_folders: dict
     assert gaps[1] < 0.25 * gaps[0]
 
 
-def test_identical_keyframes_give_identical_frames(tiny: StableDiffusion) -> None:
+def test_identical_keyframes_give_identical_frames(tiny: Base) -> None:
     first, _ = keyframes(tiny)
     recipe = replace(PLAIN, use_adain=True, borrowing=Borrowing(("up",), 0.6, "inputs"))
     frames = morphed(tiny, (first, first), recipe)
     assert frames.isfinite().all() and torch.allclose(frames, frames[:1].expand_as(frames), atol=1e-4)
 
 
-def test_adapter_weights_cross_and_a_shared_adapter_stays_constant(tiny: StableDiffusion) -> None:
+def test_adapter_weights_cross_and_a_shared_adapter_stays_constant(tiny: Base) -> None:
     first, second = keyframes(tiny)
     alphas = torch.tensor([0.0, 0.25, 1.0])
     adapters, weights = adapter_weights_at(first, second, alphas)
-    assert adapters == [first.adapter, second.adapter]
+    (one, _), (two, _) = *first.adapters, *second.adapters
+    assert adapters == [one, two]
     assert weights.tolist() == [[1.0, 0.75, 0.0], [0.0, 0.25, 1.0]]
     adapters, weights = adapter_weights_at(first, first, alphas)
-    assert adapters == [first.adapter] and weights.tolist() == [[1.0, 1.0, 1.0]]
+    assert adapters == [one] and weights.tolist() == [[1.0, 1.0, 1.0]]
+    first, second = keyframes(tiny, "style")
+    adapters, weights = adapter_weights_at(first, second, alphas)
+    assert weights.tolist() == [[1.0, 0.75, 0.0], pytest.approx([0.4, 0.4, 0.4]), pytest.approx([0.0, 0.2, 0.8])]
     plain, _ = keyframes(tiny, "none")
     assert adapter_weights_at(plain, plain, alphas)[0] == []
 
 
-def test_pacing_asks_for_distances_of_the_coarse_frames(tiny: StableDiffusion) -> None:
+def test_pacing_asks_for_distances_of_the_coarse_frames(tiny: Base) -> None:
     pair = keyframes(tiny)
     noise = invert_keyframes(tiny, pair, PLAIN)
     seen = []
@@ -207,17 +208,17 @@ def test_pacing_asks_for_distances_of_the_coarse_frames(tiny: StableDiffusion) -
     assert alphas.tolist() == pytest.approx([0, 1 / 6, 1 / 3, 1 / 2, 1], abs=1e-4)
 
 
-def test_guidance_without_a_negative_caption_is_refused(tiny: StableDiffusion) -> None:
+def test_guidance_without_a_negative_caption_is_refused(tiny: Base) -> None:
     with pytest.raises(ValueError, match="negative"):
         morphed(tiny, keyframes(tiny), replace(PLAIN, guidance=2.0))
 
 
-def test_the_unet_is_left_as_it_was(tiny: StableDiffusion) -> None:
-    before = dict(tiny.unet.attn_processors)
+def test_the_denoiser_is_left_as_it_was(tiny: Base) -> None:
+    before = dict(tiny.denoiser.attn_processors)
     recipe = replace(PLAIN, borrowing=Borrowing(("up",), 0.6, "inputs"))
     morphed(tiny, keyframes(tiny), recipe)
-    assert tiny.unet.attn_processors == before
-    assert not [module for module in tiny.unet.modules() if module._forward_hooks]
+    assert tiny.denoiser.attn_processors == before
+    assert not [module for module in tiny.denoiser.modules() if module._forward_hooks]
 
 
 def test_a_cross_fade_is_the_mean_of_the_pictures() -> None:

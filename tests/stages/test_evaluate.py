@@ -98,8 +98,8 @@ def test_naturalness_is_the_base_own_error_of_the_frames_between_over_that_of_th
             noise = torch.randn(latent.shape[1:], generator=torch.Generator().manual_seed(number))[None]
             at = torch.tensor([int(share * 1000)])
             with torch.no_grad():
-                found = base.predict(base.schedule.add_noise(latent, noise, at), at, caption[None])
-            total += float((found - base.schedule.target(latent, noise, at)).square().mean())
+                found = base.predict(base.path.add_noise(latent, noise, at), at, caption[None])
+            total += float((found - base.path.target(latent, noise, at)).square().mean())
         return total
 
     names = ("red hill", "großer See", "blue")

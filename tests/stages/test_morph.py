@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from ruamel.yaml import YAML
 
-from pipeline.base.stable_diffusion import Posterior
+from pipeline.base.protocol import Posterior
 from pipeline.stages import morph
 from pipeline.stages.morph import draw_latents
 from tests.project import HILLS, edit, with_values

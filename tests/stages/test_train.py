@@ -76,8 +76,8 @@ def test_diffusers_takes_an_adapter_as_it_is(ran: Path, fresh_tiny: Any, file: s
         pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name="ours")
         theirs = pipe.unet(*inputs).sample
         base = fresh_tiny()
-        load_adapter(base.unet, path, "ours")
-        ours = base.unet(*inputs).sample
+        load_adapter(base.denoiser, path, "ours")
+        ours = base.denoiser(*inputs).sample
     assert torch.equal(theirs, ours)
     assert float((theirs - alone).abs().max()) > 1e-3, "the adapter does nothing"
 
@@ -223,7 +223,7 @@ def test_encoded_pictures_are_kept_until_the_picture_the_caption_or_the_code_is_
 ) -> None:
     base = fresh_tiny()
     pixels = torch.randint(256, (3, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
-    one = encoding.encode_sample(base, "a", pixels, "a red hill", True, tmp_path)
+    one = encoding.encode_example(base, "a", pixels, "a red hill", True, tmp_path)
     plain, encoded = encoding._encode, []
 
     def spy(*arguments: Any) -> Any:
@@ -231,19 +231,19 @@ def test_encoded_pictures_are_kept_until_the_picture_the_caption_or_the_code_is_
         return plain(*arguments)
 
     monkeypatch.setattr(encoding, "_encode", spy)
-    again = encoding.encode_sample(base, "a", pixels, "a red hill", True, tmp_path)
+    again = encoding.encode_example(base, "a", pixels, "a red hill", True, tmp_path)
     assert encoded == [] and torch.equal(one.posterior.mean, again.posterior.mean)
     assert one.flipped and again.flipped and torch.equal(one.flipped.std, again.flipped.std)
     assert torch.equal(one.posterior.mean, base.encode(pixels[None].float() / 255).mean)
     assert torch.equal(one.flipped.mean, base.encode(pixels.flip(-1)[None].float() / 255).mean)
-    encoding.encode_sample(base, "a", pixels, "a lake", True, tmp_path)
-    encoding.encode_sample(base, "a", pixels.flip(0), "a hill", True, tmp_path)
+    encoding.encode_example(base, "a", pixels, "a lake", True, tmp_path)
+    encoding.encode_example(base, "a", pixels.flip(0), "a hill", True, tmp_path)
     monkeypatch.setattr(encoding, "stamp", lambda: "other code")
-    encoding.encode_sample(base, "a", pixels, "a red hill", True, tmp_path)
+    encoding.encode_example(base, "a", pixels, "a red hill", True, tmp_path)
     assert encoded == ["a lake", "a hill", "a red hill"]
     for path in tmp_path.iterdir():
         path.write_bytes(b"damaged")
-    encoding.encode_sample(base, "a", pixels, "a red hill", True, tmp_path)
+    encoding.encode_example(base, "a", pixels, "a red hill", True, tmp_path)
     assert len(encoded) == 4
 
 

@@ -44,7 +44,7 @@ def test_a_damaged_state_is_named_and_the_one_before_is_taken(
     back = checkpoints.load("a")
     assert back is not None and back.step == 5
     said = capsys.readouterr()
-    assert f"{path}: a damaged checkpoint is passed over" in said.out + said.err
+    assert f"{path}: a damaged checkpoint is skipped" in said.out + said.err
 
 
 def test_the_folder_goes_when_the_work_succeeds_and_stays_when_it_fails(tmp_path: Path) -> None:

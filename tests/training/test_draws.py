@@ -1,28 +1,25 @@
 import pytest
 import torch
 
-from pipeline.base.stable_diffusion import Posterior, StableDiffusion
-from pipeline.params import TrainSection
-from pipeline.training.draws import (
-    Sample,
-    denoising_losses,
-    draw_batch,
-    min_snr_weights,
-    validation_batch,
-)
+from pipeline.base.protocol import Posterior
+from pipeline.training.draws import draw_batch, validation_batch
+from pipeline.training.examples import Example
+from tests.paths import PATHS
+from tests.tiny import caption_of
 from tests.training.settings import SETTINGS
 
-EMPTY = torch.zeros(1, 3, 2)
+PATH = PATHS["epsilon"]
+EMPTY = caption_of(torch.zeros(1, 3, 2))
 
 
-def samples(count: int, std: float = 0.1) -> list[Sample]:
+def examples(count: int, std: float = 0.1) -> list[Example]:
     generator = torch.Generator().manual_seed(11)
     return [
-        Sample(
+        Example(
             f"{number}.png",
             f"digest {number}",
             Posterior(torch.randn(1, 4, 8, 8, generator=generator), torch.full((1, 4, 8, 8), std)),
-            torch.full((1, 3, 2), 1.0 + number),
+            caption_of(torch.full((1, 3, 2), 1.0 + number)),
             "a red hill",
             Posterior(torch.full((1, 4, 8, 8), -7.0), torch.zeros(1, 4, 8, 8)),
         )
@@ -32,13 +29,13 @@ def samples(count: int, std: float = 0.1) -> list[Sample]:
 
 def drawn(count: int = 2, step: int = 0, **changes: object):  # noqa: ANN201
     settings = SETTINGS.model_copy(update=changes)
-    return draw_batch(samples(count), settings, 1000, EMPTY, step, range(settings.batch * settings.accumulation))
+    return draw_batch(examples(count), settings, PATH, EMPTY, step, range(settings.batch * settings.accumulation))
 
 
-def test_every_draw_has_its_own_noise_and_an_epoch_takes_every_sample_once() -> None:
+def test_every_draw_has_its_own_noise_and_an_epoch_takes_every_example_once() -> None:
     assert len({tuple(noise.flatten().tolist()) for noise in drawn(1, batch=4).noise}) == 4
     epoch = drawn(4, step=3, batch=4)
-    assert sorted(epoch.conditioning[:, 0, 0].tolist()) == [1, 2, 3, 4]
+    assert sorted(epoch.conditioning["embedding"][:, 0, 0].tolist()) == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -46,12 +43,12 @@ def test_parts_of_a_step_are_the_whole_step_whoever_draws_them(count: int) -> No
     """Accumulation and processes cut a step into parts; what is drawn depends on the place in the step alone."""
     whole = drawn(3, step=5, batch=6)
     settings = SETTINGS.model_copy(update={"batch": 6 // count, "accumulation": count})
-    parts = [draw_batch(samples(3), settings, 1000, EMPTY, 5, range(first, 6, count)) for first in range(count)]
-    for name in ("clean", "noise", "timesteps", "conditioning"):
-        together = torch.empty_like(getattr(whole, name))
+    parts = [draw_batch(examples(3), settings, PATH, EMPTY, 5, range(first, 6, count)) for first in range(count)]
+    for read in (lambda b: b.clean, lambda b: b.noise, lambda b: b.times, lambda b: b.conditioning["embedding"]):
+        together = torch.empty_like(read(whole))
         for first, part in enumerate(parts):
-            together[first::count] = getattr(part, name)
-        assert torch.equal(together, getattr(whole, name)), name
+            together[first::count] = read(part)
+        assert torch.equal(together, read(whole))
 
 
 def test_noise_offset_moves_the_channel_means() -> None:
@@ -61,9 +58,9 @@ def test_noise_offset_moves_the_channel_means() -> None:
 
 
 def test_dropped_captions_are_empty_and_as_many_as_asked_for() -> None:
-    dropped = (drawn(batch=400, caption_dropout=0.2).conditioning == 0).all(dim=(1, 2)).double().mean()
+    dropped = (drawn(batch=400, caption_dropout=0.2).conditioning["embedding"] == 0).all(dim=(1, 2)).double().mean()
     assert float(dropped) == pytest.approx(0.2, abs=0.06)
-    assert not (drawn(batch=50).conditioning == 0).any()
+    assert not (drawn(batch=50).conditioning["embedding"] == 0).any()
 
 
 def test_half_of_the_draws_are_mirrored_where_flips_are_asked_for() -> None:
@@ -73,29 +70,12 @@ def test_half_of_the_draws_are_mirrored_where_flips_are_asked_for() -> None:
 
 
 def test_latents_are_drawn_from_the_posterior() -> None:
-    one = samples(1, std=0.3)
-    batch = draw_batch(one, SETTINGS.model_copy(update={"batch": 50}), 1000, EMPTY, 0, range(50))
+    one = examples(1, std=0.3)
+    batch = draw_batch(one, SETTINGS.model_copy(update={"batch": 50}), PATH, EMPTY, 0, range(50))
     assert float((batch.clean - one[0].posterior.mean).std()) == pytest.approx(0.3, rel=0.05)
 
 
 def test_validation_is_the_same_in_every_run_and_for_every_setting() -> None:
-    one, again = validation_batch(samples(1)[0], 1000), validation_batch(samples(1)[0], 1000)
-    assert torch.equal(one.noise, again.noise) and one.timesteps.tolist() == [100, 300, 500, 700, 900]
-    assert torch.equal(one.clean, again.clean) and one.conditioning.shape == (5, 3, 2)
-
-
-def test_min_snr_weights_by_hand() -> None:
-    alphas = torch.tensor([0.0, 0.5, 0.75, 0.99], dtype=torch.float64)  # SNR 0, 1, 3, 99
-    assert min_snr_weights(alphas, 5.0, "epsilon").tolist() == pytest.approx([1, 1, 1, 5 / 99])
-    assert min_snr_weights(alphas, 5.0, "v_prediction").tolist() == pytest.approx([0, 1 / 2, 3 / 4, 5 / 100])
-    assert min_snr_weights(alphas, 2.0, "epsilon").tolist() == pytest.approx([1, 1, 2 / 3, 2 / 99])
-
-
-def test_min_snr_weighs_each_sample_by_its_timestep(tiny: StableDiffusion) -> None:
-    settings: TrainSection = SETTINGS.model_copy(update={"batch": 4})
-    batch = draw_batch(samples(2), settings, 1000, EMPTY, 0, range(4))
-    batch = type(batch)(batch.clean, batch.noise, batch.timesteps, torch.zeros(4, 64, 16))
-    with torch.no_grad():
-        plain, weighed = denoising_losses(tiny, batch), denoising_losses(tiny, batch, 0.5)
-    expected = min_snr_weights(tiny.schedule.alphas_cumprod[batch.timesteps], 0.5, tiny.schedule.prediction_type)
-    assert torch.allclose(weighed, plain * expected.float()) and not torch.allclose(weighed, plain)
+    one, again = validation_batch(examples(1)[0], PATH), validation_batch(examples(1)[0], PATH)
+    assert torch.equal(one.noise, again.noise) and one.times.tolist() == [100, 300, 500, 700, 900]
+    assert torch.equal(one.clean, again.clean) and one.conditioning["embedding"].shape == (5, 3, 2)

@@ -7,34 +7,59 @@ from contextlib import suppress
 
 import pytest
 import torch
+from accelerate import PartialState
 
 from pipeline.errors import UserError
-from pipeline.training.processes import ALONE, Processes, joined, wanted
+from pipeline.training import processes
+from pipeline.training.processes import join_processes, process_count, relaunch
 
 
-def test_shares_take_everything_once() -> None:
-    shares = [Processes(index, 3).share(range(2, 10)) for index in range(3)]
-    assert sorted(place for share in shares for place in share) == list(range(2, 10))
-    assert [Processes(index, 2).shared_out("abc") for index in range(2)] == [["a", "c"], ["b"]]
-    assert ALONE.share(range(4)) == range(4) and ALONE.main
+def test_shares_take_everything_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What we rely on: lists are cut without padding, also into more parts than there are items."""
+    state = PartialState(cpu=True)
+    for count in (3, 12):
+        monkeypatch.setattr(state, "num_processes", count)
+        shares = []
+        for index in range(count):
+            monkeypatch.setattr(state, "process_index", index)
+            with state.split_between_processes(list(range(8))) as share:
+                shares.append(share)
+        assert [place for share in shares for place in share] == list(range(8)), count
 
 
 def test_processes_are_as_many_as_asked_for_or_one_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert wanted(None, torch.device("cpu")) == 1 and wanted(3, torch.device("cpu")) == 3
+    assert process_count(None, torch.device("cpu")) == 1 and process_count(3, torch.device("cpu")) == 3
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert wanted(None, torch.device("cuda")) == 2 and wanted(1, torch.device("cuda")) == 1
+    assert process_count(None, torch.device("cuda")) == 2 and process_count(1, torch.device("cuda")) == 1
     with pytest.raises(UserError, match="3 processes for 2 GPU"):
-        wanted(3, torch.device("cuda"))
+        process_count(3, torch.device("cuda"))
 
 
 @pytest.mark.parametrize("name", ["DEEPSPEED", "FSDP"])
 def test_what_splits_models_is_refused_and_one_process_is_alone(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     cpu = torch.device("cpu")
-    assert joined(cpu) == (ALONE, cpu)
+    alone = join_processes(cpu)
+    assert alone.num_processes == 1 and alone.is_main_process and alone.device == cpu
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
     with pytest.raises(UserError, match=f"{name} splits models"):
-        joined(cpu)
+        join_processes(cpu)
+
+
+def test_every_argument_of_the_launch_is_explicit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a user's own accelerate config changes nothing; and each launch meets at a port of its own."""
+    seen = {}
+
+    def execve(path: str, command: list[str], environment: dict[str, str]) -> None:
+        seen.update(command=command, environment=environment)
+
+    monkeypatch.setattr(processes.os, "execve", execve)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    relaunch(["train", "alps"], 2, torch.device("cpu"))
+    assert seen["command"][-4:] == ["--module", "pipeline", "train", "alps"]
+    explicit = {"--num_processes=2", "--mixed_precision=no", "--main_process_port=0", "--rdzv_backend=static"}
+    assert explicit <= set(seen["command"])
+    assert seen["environment"]["ACCELERATE_USE_CPU"] == "true" and int(seen["environment"]["OMP_NUM_THREADS"]) >= 1
 
 
 LAUNCHER = """

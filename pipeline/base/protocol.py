@@ -1,0 +1,102 @@
+"""What the rest of the project asks of a base, whatever its family. A new family is one file beside this one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from diffusers import ModelMixin
+from diffusers.models.attention_processor import Attention
+
+from pipeline.base.conditioning import Conditioning
+from pipeline.base.noise_path import NoisePath
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What the autoencoder says of pictures: scaled latents with mean and std, each (B, C, h, w) float32."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def sample(self, generator: torch.Generator) -> torch.Tensor:
+        """One draw, with noise from a CPU generator so that every device draws the same."""
+        noise = torch.randn(self.mean.shape, generator=generator)
+        return self.mean + self.std * noise.to(self.mean.device)
+
+
+class Base(Protocol):
+    """A frozen base on its device."""
+
+    @property
+    def path(self) -> NoisePath:
+        """How it adds noise, and what it predicts."""
+        ...
+
+    @property
+    def denoiser(self) -> ModelMixin:
+        """The module that adapters go on."""
+        ...
+
+    @property
+    def adapter_prefix(self) -> str:
+        """What diffusers puts before that module's names in a LoRA file, such as `unet.`."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser works."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of its weights."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Which base it is, in one line."""
+        ...
+
+    @property
+    def latent_channels(self) -> int:
+        """C of latents (B, C, h, w)."""
+        ...
+
+    @property
+    def pixels_per_latent(self) -> int:
+        """Pixels along a side of one latent."""
+        ...
+
+    def encode(self, pixels: torch.Tensor) -> Posterior:
+        """Pictures (B, 3, H, W) float32 in [0, 1] to latents scaled to about unit variance."""
+        ...
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Scaled latents (B, C, h, w) to pictures (B, 3, H, W) float32 in [0, 1].
+
+        Raises:
+            FloatingPointError: when latents are not finite, which would give black pictures.
+        """
+        ...
+
+    def condition(self, captions: Sequence[str]) -> Conditioning:
+        """Captions to what `predict` takes, float32, one row each."""
+        ...
+
+    def predict(self, latents: torch.Tensor, times: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        """The denoiser's raw prediction (see `path`) for latents (B, C, h, w), float32. times: (B,)."""
+        ...
+
+    def move_encoders(self, device: torch.device) -> None:
+        """Move autoencoder and text encoders: off an accelerator once all is encoded, back to decode."""
+        ...
+
+    def self_attention(self, blocks: Sequence[str]) -> list[Attention]:
+        """The layers whose queries, keys and values all come from the picture, in some of the blocks
+        "down", "mid", "up"."""
+        ...
+
+    def cross_attention(self) -> list[Attention]:
+        """The layers whose keys and values come from the caption alone; none where both go through one attention."""
+        ...

@@ -1,0 +1,43 @@
+"""Pictures from adapters in training, for the dashboard alone.
+
+They leave no trace in a training (a test compares its bytes with and without them), so no stage declares this module:
+an edit of how previews look, or of how they are sampled, makes no adapter stale.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from pipeline.base.conditioning import Conditioning
+from pipeline.base.protocol import Base
+from pipeline.base.seeds import keyed_seed
+from pipeline.frames.tensors import Frame, to_arrays
+from pipeline.sampling.captions import predictor
+from pipeline.sampling.solver import sample
+from pipeline.training.loop import Job
+
+CAPTIONS, STEPS = 4, 20
+
+
+@torch.no_grad()
+def preview_sheet(base: Base, jobs: Sequence[Job]) -> Frame:
+    """What the adapters in training make of their captions from fixed noise: a row for each, four captions at most."""
+    examples = [example for job in jobs for example in job.examples[:CAPTIONS]]
+    noise = torch.cat(
+        [
+            torch.randn(
+                example.posterior.mean.shape,
+                generator=torch.Generator().manual_seed(keyed_seed("preview", example.digest)),
+            )
+            for example in examples
+        ]
+    ).to(base.device)
+    predict = predictor(base, Conditioning.stack([example.conditioning for example in examples]))
+    latents = sample(noise, predict, base.path, STEPS)
+    base.move_encoders(base.device)  # only for now: training needs the room
+    pictures = to_arrays(base.decode(latents))
+    base.move_encoders(torch.device("cpu"))
+    columns = len(examples) // len(jobs)
+    rows = [np.concatenate(pictures[first : first + columns], axis=1) for first in range(0, len(examples), columns)]
+    return np.concatenate(rows)

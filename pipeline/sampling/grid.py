@@ -1,0 +1,51 @@
+"""One caption over seeds and adapter weights: what an adapter has learned, at a glance."""
+
+from collections.abc import Sequence
+
+import torch
+
+from pipeline.adapters.mixing import Adapter
+from pipeline.base.protocol import Base
+from pipeline.base.seeds import keyed_seed
+from pipeline.sampling.captions import sample_captions
+from pipeline.sampling.solver import Progress
+
+
+def sample_grid(
+    base: Base,
+    caption: str,
+    adapter: Adapter,
+    *,
+    seeds: Sequence[int],
+    weights: Sequence[float],
+    size: tuple[int, int],
+    steps: int,
+    guidance: float,
+    batch: int | None = None,
+    progress: Progress = iter,
+) -> torch.Tensor:
+    """Pictures (seeds, weights, 3, H, W) of one caption. Weight 0 is the base alone; a row starts from one noise.
+
+    size: (H, W) in pixels. batch: pictures that go through the denoiser at once, twice that under guidance; None: all.
+    """
+    shape = (base.latent_channels, *(side // base.pixels_per_latent for side in size))
+    noise = torch.stack(
+        [torch.randn(shape, generator=torch.Generator().manual_seed(keyed_seed("sample", seed))) for seed in seeds]
+    )
+    noise = noise.repeat_interleave(len(weights), dim=0).to(base.device)
+    adapters = [[(adapter, weight)] for _ in seeds for weight in weights]
+    conditioning = base.condition([caption])
+    rows = range(len(noise))
+    latents = [
+        sample_captions(
+            base,
+            noise[chunk],
+            conditioning.repeat(len(chunk)),
+            [adapters[row] for row in chunk],
+            steps=steps,
+            guidance=guidance,
+            progress=progress,
+        )
+        for chunk in (list(rows[first : first + (batch or len(noise))]) for first in rows[:: batch or len(noise)])
+    ]
+    return base.decode(torch.cat(latents)).unflatten(0, (len(seeds), len(weights)))

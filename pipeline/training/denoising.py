@@ -1,0 +1,42 @@
+"""The usual objective: to predict what the base predicts, on the pictures at hand (Ho et al. 2020, eq. 14)."""
+
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.base.noise_path import NoisePath
+from pipeline.base.protocol import Base
+from pipeline.training.draws import Batch
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """Squared error of the prediction. min_snr_gamma: limit on the weight of nearly clean times; None: no weights."""
+
+    min_snr_gamma: float | None = None
+
+    def __call__(self, base: Base, batch: Batch) -> torch.Tensor:
+        """Losses (B,)."""
+        losses = denoising_errors(base, batch)
+        if self.min_snr_gamma is None:
+            return losses
+        return losses * min_snr_weights(base.path, batch.times, self.min_snr_gamma).to(losses)
+
+
+def denoising_errors(base: Base, batch: Batch) -> torch.Tensor:
+    """Mean squared error (B,) of the base's prediction for each noised sample."""
+    noisy = base.path.add_noise(batch.clean, batch.noise, batch.times)
+    prediction = base.predict(noisy, batch.times, batch.conditioning)
+    target = base.path.target(batch.clean, batch.noise, batch.times)
+    return (prediction - target).square().mean(dim=(1, 2, 3))
+
+
+def min_snr_weights(path: NoisePath, times: torch.Tensor, gamma: float) -> torch.Tensor:
+    """Weights (B,) of the prediction's squared error so that x0's is weighted by min(SNR, gamma).
+
+    Hang et al. 2023, "Min-SNR Weighting Strategy", section 3.4: min(SNR, gamma) / SNR for noise, / (SNR + 1) for v.
+    Where nothing of the picture is left, SNR is 0, and noise has weight 1.
+    """
+    snr, error = path.clean_error(times)
+    # Below gamma the product of SNR and error: for noise it is 1, also where they are 0 and infinite.
+    return torch.where(snr > gamma, gamma * error, (snr * error).nan_to_num(nan=1.0))

@@ -1,0 +1,160 @@
+"""One step of many adapters: draw, loss, backward, clip, step."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+
+from pipeline.base.conditioning import Conditioning
+from pipeline.base.protocol import Base
+from pipeline.base.seeds import keyed_seed
+from pipeline.params import TrainSection
+from pipeline.training.checkpoints import TrainState
+from pipeline.training.denoising import denoising_errors
+from pipeline.training.draws import Batch, draw_batch, validation_batch
+from pipeline.training.examples import Example
+from pipeline.training.history import History
+from pipeline.training.objective import Objective
+from pipeline.training.optimizers import LossScales, RowOptimizer, load_rows, row_tensors
+from pipeline.training.pack import AdapterPack
+from pipeline.training.rates import learning_rate
+
+
+class PackTrainer:
+    """N adapters that all stand at one step. examples: those of each adapter. states: where each goes on.
+
+    step: how many optimizer steps are done.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        examples: Sequence[Sequence[Example]],
+        states: Sequence[TrainState],
+        settings: TrainSection,
+        objective: Objective,
+        empty: Conditioning,
+        accelerator: Accelerator | None,
+    ) -> None:
+        self.base, self.examples, self.settings = base, examples, settings
+        self.objective, self.empty, self.accelerator = objective, empty, accelerator
+        seeds = [keyed_seed(settings.seed, *(example.digest for example in own)) for own in examples]
+        self.pack = AdapterPack(base.denoiser, seeds, settings)
+        self.optimizers = [RowOptimizer(self.pack, row, settings) for row in range(len(examples))]
+        self.scales = LossScales(len(examples), base.dtype == torch.float16, self.pack.down.device)
+        self.history = History(states, settings.steps, self.pack.down.device)
+        self.step = states[0].step
+        for row, state in enumerate(states):
+            if state.step:
+                load_rows(self.pack, self.optimizers[row], self.scales, row, state.tensors)
+
+    def train_step(self) -> None:
+        """One optimizer step of every adapter."""
+        settings, pack, step = self.settings, self.pack, self.step
+        for micro in range(settings.accumulation):
+            places = self._own_share(range(micro * settings.batch, (micro + 1) * settings.batch))
+            if places:
+                batch = self._draw(step, places)
+                losses = self.objective(self.base, batch)
+                # A mean for each adapter and not over all: its gradient must not depend on its neighbours.
+                losses = losses.view(len(pack), -1).sum(1) / (settings.batch * settings.accumulation)
+                self.scales.scaled(losses).sum().backward()
+                self.history.loss[:, step] += losses.detach()
+        self._add_up(pack.down_grad, pack.up_grad, self.history.loss[:, step])
+        usable = self.scales.unscale(pack)
+        self.history.grad_norm[:, step] = pack.clip(settings.max_grad_norm)
+        for row, optimizer in enumerate(self.optimizers):
+            if usable[row]:
+                optimizer.set_rate(learning_rate(settings, step))
+                optimizer.step()
+        pack.zero_grad()
+        self.step += 1
+
+    def _draw(self, step: int, places: Sequence[int]) -> Batch:
+        """The samples of all adapters, those of the first first."""
+        settings, path = self.settings, self.base.path
+        drawn = [draw_batch(own, settings, path, self.empty, step, places) for own in self.examples]
+        return Batch.concatenate(drawn).to(self.base.device)
+
+    def _own_share(self, places: range) -> list[int]:
+        """The places of a batch that this process draws; all of them where it trains alone."""
+        if self.accelerator is None:
+            return list(places)
+        with self.accelerator.split_between_processes(list(places)) as share:
+            return share
+
+    def _add_up(self, *tensors: torch.Tensor) -> None:
+        """Sum over the processes that train together, in place: gradients of shares of a batch add up to its own."""
+        if self.accelerator is not None:
+            for tensor in tensors:
+                tensor.copy_(self.accelerator.reduce(tensor.contiguous(), reduction="sum"))
+
+    def any_process(self, flag: bool) -> bool:
+        """Whether the flag is set in any of the processes that train together."""
+        if self.accelerator is None:
+            return flag
+        flags = torch.tensor([float(flag)], device=self.pack.down.device)
+        return bool(self.accelerator.reduce(flags, reduction="sum") > 0)
+
+    def drop_unfinished_step(self) -> None:
+        """After an error within a step: no weight has moved since the last whole one."""
+        self.pack.zero_grad()
+        self.history.forget(self.step)
+
+    @torch.no_grad()
+    def validate(self) -> torch.Tensor:
+        """Denoising error (adapters, examples) float64 at each example's own fixed noise and times.
+
+        Whatever the objective: it says how well the pictures are known.
+        """
+        by_example = []
+        for examples in zip(*self.examples, strict=True):
+            whole = [validation_batch(example, self.base.path) for example in examples]
+            # Never more at once than a training step has: who can train has the memory to validate.
+            chunks = [
+                denoising_errors(
+                    self.base, Batch.concatenate([batch.take(rows) for batch in whole]).to(self.base.device)
+                )
+                for rows in torch.arange(len(whole[0])).split(self.settings.batch)
+            ]
+            by_example.append(torch.cat([chunk.view(len(whole), -1) for chunk in chunks], dim=1).mean(1))
+        losses = torch.stack(by_example, dim=1)
+        if self.accelerator is not None:
+            losses = broadcast(losses)  # the first process's, so that all decide alike
+        losses = losses.double().cpu()
+        for row, known in enumerate(self.history.validations):
+            known[self.step] = losses[row]
+        return losses
+
+    def values(self, row: int, since: int) -> Iterator[tuple[int, Mapping[str, float]]]:
+        """(step, its loss, gradient norm and learning rate) of an adapter's steps from `since` on."""
+        losses = self.history.loss[row, since : self.step].tolist()
+        norms = self.history.grad_norm[row, since : self.step].tolist()
+        for step, loss, norm in zip(range(since, self.step), losses, norms, strict=True):
+            yield step, {"loss": loss, "grad_norm": norm, "learning_rate": learning_rate(self.settings, step)}
+
+    def state(self, row: int) -> TrainState:
+        """All that one adapter's training needs to go on from here."""
+        tensors = row_tensors(self.pack, self.optimizers[row], self.scales, row)
+        return TrainState(self.step, tensors | self.history.tensors(row, self.step))
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """While it lasts, the adapters lie on the base and the denoiser is in training mode."""
+        self.base.denoiser.train()
+        try:
+            with self.pack.attached():
+                yield
+        finally:
+            self.base.denoiser.eval()
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """The denoiser in evaluation mode, for the while."""
+        self.base.denoiser.eval()
+        try:
+            yield
+        finally:
+            self.base.denoiser.train()
