@@ -89,9 +89,8 @@ class Film:
     ) -> None:
         sizes = {tuple(keyframe.picture.shape) for keyframe in keyframes}
         if len(keyframes) < 2 or len(sizes) != 1:
-            raise ValueError(
-                f"a film needs two keyframes or more of one size, found {len(keyframes)} of {sorted(sizes)}"
-            )
+            found = f"{len(keyframes)} of {', '.join(map(str, sorted(sizes)))}"
+            raise ValueError(f"a film needs two keyframes or more of one size, found {found}")
         self.base, self.settings = base, settings or FilmSettings()
         self.batch, self.progress = batch, progress
         latents = draw_latents(base, torch.stack([keyframe.picture for keyframe in keyframes]))

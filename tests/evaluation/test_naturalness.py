@@ -3,6 +3,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
+from pipeline.base.conditioning import Conditioning
 from pipeline.base.protocol import Base
 from pipeline.evaluation.naturalness import SHARES, denoising_errors, naturalness
 from pipeline.landscapes.painter import paint
@@ -15,20 +16,20 @@ def test_the_error_is_that_of_one_picture_and_one_timestep_at_a_time(tiny: Base)
     latents = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(5))
     captions = tiny.condition(["a red hill", "a blue lake", ""])
     expected = []
-    for one, said in zip(latents, captions, strict=True):
+    for row, one in enumerate(latents):
         errors = []
         for number, share in enumerate(SHARES):
             noise = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(number))
             at = torch.tensor([int(share * 1000)])
             with torch.no_grad():
-                found = tiny.predict(tiny.path.add_noise(one[None], noise[None], at), at, said[None])
+                found = tiny.predict(tiny.path.add_noise(one[None], noise[None], at), at, captions.take([row]))
             errors.append(float((found - tiny.path.target(one[None], noise[None], at)).square().mean()))
         expected.append(sum(errors) / len(errors))
     for batch in (None, 2):
         assert denoising_errors(tiny, latents, captions, batch).tolist() == pytest.approx(expected, rel=1e-4)
 
 
-Shown = tuple[torch.Tensor, torch.Tensor]
+Captioned = tuple[torch.Tensor, Conditioning]
 
 
 @pytest.fixture(scope="module")
@@ -37,26 +38,30 @@ def pocket() -> Base:
 
 
 @pytest.fixture(scope="module")
-def paintings(pocket: Base) -> tuple[Shown, Shown]:
+def paintings(pocket: Base) -> tuple[Captioned, Captioned]:
     """Two times eight paintings that the pocket has never seen, and their captions."""
     scenes = [draw_scene(HELD_OUT + 7_000_000 + number) for number in range(16)]
     pictures = torch.from_numpy(np.stack([paint(scene, 128, 128) for scene in scenes])).permute(0, 3, 1, 2).float()
     captions = pocket.condition([caption(scene) for scene in scenes])
-    return (pictures[:8] / 255, captions[:8]), (pictures[8:] / 255, captions[8:])
+    return (pictures[:8] / 255, captions.take(slice(8))), (pictures[8:] / 255, captions.take(slice(8, 16)))
 
 
-def test_a_cross_fade_is_less_natural_than_pictures_of_the_base(pocket: Base, paintings: tuple[Shown, Shown]) -> None:
+def test_a_cross_fade_is_less_natural_than_pictures_of_the_base(
+    pocket: Base, paintings: tuple[Captioned, Captioned]
+) -> None:
     """Else the measure would be wrong."""
     ends, others = paintings
-    faded = (ends[0] + others[0]) / 2, (ends[1] + others[1]) / 2
+    half = torch.tensor([0.5])
+    halfway = [Conditioning.lerp(ends[1].take([row]), others[1].take([row]), half) for row in range(8)]
+    faded = (ends[0] + others[0]) / 2, Conditioning.stack(halfway)
     assert naturalness(pocket, ends, ends) == 1
-    both = tuple(torch.cat(parts) for parts in zip(ends, others, strict=True))
-    assert naturalness(pocket, faded, both) > 1.3  # type: ignore[arg-type]
+    both = torch.cat([ends[0], others[0]]), Conditioning.stack([ends[1], others[1]])
+    assert naturalness(pocket, faded, both) > 1.3
     assert naturalness(pocket, others, ends) == pytest.approx(1, abs=0.25)
 
 
 def test_noise_and_broken_shapes_are_unnatural_and_blur_is_not_seen(
-    pocket: Base, paintings: tuple[Shown, Shown]
+    pocket: Base, paintings: tuple[Captioned, Captioned]
 ) -> None:
     pictures, captions = paintings[0]
     grain = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(0))

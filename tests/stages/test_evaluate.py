@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.base.conditioning import Conditioning
 from pipeline.distances.perceptual import perceptual
 from pipeline.errors import UserError
 from pipeline.evaluation.lpips import Lpips
@@ -90,24 +91,28 @@ def test_ppl_and_pdv_take_each_pair_of_keyframes_for_itself(ran: Path, key: str)
 def test_naturalness_is_the_base_own_error_of_the_frames_between_over_that_of_the_keyframes(ran: Path) -> None:
     base = open_tiny(ran / "bases/tiny")
     captions = base.condition(list(HILLS.values()))
+    halfway = torch.tensor([0.5])
 
-    def error(path: Path, caption: torch.Tensor) -> float:
+    def error(path: Path, caption: Conditioning) -> float:
         latent = base.encode(torch.from_numpy(picture(path)).permute(2, 0, 1).float()[None]).mean
         total = 0.0
         for number, share in enumerate(SHARES):
             noise = torch.randn(latent.shape[1:], generator=torch.Generator().manual_seed(number))[None]
             at = torch.tensor([int(share * 1000)])
             with torch.no_grad():
-                found = base.predict(base.path.add_noise(latent, noise, at), at, caption[None])
+                found = base.predict(base.path.add_noise(latent, noise, at), at, caption)
             total += float((found - base.path.target(latent, noise, at)).square().mean())
         return total
 
     names = ("red hill", "großer See", "blue")
-    own = [error(ran / f"data/prepared/hills/{name}.png", captions[n]) for n, name in enumerate(names)]
+    own = [error(ran / f"data/prepared/hills/{name}.png", captions.take([n])) for n, name in enumerate(names)]
     for variant, folder in VARIANTS.items():
         # Three frames a segment: those between are 1 and 3, halfway.
         between = [
-            error(ran / f"data/morphs/hills/{folder}/000{frame}.png", (captions[n] + captions[n + 1]) / 2)
+            error(
+                ran / f"data/morphs/hills/{folder}/000{frame}.png",
+                Conditioning.lerp(captions.take([n]), captions.take([n + 1]), halfway),
+            )
             for n, frame in enumerate((1, 3))
         ]
         found = metrics(ran, "hills")[variant]["naturalness"]

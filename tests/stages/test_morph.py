@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from ruamel.yaml import YAML
 
-from pipeline.base.protocol import Posterior
 from pipeline.stages import morph
-from pipeline.stages.morph import draw_latents
 from tests.project import HILLS, edit, with_values
 
 KINDS = ("frames", "no-lora", "cross-fade")
@@ -112,22 +110,6 @@ def test_the_strip_shows_all_three_ways(ran: Path) -> None:
         band = pixels[row * height : (row + 1) * height + 12]
         windows = np.lib.stride_tricks.sliding_window_view(band, frame.shape)
         assert (windows == frame).all(axis=(-1, -2, -3)).any(), f"{kind} is not in the strip"
-
-
-class Encoder:
-    """A base whose posterior is the picture itself with a std of 0.1."""
-
-    def encode(self, pictures: torch.Tensor) -> Posterior:
-        return Posterior(pictures, torch.full_like(pictures, 0.1))
-
-
-def test_a_picture_is_drawn_the_same_wherever_it_stands_and_others_differently() -> None:
-    pictures = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    drawn = draw_latents(Encoder(), pictures)
-    assert torch.equal(draw_latents(Encoder(), pictures[[2, 0]]), drawn[[2, 0]])
-    noise = drawn - pictures
-    assert noise.std(dim=(1, 2, 3)).tolist() == pytest.approx([0.1] * 3, rel=0.05)
-    assert not torch.allclose(noise[0], noise[1], atol=0.05)
 
 
 def remade(project: Path, ran: Path, values: dict[str, object]) -> Path:

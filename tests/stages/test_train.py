@@ -5,13 +5,7 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
-import subprocess
-import sys
-import time
-from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +14,11 @@ import torch
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
-from pipeline.params import load_params
 from pipeline.stages import prepare, train
 from pipeline.tracking import Tracker
-from pipeline.training import encoding
-from pipeline.training.processes import Processes
-from tests.project import DOTS, HILLS, ROOT, contents, edit, paint, paint_set, with_entries, with_values
+from pipeline.training.checkpoints import TrainState
+from pipeline.training.loop import Job, Run
+from tests.project import DOTS, HILLS, contents, edit, paint, paint_set, with_entries, with_values
 
 
 def yaml_section(text: str, name: str) -> dict[str, Any]:
@@ -175,9 +168,9 @@ def test_a_known_adapter_is_reused_and_only_the_new_one_is_trained(
     curves = (project / "reports/curves/sets/hills.csv").read_bytes()
     plain, trained = train.train_adapters, []
 
-    def spy(base: Any, jobs: list[Any], *rest: Any, **keywords: Any) -> Any:
+    def spy(run: Run, jobs: list[Job]) -> dict[str, TrainState]:
         trained.append([job.name for job in jobs])
-        return plain(base, jobs, *rest, **keywords)
+        return plain(run, jobs)
 
     monkeypatch.setattr(train, "train_adapters", spy)
     train.run("hills")
@@ -197,7 +190,7 @@ def test_a_known_adapter_is_reused_and_only_the_new_one_is_trained(
         name: content for name, content in before.items() if name != "adapters.json"
     }
     assert "new.safetensors" in now
-    assert "3 of 4 adapters are known" in "".join(capfd.readouterr())
+    assert "3 of 4 adapters are reused" in "".join(capfd.readouterr())
 
 
 def test_pictures_from_a_training_under_way_come_with_their_step_and_change_nothing(
@@ -218,35 +211,6 @@ def test_pictures_from_a_training_under_way_come_with_their_step_and_change_noth
     ]
 
 
-def test_encoded_pictures_are_kept_until_the_picture_the_caption_or_the_code_is_another(
-    tmp_path: Path, fresh_tiny: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    base = fresh_tiny()
-    pixels = torch.randint(256, (3, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
-    one = encoding.encode_example(base, "a", pixels, "a red hill", True, tmp_path)
-    plain, encoded = encoding._encode, []
-
-    def spy(*arguments: Any) -> Any:
-        encoded.append(arguments[2])
-        return plain(*arguments)
-
-    monkeypatch.setattr(encoding, "_encode", spy)
-    again = encoding.encode_example(base, "a", pixels, "a red hill", True, tmp_path)
-    assert encoded == [] and torch.equal(one.posterior.mean, again.posterior.mean)
-    assert one.flipped and again.flipped and torch.equal(one.flipped.std, again.flipped.std)
-    assert torch.equal(one.posterior.mean, base.encode(pixels[None].float() / 255).mean)
-    assert torch.equal(one.flipped.mean, base.encode(pixels.flip(-1)[None].float() / 255).mean)
-    encoding.encode_example(base, "a", pixels, "a lake", True, tmp_path)
-    encoding.encode_example(base, "a", pixels.flip(0), "a hill", True, tmp_path)
-    monkeypatch.setattr(encoding, "stamp", lambda: "other code")
-    encoding.encode_example(base, "a", pixels, "a red hill", True, tmp_path)
-    assert encoded == ["a lake", "a hill", "a red hill"]
-    for path in tmp_path.iterdir():
-        path.write_bytes(b"damaged")
-    encoding.encode_example(base, "a", pixels, "a red hill", True, tmp_path)
-    assert len(encoded) == 4
-
-
 def test_a_reused_adapter_that_was_damaged_is_trained_again(project: Path) -> None:
     prepare.run("dots")
     train.run("dots")
@@ -255,159 +219,3 @@ def test_a_reused_adapter_that_was_damaged_is_trained_again(project: Path) -> No
     kept.write_bytes(kept.read_bytes()[:50])
     train.run("dots")
     assert contents(project / "models/adapters/dots") == before
-
-
-STEPS = 30
-
-
-@pytest.fixture
-def long_project(project: Path) -> Path:
-    """Prepared, and with enough steps to be disturbed in."""
-    edit(project / "params.yaml", lambda text: with_values(text, {"machine.checkpoint_every": 2}))
-    edit(
-        project / "params.yaml", lambda text: text.replace("train: {steps: 4}", f"train: {{steps: {STEPS}, batch: 1}}")
-    )
-    prepare.run("dots")
-    return project
-
-
-HELD = """\
-import signal
-import time
-from pipeline.training import loop as training
-
-plain = training.draw_batch
-
-def held(samples, settings, length, empty, step, places):
-    # Until the signal has come; else a fast training might be over before it.
-    while step == {step} and not signal.getsignal(signal.SIGINT).__self__.flag:
-        time.sleep(0.01)
-    return plain(samples, settings, length, empty, step, places)
-
-training.draw_batch = held
-from pipeline.cli import app; app()
-"""
-
-
-def start(folder: Path, hold_at: int, *arguments: str) -> subprocess.Popen[str]:
-    """A `morphline` in a process of its own that waits in the midst of a training, before step `hold_at`."""
-    return subprocess.Popen(
-        [sys.executable, "-c", HELD.format(step=hold_at), *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        # Shells start background jobs deaf to Ctrl-C, and so would be every process below them.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> None:
-    """Until a checkpoint below `folder` has that many steps."""
-    deadline = time.monotonic() + 120
-    while not any(
-        int(header(path)["__metadata__"]["step"]) >= step for path in folder.glob("*/checkpoint.safetensors")
-    ):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, f"not at step {step} in two minutes"
-        time.sleep(0.005)
-
-
-def test_a_training_that_is_stopped_and_then_killed_ends_as_if_undisturbed(
-    long_project: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    work = long_project / ".work/adapters"
-
-    stopped = start(long_project, 3, "train", "dots")
-    wait_for_step(stopped, work, 2)
-    stopped.send_signal(signal.SIGINT)  # Ctrl-C
-    said = stopped.communicate(timeout=60)[0]
-    assert stopped.returncode == 130
-    # The step in which the signal came was finished and saved: the held one, or that before it.
-    told = re.search(rf"morphline train: stopped after step (\d+) of {STEPS}; `dvc repro` goes on", said)
-    assert "Traceback" not in said and told and int(told[1]) in (3, 4)
-    assert [header(path)["__metadata__"]["step"] for path in work.glob("*/checkpoint.safetensors")] == [told[1]]
-    assert not (long_project / "models").exists() and not (long_project / "reports").exists()
-    assert not list(long_project.rglob("*.partial*"))
-
-    killed = start(long_project, 15, "train", "dots")
-    wait_for_step(killed, work, 14)
-    killed.kill()
-    killed.communicate()
-    assert killed.returncode == -signal.SIGKILL
-    assert not (long_project / "models").exists() and not (long_project / "reports").exists()
-
-    capfd.readouterr()
-    train.run("dots")
-    went_on_at = re.search(rf"set: .*?(\d+)/{STEPS} ", capfd.readouterr().err)
-    assert went_on_at and 14 <= int(went_on_at[1]) < STEPS
-    assert not list(work.rglob("checkpoint*"))
-
-    calm = tmp_path / "calm"
-    shutil.copytree(long_project, calm, ignore=shutil.ignore_patterns("models", "reports", ".work"))
-    monkeypatch.chdir(calm)
-    train.run("dots")
-    for outputs in ("models/adapters", "reports/curves"):
-        assert contents(calm / outputs) == contents(long_project / outputs)
-
-
-class Lost(BaseException):
-    """Stands for a SIGKILL of all processes."""
-
-
-@dataclass(frozen=True)
-class FirstOfTwo(Processes):
-    """The first of two processes, which are killed while it waits for the other for the `lost_at`-th time."""
-
-    waits: list[int] = field(default_factory=list)
-    lost_at: int = 2
-
-    def wait(self) -> None:
-        self.waits.append(1)
-        if len(self.waits) == self.lost_at:
-            raise Lost
-
-
-def test_no_adapter_is_kept_before_all_processes_have_trained_theirs(project: Path) -> None:
-    # Else the next start would share out, and so pack, what is left in another way, with other rounding.
-    prepare.run("hills")
-    with pytest.raises(Lost):
-        train.train_set("hills", load_params(), FirstOfTwo(0, 2), torch.device("cpu"))
-    assert not list(Path(".work/adapters").glob("*/adapter.safetensors"))
-    assert len(list(Path(".work/adapters").glob("*/checkpoint.safetensors"))) == 2  # its share of three
-    with pytest.raises(Lost):
-        train.train_set("hills", load_params(), FirstOfTwo(0, 2, lost_at=3), torch.device("cpu"))
-    assert len(list(Path(".work/adapters").glob("*/adapter.safetensors"))) == 2
-
-
-def test_a_second_training_of_the_same_is_refused(
-    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """While the first one runs, in the midst of its steps."""
-    from pipeline.errors import UserError
-
-    prepare.run("dots")
-    plain, refusals = train.train_adapters, []
-
-    def train_twice(*arguments: Any, **keywords: Any) -> Any:
-        with pytest.raises(UserError, match=f"process {os.getpid()} is training this already") as refusal:
-            train.run("dots")
-        refusals.append(refusal)
-        return plain(*arguments, **keywords)
-
-    monkeypatch.setattr(train, "train_adapters", train_twice)
-    train.run("dots")
-    assert len(refusals) == 1 and (project / "models/adapters/dots/set.safetensors").is_file()
-
-
-def test_a_failed_training_leaves_the_adapters_of_before(ran: Path, project: Path) -> None:
-    prepare.run("dots")
-    shutil.copytree(ran / "models/adapters/dots", project / "models/adapters/dots")
-    before = contents(project / "models/adapters")
-    edit(project / "params.yaml", lambda text: with_values(text, {"train.seed": 1}))
-    (project / "data/prepared/dots/d1.png").write_bytes(b"no picture")
-    with pytest.raises(OSError, match="d1.png"):
-        train.run("dots")
-    assert contents(project / "models/adapters") == before
-    assert not list(project.rglob("*.partial*"))
