@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from pipeline.adapters.mixing import Adapter
+from pipeline.base.conditioning import Conditioning
 from pipeline.base.protocol import Base
 from pipeline.distances.perceptual import perceptual, psnr
 from pipeline.evaluation.metrics import smoothness
@@ -23,14 +24,13 @@ from pipeline.frames.sheets import strip
 from pipeline.frames.tensors import to_arrays
 from pipeline.morphing.engine import (
     Borrowing,
-    Keyframe,
+    EncodedKeyframe,
     Recipe,
     cross_fade,
     invert_keyframes,
     morph_segment,
     paced_alphas,
 )
-from pipeline.morphing.interpolation import lerp
 from pipeline.morphing.pacing import even
 from pipeline.params import load_params
 from pipeline.sampling.solver import FixedPoint
@@ -85,8 +85,8 @@ COLUMNS = ("ends under the floor, dB", "way", "variance", "longest / mean", "nat
 class Pair:
     """Two keyframes, the same with adapters of the longer training, and their pictures (2, 3, H, W)."""
 
-    keyframes: tuple[Keyframe, Keyframe]
-    longer: tuple[Keyframe, Keyframe]
+    keyframes: tuple[EncodedKeyframe, EncodedKeyframe]
+    longer: tuple[EncodedKeyframe, EncodedKeyframe]
     pictures: torch.Tensor
 
 
@@ -96,7 +96,7 @@ def morphed(base: Base, pair: Pair, row: Row, frames: int) -> tuple[torch.Tensor
         alphas = even(frames)
         return cross_fade(*pair.pictures, alphas.tolist()), alphas, 0
     keyframes = pair.longer if row.long else pair.keyframes
-    first, second = (k if row.adapters != "none" else replace(k, adapter=None) for k in keyframes)
+    first, second = (k if row.adapters != "none" else replace(k, adapters=()) for k in keyframes)
     counted = 0
 
     def count(module: object, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -111,7 +111,7 @@ def morphed(base: Base, pair: Pair, row: Row, frames: int) -> tuple[torch.Tensor
     noise = invert_keyframes(base, (first, second), row.recipe)
     if row.adapters == "fixed":
         blend = half_of_each(first, second)
-        first, second = replace(first, adapter=blend), replace(second, adapter=blend)
+        first, second = (replace(keyframe, adapters=((blend, 1.0),)) for keyframe in (first, second))
     alphas = even(frames)
     if row.paced:
         alphas = paced_alphas(base, first, second, noise, frames, replace(row.recipe, steps=10), 17, apart)
@@ -120,16 +120,17 @@ def morphed(base: Base, pair: Pair, row: Row, frames: int) -> tuple[torch.Tensor
     return base.decode(latents).cpu(), alphas, counted
 
 
-def half_of_each(first: Keyframe, second: Keyframe) -> Adapter:
+def half_of_each(first: EncodedKeyframe, second: EncodedKeyframe) -> Adapter:
     """One adapter whose product is the mean of both: their A above each other, half of each B side by side."""
-    if first.adapter is None or second.adapter is None or first.adapter.scale != second.adapter.scale:
-        raise ValueError("both keyframes need an adapter of one scale")
-    other = second.adapter.factors
+    ((one, _),), ((two, _),) = first.adapters, second.adapters
+    if one.scale != two.scale:
+        raise ValueError("both adapters need one scale")
+    other = two.factors
     factors = {
         name: (torch.cat([down, other[name][0]]), torch.cat([up / 2, other[name][1] / 2], dim=1))
-        for name, (down, up) in first.adapter.factors.items()
+        for name, (down, up) in one.factors.items()
     }
-    return Adapter(factors, first.adapter.scale)
+    return Adapter(factors, one.scale)
 
 
 def figures(base: Base, pair: Pair, row: Row, frames: torch.Tensor, alphas: torch.Tensor) -> list[float]:
@@ -139,8 +140,8 @@ def figures(base: Base, pair: Pair, row: Row, frames: torch.Tensor, alphas: torc
     steps = smoothness(perceptual(frames[:-1], frames[1:]))
     first, second = (keyframe.conditioning for keyframe in pair.keyframes)
     inner = (alphas > 0) & (alphas < 1)
-    between = frames[inner], lerp(first, second, alphas[inner])
-    natural = naturalness(base, between, (pair.pictures, torch.stack([first, second])))
+    between = frames[inner], Conditioning.lerp(first, second, alphas[inner])
+    natural = naturalness(base, between, (pair.pictures, Conditioning.stack([first, second])))
     return [gap, steps.sum, steps.variance, steps.max_over_mean, natural, detail(frames)]
 
 

@@ -13,9 +13,9 @@ import sys
 import torch
 
 from pipeline.distances.perceptual import perceptual
+from pipeline.film import draw_latents
 from pipeline.landscapes.world import caption
-from pipeline.morphing.engine import Borrowing, Keyframe, Recipe, invert_keyframes, morph_segment, paced_alphas
-from pipeline.stages.morph import draw_latents
+from pipeline.morphing.engine import Borrowing, EncodedKeyframe, Recipe, invert_keyframes, morph_segment, paced_alphas
 from tests.benchmarks.pairs import scenes
 from tests.benchmarks.shared import open_pocket, paintings
 
@@ -26,7 +26,7 @@ def one_morph(source: str, frames: int, steps: int, batch: int) -> float:
     chosen = scenes(1)
     latents = draw_latents(base, paintings(chosen).float() / 255)
     conditioning = base.condition([caption(scene) for scene in chosen])
-    ends = tuple(Keyframe(latents[i], conditioning[i], None) for i in range(2))
+    ends = tuple(EncodedKeyframe(latents[i], conditioning.take([i])) for i in range(2))
     recipe = Recipe(steps, steps, use_adain=True, borrowing=Borrowing(("down", "mid", "up"), 1.0, "inputs"))
 
     def apart(coarse: torch.Tensor) -> torch.Tensor:

@@ -16,10 +16,10 @@ from diffusers import DDIMScheduler
 
 from pipeline.base.protocol import Base
 from pipeline.distances.perceptual import perceptual, psnr
-from pipeline.morphing.engine import Borrowing, Keyframe, Recipe, invert_keyframes, morph_segment, paced_alphas
+from pipeline.morphing.engine import Borrowing, EncodedKeyframe, Recipe, invert_keyframes, morph_segment, paced_alphas
 from pipeline.morphing.pacing import even, evenly_apart
 from pipeline.params import load_params
-from pipeline.stages.morph import alphas_of, recipe_of
+from pipeline.stages.morph import settings_of
 from tests.benchmarks.pairs import scenes, trained_keyframes
 from tests.benchmarks.shared import open_pocket, paintings
 from tests.reference import FrameByFrame
@@ -52,7 +52,7 @@ def measured(base: Base, work: Callable[[], torch.Tensor]) -> Outcome:
     return Outcome(seconds, counted, base.decode(latents))
 
 
-def told(name: str, outcome: Outcome, ends: torch.Tensor, slowest: Outcome) -> str:
+def table_row(name: str, outcome: Outcome, ends: torch.Tensor, slowest: Outcome) -> str:
     """One line of the table."""
     steps = perceptual(outcome.frames[:-1], outcome.frames[1:])
     true = float(psnr(outcome.frames[[0, -1]], ends.to(outcome.frames.device)).mean())
@@ -93,7 +93,9 @@ def main() -> None:
         measured_at = even(arguments.frames)
         return way.frames(evenly_apart(measured_at, apart(way.frames(measured_at.tolist())), arguments.frames).tolist())
 
-    def ours(recipe: Recipe, keyframes: tuple[Keyframe, Keyframe], points: int, coarse_steps: int) -> torch.Tensor:
+    def ours(
+        recipe: Recipe, keyframes: tuple[EncodedKeyframe, EncodedKeyframe], points: int, coarse_steps: int
+    ) -> torch.Tensor:
         noise = invert_keyframes(base, keyframes, recipe)
         coarse = replace(recipe, steps=coarse_steps)
         alphas = paced_alphas(base, *keyframes, noise, arguments.frames, coarse, points, apart)
@@ -101,10 +103,8 @@ def main() -> None:
 
     def shipped() -> torch.Tensor:
         settings = params.morph.model_copy(update={"frames": arguments.frames})
-        made = recipe_of(settings, base)
-        noise = invert_keyframes(base, (first, second), made)
-        alphas = alphas_of(base, (first, second), noise, settings, made, None, lambda label: iter)
-        return morph_segment(base, first, second, noise, alphas, made)
+        film = settings_of(settings, base)
+        return ours(film.recipe, (first, second), film.pacing_points, film.pacing_steps)
 
     points, coarse_steps = params.morph.pacing_points, params.morph.pacing_steps
     ours(replace(recipe, steps=2, inversion_steps=2), (first, second), 3, 2)  # warm up
@@ -120,9 +120,9 @@ def main() -> None:
         for outcomes in zip(*taken, strict=True)
     )
     print(f"{arguments.frames} frames, {arguments.steps} steps, float32, {base.device.type}; medians of the times")
-    print(told("frame by frame, with its second pass", slowest, ends, slowest))
-    print(told("the engine, the same steps and options", same, ends, slowest))
-    print(told("the engine, as it ships", default, ends, slowest))
+    print(table_row("frame by frame, with its second pass", slowest, ends, slowest))
+    print(table_row("the engine, the same steps and options", same, ends, slowest))
+    print(table_row("the engine, as it ships", default, ends, slowest))
 
 
 if __name__ == "__main__":

@@ -6,13 +6,13 @@ from tempfile import TemporaryDirectory
 
 from pipeline.adapters.mixing import Adapter
 from pipeline.base.protocol import Base
+from pipeline.film import draw_latents
 from pipeline.landscapes.world import HELD_OUT, Scene, caption
-from pipeline.morphing.engine import Keyframe
+from pipeline.morphing.engine import EncodedKeyframe
 from pipeline.params import TrainSection
-from pipeline.stages.morph import draw_latents
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.examples import encode_example
-from pipeline.training.loop import Job, train_adapters
+from pipeline.training.loop import Job, Run, train_adapters
 from pipeline.training.pack import AdapterPack
 from tests.benchmarks.shared import paintings, scenes_from
 
@@ -24,24 +24,24 @@ def scenes(pairs: int) -> list[Scene]:
     return scenes_from(FIRST, 2 * pairs)
 
 
-def trained_keyframes(base: Base, of: Sequence[Scene], settings: TrainSection) -> list[Keyframe]:
+def trained_keyframes(base: Base, of: Sequence[Scene], settings: TrainSection) -> list[EncodedKeyframe]:
     """Every scene with an adapter of its own, all trained side by side."""
     pictures = paintings(of)
     with TemporaryDirectory() as folder:
-        samples = [
+        examples = [
             encode_example(base, f"{i}", picture, caption(scene), False, Path(folder))
             for i, (picture, scene) in enumerate(zip(pictures, of, strict=True))
         ]
-        jobs = [Job(sample.name, sample.name, [sample]) for sample in samples]
-        states = train_adapters(base, jobs, settings, Checkpoints(Path(folder)), empty=base.condition([""]))
+        jobs = [Job(example.name, example.name, [example]) for example in examples]
+        states = train_adapters(Run(base, settings, base.condition([""]), Checkpoints(Path(folder))), jobs)
     keyframes = []
-    for sample, latents in zip(samples, draw_latents(base, pictures.float() / 255), strict=True):
+    for example, latents in zip(examples, draw_latents(base, pictures.float() / 255), strict=True):
         pack = AdapterPack(base.denoiser, [0], settings)
         pack.down[0], pack.up[0] = (
-            states[sample.name].tensors[f"weight/{part}"].to(base.device) for part in ("down", "up")
+            states[example.name].tensors[f"weight/{part}"].to(base.device) for part in ("down", "up")
         )
         tensors = pack.tensors(0)
         names = {key.rsplit(".", 2)[0] for key in tensors}
         factors = {name: (tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]) for name in sorted(names)}
-        keyframes.append(Keyframe(latents, sample.conditioning[0], Adapter(factors, pack.scale)))
+        keyframes.append(EncodedKeyframe(latents, example.conditioning, ((Adapter(factors, pack.scale), 1.0),)))
     return keyframes

@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from pipeline.base.conditioning import Conditioning
 from pipeline.base.protocol import Base
 from pipeline.distances.perceptual import perceptual, psnr
 from pipeline.landscapes.world import HELD_OUT, Scene, caption
-from pipeline.morphing.interpolation import lerp
 from pipeline.pocket.sheet import sample_scenes, sample_sheet
+from pipeline.sampling.captions import predictor
 from pipeline.sampling.solver import Progress, invert, sample
 from tests.benchmarks.classifier import accuracies, features, frechet_distance, train_reader
 from tests.benchmarks.shared import open_pocket, paintings, scenes_from
@@ -66,11 +67,11 @@ def caption_losses(base: Base, pictures: torch.Tensor, captions: list[str]) -> t
     generator = torch.Generator().manual_seed(0)
     latents, conditioning = drawn_latents(base, pictures), base.condition(captions)
     noise = torch.randn(latents.shape, generator=generator)
-    timesteps = torch.linspace(0, len(base.path) - 1, len(latents)).long()
+    timesteps = torch.tensor([base.path.time_at(number / len(latents)) for number in range(len(latents))])
     noisy, target = base.path.add_noise(latents, noise, timesteps), base.path.target(latents, noise, timesteps)
     losses = [
         float((base.predict(noisy, timesteps, given) - target).square().mean())
-        for given in (conditioning, conditioning.roll(1, dims=0))
+        for given in (conditioning, conditioning.take([*range(1, len(latents)), 0]))
     ]
     return losses[0], losses[1]
 
@@ -78,13 +79,9 @@ def caption_losses(base: Base, pictures: torch.Tensor, captions: list[str]) -> t
 @torch.no_grad()
 def round_trip(base: Base, pictures: torch.Tensor, captions: list[str], steps: int) -> tuple[float, float]:
     """Mean PSNR that inversion and sampling cost beyond the autoencoder, and the std of the inverted noise."""
-    conditioning = base.condition(captions)
-
-    def predict(latents: torch.Tensor, timestep: int) -> torch.Tensor:
-        return base.predict(latents, torch.full((len(latents),), timestep), conditioning)
-
-    noise = invert(drawn_latents(base, pictures), predict, base.path, steps, shown("invert"))
-    back = base.decode(sample(noise, predict, base.path, steps, shown("back")))
+    predict = predictor(base, base.condition(captions))
+    noise = invert(drawn_latents(base, pictures), predict, base.path, steps, progress_bar("invert"))
+    back = base.decode(sample(noise, predict, base.path, steps, progress_bar("back")))
     return float((reconstruction(base, pictures) - psnr(back, pictures)).mean()), float(noise.std())
 
 
@@ -93,15 +90,11 @@ def jumps(base: Base, pairs: Sequence[tuple[Scene, Scene]], points: int) -> torc
     """Largest over mean neighbouring perceptual distance (P,) on the way between two captions, from one noise each."""
     found = []
     for number, (one, other) in enumerate(tqdm(pairs, desc="caption pairs", unit="pair")):
-        first, second = base.condition([caption(one), caption(other)])
-        conditioning = lerp(first, second, torch.linspace(0, 1, points))
-        shape = (1, base.denoiser.config.in_channels, 16, 16)
+        first, second = base.condition([caption(one)]), base.condition([caption(other)])
+        conditioning = Conditioning.lerp(first, second, torch.linspace(0, 1, points))
+        shape = (1, base.latent_channels, 16, 16)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(number)).expand(points, -1, -1, -1)
-
-        def predict(latents: torch.Tensor, timestep: int, given: torch.Tensor = conditioning) -> torch.Tensor:
-            return base.predict(latents, torch.full((len(latents),), timestep), given)
-
-        frames = base.decode(sample(noise, predict, base.path, 25, iter))
+        frames = base.decode(sample(noise, predictor(base, conditioning), base.path, 25))
         steps = perceptual(frames[:-1], frames[1:])
         found.append(steps.max() / steps.mean())
     return torch.stack(found)
@@ -120,7 +113,7 @@ def milliseconds(base: Base) -> float:
     """Median time of one evaluation of one sample on one core."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    conditioning, noise = base.condition(["a lake"]), torch.randn(1, base.denoiser.config.in_channels, 16, 16)
+    conditioning, noise = base.condition(["a lake"]), torch.randn(1, base.latent_channels, 16, 16)
     times = []
     with torch.no_grad():
         for _ in range(30):
@@ -131,7 +124,7 @@ def milliseconds(base: Base) -> float:
     return float(np.median(times) * 1000)
 
 
-def shown(label: str) -> Progress:
+def progress_bar(label: str) -> Progress:
     """A progress bar round the steps."""
 
     def progress(steps: Iterable[int]) -> Iterable[int]:
@@ -220,7 +213,7 @@ def main() -> None:
     for name in arguments.only:
         MEASURES[name](base)
     if arguments.sheet:
-        sample_sheet(base, shown("sheet")).save(arguments.sheet)
+        sample_sheet(base, progress_bar("sheet")).save(arguments.sheet)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Adapters side by side against one after another: `python -m tests.benchmarks.train [--adapters 8] [--steps 20]`.
 
-Both train the same single-picture adapters for the same steps and samples in float32, in one run. The plain loop is
+Both train the same single-picture adapters for the same steps and examples in float32, in one run. The plain loop is
 the one that published scripts have: batch 1, peft's layers, VAE and text encoder at every step. Prints the ratio, what
 each part of the gain is worth, and the ratio by number of adapters.
 """
@@ -16,13 +16,13 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from pipeline.base.conditioning import Conditioning
 from pipeline.base.protocol import Base
 from pipeline.landscapes.world import HELD_OUT, caption
 from pipeline.params import TrainSection, load_params
 from pipeline.training.checkpoints import Checkpoints
-from pipeline.training.draws import Sample
-from pipeline.training.examples import encode_example
-from pipeline.training.loop import Job, train_adapters
+from pipeline.training.examples import Example, encode_example
+from pipeline.training.loop import Job, Run, train_adapters
 from tests.benchmarks.shared import open_pocket, paintings, scenes_from
 from tests.peft_adapters import adapter_weights, add_adapter
 
@@ -35,10 +35,10 @@ def plain_loop(base: Base, pictures: torch.Tensor, captions: Sequence[str], sett
                 lambda i: base.condition([captions[i]]))  # fmt: skip
 
 
-def cached_loop(base: Base, samples: Sequence[Sample], settings: TrainSection) -> None:
+def cached_loop(base: Base, examples: Sequence[Example], settings: TrainSection) -> None:
     """Each adapter by itself, from latents and captions encoded once."""
-    _one_by_one(base, len(samples), settings, lambda i: samples[i].posterior.sample(_generator()).to(base.device),
-                lambda i: samples[i].conditioning)  # fmt: skip
+    _one_by_one(base, len(examples), settings, lambda i: examples[i].posterior.sample(_generator()).to(base.device),
+                lambda i: examples[i].conditioning)  # fmt: skip
 
 
 def _one_by_one(
@@ -46,7 +46,7 @@ def _one_by_one(
     count: int,
     settings: TrainSection,
     latents_of: Callable[[int], torch.Tensor],
-    conditioning_of: Callable[[int], torch.Tensor],
+    conditioning_of: Callable[[int], Conditioning],
 ) -> None:
     for index in range(count):
         weights = add_adapter(base.denoiser, "plain", settings.rank, settings.alpha, seed=index)
@@ -55,10 +55,10 @@ def _one_by_one(
         for _ in range(settings.steps):
             latents, conditioning = latents_of(index), conditioning_of(index)
             noise = torch.randn(latents.shape).to(latents)
-            timesteps = torch.randint(len(base.path), (1,), device=base.device)
-            noisy = base.path.add_noise(latents, noise, timesteps)
-            prediction = base.predict(noisy, timesteps, conditioning)
-            F.mse_loss(prediction, base.path.target(latents, noise, timesteps)).backward()
+            times = base.path.draw_times(1, _generator())
+            noisy = base.path.add_noise(latents, noise, times)
+            prediction = base.predict(noisy, times, conditioning)
+            F.mse_loss(prediction, base.path.target(latents, noise, times)).backward()
             torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
@@ -67,11 +67,11 @@ def _one_by_one(
         base.denoiser.eval()
 
 
-def ours(base: Base, samples: Sequence[Sample], settings: TrainSection, pack: int, empty: torch.Tensor) -> None:
+def ours(base: Base, examples: Sequence[Example], settings: TrainSection, pack: int, empty: Conditioning) -> None:
     """The trainer of the pipeline, checkpoints and validation included."""
     with TemporaryDirectory() as folder:
-        jobs = [Job(sample.name, sample.name, [sample]) for sample in samples]
-        train_adapters(base, jobs, settings, Checkpoints(Path(folder)), empty=empty, pack_size=pack)
+        jobs = [Job(example.name, example.name, [example]) for example in examples]
+        train_adapters(Run(base, settings, empty, Checkpoints(Path(folder)), pack_size=pack), jobs)
 
 
 def _generator() -> torch.Generator:
@@ -104,16 +104,16 @@ def main() -> None:
     pictures = paintings(scenes)
     captions = [caption(scene) for scene in scenes]
     with TemporaryDirectory() as cache:
-        samples = [
+        examples = [
             encode_example(base, f"p{i}", pictures[i], captions[i], False, Path(cache)) for i in range(len(scenes))
         ]
     empty, count = base.condition([""]), arguments.adapters
     floats = pictures[:count].float() / 255
     ways: dict[str, Callable[[], None]] = {
         "plain loop": lambda: plain_loop(wrapped, floats, captions[:count], settings),
-        "plain loop from caches": lambda: cached_loop(wrapped, samples[:count], settings),
-        "ours, one by one": lambda: ours(base, samples[:count], settings, 1, empty),
-        f"ours, {count} side by side": lambda: ours(base, samples[:count], settings, count, empty),
+        "plain loop from caches": lambda: cached_loop(wrapped, examples[:count], settings),
+        "ours, one by one": lambda: ours(base, examples[:count], settings, 1, empty),
+        f"ours, {count} side by side": lambda: ours(base, examples[:count], settings, count, empty),
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in tqdm(range(arguments.rounds), desc="rounds"):
@@ -126,7 +126,7 @@ def main() -> None:
         print(f"  {name}: {each:.1f} ms an adapter's step, {plain / np.median(taken):.2f} times the plain loop's speed")
     print("by number of adapters, against the plain loop for one:")
     for number in (1, 2, 4, 8, 16):
-        taken = min(seconds(base, lambda n=number: ours(base, samples[:n], settings, n, empty)) for _ in range(2))
+        taken = min(seconds(base, lambda n=number: ours(base, examples[:n], settings, n, empty)) for _ in range(2))
         ratio = plain / count / (taken / number)
         print(f"  {number}: {taken / number / arguments.steps * 1000:.1f} ms an adapter's step, {ratio:.2f} times")
 
