@@ -98,7 +98,7 @@ def test_wrong_params_stop_every_command_in_the_same_words(project: Path, name: 
     edit(project / "params.yaml", lambda text: with_values(text, {"train.rank": 0}))
     before = contents(project)
     (problem,) = refused(name, *filter(None, [STAGES.get(name)]))
-    assert problem == "params.yaml: train.rank: found 0. Allowed: an integer from 1 to 1024."
+    assert problem == "params.yaml: train.rank: found 0. It should be greater than or equal to 1."
     assert contents(project) == before
 
 
