@@ -12,7 +12,7 @@ Overrides = Mapping[KeyPath, set[str]]
 
 
 def merge_overrides(raw: dict[str, Any], sections: Mapping[str, Sequence[str]], file: Path) -> Overrides:
-    """Merge shared sections into the entries of `raw`, in place. sections: `sets` and `morphs` to what they may override.
+    """Merge shared sections into the entries of `raw`, in place. sections: those that `sets` and `morphs` may override.
 
     Raises:
         UserError: where overrides are missing, even as `{}`: DVC can declare only params keys that exist.

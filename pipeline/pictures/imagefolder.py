@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.errors import Problem
-from pipeline.parallel import in_order, with_progress, worker_count
+from pipeline.parallel import count_workers, parallel_map
 from pipeline.pictures.metadata import METADATA, Line, folded, prepared_name, read_metadata, read_rows
 from pipeline.pictures.reading import SUFFIXES, UnreadablePicture, load_picture
 from pipeline.pictures.rows import Fault, Row, escaped, printable
@@ -124,12 +124,10 @@ def _unreadable(
     named = {
         name: where for name, where in named.items() if os.path.isfile(folder / name) and not _leaves(folder, name)
     }
-    processes = worker_count(workers, len(named), alone_below=51)
-    faults: Iterator[Fault | None] = in_order(
-        partial(_picture_fault, max_megapixels=max_megapixels), (folder / name for name in named), processes
-    )
-    if len(named) > 50:
-        faults = with_progress(faults, len(named), f"check {folder.name}")
+    processes = count_workers(workers, len(named), alone_below=51)
+    paths = [folder / name for name in named]
+    label = f"check {folder.name}" if len(paths) > 50 else None
+    faults = parallel_map(partial(_picture_fault, max_megapixels=max_megapixels), paths, processes, label)
     for (name, where), fault in zip(named.items(), faults, strict=True):
         if fault:
             yield Problem(where, f"{escaped(name)}: {fault[0]}", fault[1])

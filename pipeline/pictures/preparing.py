@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipeline.errors import Problem, UserError
 from pipeline.outputs import atomic_folder
-from pipeline.parallel import in_order, with_progress, worker_count
+from pipeline.parallel import count_workers, parallel_map
 from pipeline.params import PrepareSection
 from pipeline.pictures.colours import to_srgb
 from pipeline.pictures.metadata import METADATA, prepared_name, read_rows
@@ -57,12 +57,13 @@ def prepare_set(raw: Path, out: Path, settings: PrepareSection, workers: int | N
     rows = read_rows(raw)
     with atomic_folder(out) as folder:
         prepare = partial(_prepare_file, raw, folder, settings)
-        entries = in_order(prepare, rows, worker_count(workers, len(rows), alone_below=16))
+        processes = count_workers(workers, len(rows), alone_below=16)
+        entries = parallel_map(prepare, rows, processes, label=f"prepare {raw.name}")
         with (
             (folder / METADATA).open("w", encoding="utf-8", newline="\n") as metadata,
             (folder / LEDGER).open("w", encoding="utf-8", newline="\n") as ledger,
         ):
-            for row, entry in zip(rows, with_progress(entries, len(rows), f"prepare {raw.name}"), strict=True):
+            for row, entry in zip(rows, entries, strict=True):
                 prepared = {"file_name": entry["file_name"], "text": row.text}
                 metadata.write(json.dumps(prepared, ensure_ascii=False) + "\n")
                 ledger.write(json.dumps(entry, ensure_ascii=False) + "\n")

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import operator
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,6 @@ from datasets import load_dataset
 from PIL import Image, ImageCms
 
 from pipeline.errors import UserError
-from pipeline.parallel import in_order
 from pipeline.params import PrepareSection
 from pipeline.pictures import preparing
 from pipeline.pictures import reading as pictures
@@ -450,21 +447,6 @@ def test_a_failure_leaves_the_old_set(raw: Path, tmp_path: Path, monkeypatch: py
         prepare_set(raw, tmp_path / "out", _settings(width=64), workers=1)
     assert _files(tmp_path / "out") == before
     assert {path.name for path in tmp_path.iterdir()} == {"raw", "out"}
-
-
-def test_only_a_few_items_are_held_at_once() -> None:
-    drawn = 0
-
-    def items() -> Iterator[int]:
-        nonlocal drawn
-        for number in range(200):
-            drawn += 1
-            yield number
-
-    for taken, result in enumerate(in_order(operator.neg, items(), workers=2)):
-        assert result == -taken
-        assert drawn - taken <= 9  # four for each process, and the one in hand
-    assert drawn == 200
 
 
 @pytest.mark.parametrize("part", ["_orientation", "_count_frames"])
