@@ -15,13 +15,16 @@ from pipeline.errors import UserError
 from pipeline.parallel import count_workers, parallel_map
 from tests.project import ROOT
 
+# Slower than its processes, which therefore wait for work.
 SCRIPT = """\
+import time
 from pipeline.parallel import parallel_map
 from tests.test_parallel import work
 
 if __name__ == "__main__":
     for process in parallel_map(work, range(1000), workers=2):
         print(process, flush=True)
+        time.sleep(0.5)
 """
 
 
