@@ -64,8 +64,12 @@ def test_a_base_that_is_not_there(tmp_path: Path) -> None:
         (lambda f: weights(f).rename(weights(f).with_suffix(".bin")), "pickled"),
         (lambda f: weights(f).write_bytes(b""), "not a safetensors file"),
         (lambda f: weights(f).write_bytes(weights(f).read_bytes()[:-1]), "cut off or damaged"),
-        (lambda f: weights(f).write_bytes(weights(f).read_bytes()[:50]), "not a safetensors file, or cut off"),
-        (lambda f: weights(f).write_bytes(b"\x08" + bytes(7) + b"not json" + bytes(64)), "header is damaged"),
+        (
+            lambda f: weights(f).write_bytes(weights(f).read_bytes()[:50]),
+            "not a safetensors file (invalid header length)",
+        ),
+        (lambda f: weights(f).write_bytes(weights(f).read_bytes() + b"\0"), "cut off or damaged"),
+        (lambda f: weights(f).write_bytes(b"\x08" + bytes(7) + b"not json" + bytes(64)), "(invalid JSON in header"),
     ],
 )
 def test_damage_is_told_with_the_file(folder: Path, damage, expected: str) -> None:
