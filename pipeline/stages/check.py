@@ -8,10 +8,12 @@ from pipeline.base.device import choose_device, find_dtype_problems
 from pipeline.errors import Problem, UserError
 from pipeline.outputs import atomic_file
 from pipeline.params import Params, load_params
-from pipeline.pictures.imagefolder import CaptionLength, find_problems, read_rows
+from pipeline.pictures.imagefolder import CaptionLength, find_problems
+from pipeline.pictures.metadata import read_rows
 
 CHECKED = Path("data/checked.txt")
 RAW = Path("data/raw")
+MEMORY = Path(".work/checked")
 
 
 def run() -> None:
@@ -31,6 +33,7 @@ def run() -> None:
             max_megapixels=spec.prepare.max_megapixels,
             caption_length=measure,
             workers=params.machine.workers,
+            memory=MEMORY / f"{key}.txt",
         )
     problems += _train_problems(params)
     problems += _lpips_problems(params)

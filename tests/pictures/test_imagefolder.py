@@ -15,7 +15,9 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import UserError
-from pipeline.pictures.imagefolder import Row, find_problems, read_rows
+from pipeline.pictures.imagefolder import find_problems
+from pipeline.pictures.metadata import read_rows
+from pipeline.pictures.rows import Row
 
 
 @pytest.fixture

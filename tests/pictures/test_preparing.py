@@ -13,8 +13,8 @@ from pipeline.errors import UserError
 from pipeline.params import PrepareSection
 from pipeline.pictures import preparing
 from pipeline.pictures import reading as pictures
-from pipeline.pictures.imagefolder import Row
 from pipeline.pictures.preparing import LEDGER, crop_window, prepare_picture, prepare_set
+from pipeline.pictures.rows import Row
 
 WIDTH, HEIGHT = 96, 64
 

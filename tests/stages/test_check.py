@@ -11,7 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from tests.project import DOTS, contents, edit, paint, with_entries, with_values
+from pipeline.pictures import integrity, reading
+from tests.project import DOTS, HILLS, contents, edit, paint, with_entries, with_values
 
 LONG = "hill " * 80
 
@@ -87,25 +88,25 @@ EXPECTED = {
 
 
 def test_every_mistake_is_told_at_once_with_its_place_and_its_mending(broken: Path) -> None:
-    before = contents(broken)
+    before = contents(broken, ".work")
     problems = checked()
     for pattern, kind in EXPECTED.items():
         assert [problem for problem in problems if re.fullmatch(pattern, problem)], f"{kind} is not told:\n{problems}"
     assert len(problems) == len(EXPECTED), problems
-    assert contents(broken) == before, "check changed something"
+    assert contents(broken, ".work") == before, "check changed something"
 
 
 def test_the_mistakes_of_a_broken_base_are_told_beside_those_of_the_sets(broken: Path) -> None:
     unet = broken / "bases/tiny/unet/diffusion_pytorch_model.safetensors"
     unet.write_bytes(unet.read_bytes()[:-100])
     (broken / "bases/tiny/scheduler/scheduler_config.json").unlink()
-    before = contents(broken)
+    before = contents(broken, ".work")
     problems = checked()
     assert [p for p in problems if re.match(r"\S*unet/diffusion_pytorch_model\.safetensors: cut off or damaged", p)]
     assert [p for p in problems if re.match(r"\S*scheduler/scheduler_config\.json: the file is missing", p)]
     # How many tokens a caption has, only a whole base can say.
     assert len(problems) == len(EXPECTED) - 1 + 2
-    assert contents(broken) == before
+    assert contents(broken, ".work") == before
 
 
 def test_a_base_that_is_not_there(project: Path) -> None:
@@ -140,13 +141,40 @@ def test_what_is_in_order_passes_and_leaves_one_constant_file(project: Path, tmp
     before = contents(project)
     answer = CliRunner().invoke(app, ["check"])
     assert (answer.exit_code, answer.stderr) == (0, "")
-    made = contents(project)
+    made = contents(project, ".work")
     constant = made.pop("data/checked.txt")
     assert made == before
     edit(project / "params.yaml", lambda text: with_values(text, {"train.rank": 3}))
     edit(project / "data/raw/hills/metadata.jsonl", lambda text: text.replace("a blue hill", "a blue lake"))
     assert CliRunner().invoke(app, ["check"]).exit_code == 0
     assert (project / "data/checked.txt").read_bytes() == constant, "every prepare would run again"
+
+
+def test_other_params_do_not_decode_pictures_again_but_other_limits_and_other_pictures_do(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[str] = []
+
+    def load_picture(path: Path, max_megapixels: float) -> reading.Picture:
+        decoded.append(path.name)
+        return reading.load_picture(path, max_megapixels)
+
+    def check_again() -> list[str]:
+        decoded.clear()
+        assert CliRunner().invoke(app, ["check"]).exit_code == 0
+        return sorted(decoded)
+
+    monkeypatch.setattr(integrity, "load_picture", load_picture)
+    everything = sorted([*HILLS, *DOTS])
+    assert check_again() == everything
+    edit(project / "params.yaml", lambda text: with_values(text, {"train.rank": 3, "machine.workers": 2}))
+    assert check_again() == []
+    paint(project / "data/raw/hills/blue.png", 77)
+    assert check_again() == ["blue.png"]
+    edit(project / "params.yaml", lambda text: with_values(text, {"prepare.max_megapixels": 90.0}))
+    assert check_again() == everything
+    shutil.rmtree(project / ".work/checked")
+    assert check_again() == everything
 
 
 def test_a_failing_check_leaves_no_file_of_its_own(project: Path) -> None:
