@@ -1,4 +1,4 @@
-"""Whether the files of a base are there and whole."""
+"""Whether the files of a base exist and are whole."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def json_problems(path: Path, fix: str = RESTORE, **expected: tuple[str | None, 
     ]
 
 
-def whole_weights(part: Path, stem: str) -> tuple[str, list[Path]] | None:
+def find_weights(part: Path, stem: str) -> tuple[str, list[Path]] | None:
     """(variant, files) of a component's weights: plain ones, else "fp16" ones; whole or in shards. None: neither."""
     for variant in ("", "fp16"):
         dotted = f".{variant}" if variant else ""
@@ -43,10 +43,10 @@ def whole_weights(part: Path, stem: str) -> tuple[str, list[Path]] | None:
 
 def weights_problems(part: Path, stem: str) -> list[Problem]:
     """Problems of a component's weights in a diffusers folder."""
-    found = whole_weights(part, stem)
+    found = find_weights(part, stem)
     if found is None:
         pickled = any(part.glob("*.bin")) or any(part.glob("*.ckpt"))
-        what = "only pickled weights, which can run code when opened" if pickled else f"no {stem}.safetensors"
+        what = "only pickled weights, which can run code when loaded" if pickled else f"no {stem}.safetensors"
         return [Problem(str(part), what, "Use a base with safetensors weights." if pickled else RESTORE)]
     return [problem for file in found[1] for problem in safetensors_problems(file)]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.errors import Problem, UserError
-from pipeline.pictures.rows import ALLOWED, Fault, Row, escaped, name_faults, parse_object, parse_row, unread_columns
+from pipeline.pictures.rows import ALLOWED, Fault, Row, escaped, misspelt_columns, name_faults, parse_object, parse_row
 
 METADATA = "metadata.jsonl"
 
@@ -68,8 +68,8 @@ def read_metadata(folder: Path) -> tuple[list[Line], list[Problem]]:
             problems += [Problem(read.where, *fault) for fault in faults]
     if not lines:
         problems.append(Problem(str(path), "no rows", "Write one row for each picture, or run `morphline add`."))
-    problems += _collisions(lines)
-    problems += _misspelt_columns(lines)
+    problems += _collision_problems(lines)
+    problems += _misspelt_column_problems(lines)
     return lines, problems
 
 
@@ -114,7 +114,7 @@ def _read_line(where: str, line: bytes) -> tuple[Line, list[Fault]]:
     if not isinstance(written, str):
         return Line(where), faults
     name = None if name_faults(written) else written
-    return Line(where, written, name, row, unread_columns(columns)), faults
+    return Line(where, written, name, row, misspelt_columns(columns)), faults
 
 
 def _find_file_name(broken: str) -> str | None:
@@ -126,7 +126,7 @@ def _find_file_name(broken: str) -> str | None:
         return None
 
 
-def _collisions(lines: Iterable[Line]) -> Iterator[Problem]:
+def _collision_problems(lines: Iterable[Line]) -> Iterator[Problem]:
     """Two rows of one picture, and pictures that would be prepared under one name (also where case is ignored)."""
     first: dict[str, Line] = {}
     for line in lines:
@@ -147,7 +147,7 @@ def _collisions(lines: Iterable[Line]) -> Iterator[Problem]:
             yield Problem(line.where, f"{found}, {prepared_name(earlier.name)}", "Rename one of the two pictures.")
 
 
-def _misspelt_columns(lines: Iterable[Line]) -> Iterator[Problem]:
+def _misspelt_column_problems(lines: Iterable[Line]) -> Iterator[Problem]:
     """Each misspelt column once, where it occurs first: imagefolders have the same columns on every line."""
     reported = set()
     for line in lines:

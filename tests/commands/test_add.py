@@ -140,7 +140,7 @@ def test_the_shipped_file_itself_keeps_every_byte(project: Path, pictures: list[
 def test_nothing_is_overwritten(project: Path, pictures: list[Path], key: str) -> None:
     (project / "data/raw/taken").mkdir()
     (problem,) = refused(key, *pictures, *CAPTIONS)
-    assert problem == f"KEY: {key!r} is there already. Choose another key; nothing is overwritten."
+    assert problem == f"KEY: {key!r} exists already. Choose another key; nothing is overwritten."
 
 
 @pytest.mark.parametrize("key", ["My Own", "../up", "späte", "-x", ""])

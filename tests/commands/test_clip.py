@@ -77,9 +77,9 @@ def test_real_ends_are_in_every_clip(finished: Path, tmp_path: Path, monkeypatch
         ("a.mp4", {"fps": 0.0}, "--fps: found 0"),
         ("a.mp4", {"hold": -1.0}, "--hold: found -1"),
         ("a.mp4", {"size": 8}, "--size: found 8"),
-        ("there.mp4", {}, "there already"),
-        ("mine", {"force": True}, "more than PNGs"),
-        ("folder.mp4", {"force": True}, "there already"),
+        ("there.mp4", {}, "exists already"),
+        ("mine", {"force": True}, "other files than PNGs"),
+        ("folder.mp4", {"force": True}, "exists already"),
     ],
 )
 def test_what_cannot_be_written_is_refused(

@@ -15,7 +15,7 @@ from tests.project import paint
     ("name", "key"), [("Großer See (2)", "grosser-see-2"), ("a_b.c", "a-b-c"), ("山", ""), ("--x--", "x"), ("É", "e")]
 )
 def test_names_become_plain_keys(name: str, key: str) -> None:
-    assert quick.plain(name) == key
+    assert quick.slugify(name) == key
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_nothing_is_made_or_replaced_for_a_mistake(project: Path, own: list[Path
     (project / "there.mp4").write_bytes(b"mine")
     for out, captions, said in (
         ("clip.avi", ["a", "b"], "ends in .mp4, .webp, .gif, or a folder"),
-        ("there.mp4", ["a", "b"], "there already"),
+        ("there.mp4", ["a", "b"], "exists already"),
         ("clip.mp4", ["a"], "1 captions for 2 pictures"),
     ):
         with pytest.raises(UserError, match=said):

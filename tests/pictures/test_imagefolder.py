@@ -99,7 +99,7 @@ def test_missing_folder_and_missing_metadata(tmp_path: Path) -> None:
         ('["b.png", "two"]', "found ['b.png', 'two'], not a JSON object"),
         ("1" * 5000, "JSON that cannot be read"),
         ("[" * 100_000, "JSON that cannot be read"),
-        ('{"file_name": "b.png", "text": "two", "text": "three"}', "the key 'text' stands twice"),
+        ('{"file_name": "b.png", "text": "two", "text": "three"}', "the key 'text' occurs twice"),
         ('{"file_name": "b.png"}', "no caption"),
         ('{"file_name": "b.png", "text": null}', "text is None"),
         ('{"file_name": "b.png", "text": NaN}', "text is nan"),
@@ -168,8 +168,8 @@ def test_metadata_that_is_not_utf8(folder: Path, content: bytes, found: str) -> 
         ("b\0.png", "file_name 'b\\x00.png' has a control character"),
         ("\ud800.png", "file_name '\\ud800.png' has a control character"),
         (".b.png", "file_name '.b.png' begins with a dot"),
-        ("a::b.png", "file_name 'a::b.png' holds '::'"),
-        ("my test 2.png", "file_name 'my test 2.png' holds the word 'test'"),
+        ("a::b.png", "file_name 'a::b.png' contains '::'"),
+        ("my test 2.png", "file_name 'my test 2.png' contains the word 'test'"),
         ("x" * 300 + ".png", "file_name 'xxx"),
         ("c.png", "the picture 'c.png' is missing"),
     ],
@@ -277,7 +277,7 @@ def test_pictures_that_are_none(folder: Path) -> None:
     (folder / "b.png").write_bytes(b"")
     _only(folder, "metadata.jsonl:2: 'b.png': the file is empty. ")
     (folder / "b.png").write_text("<svg></svg>")
-    _only(folder, "metadata.jsonl:2: 'b.png': corrupt, or not a picture of a known kind (JPEG, PNG")
+    _only(folder, "metadata.jsonl:2: 'b.png': corrupt, or not a picture of a known format (JPEG, PNG")
     (folder / "b.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")  # Pillow would run Ghostscript
     _only(folder, "metadata.jsonl:2: 'b.png': corrupt, or not a picture")
     (folder / "b.png").unlink()
