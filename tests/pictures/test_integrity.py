@@ -129,7 +129,7 @@ def test_a_damaged_memory_is_harmless(
     decoded.clear()
     assert faults(paths, memory) == expected
     assert "broken.png" in decoded and len(decoded) >= 2
-    if memory.is_file():  # mended
+    if memory.is_file():  # written anew
         decoded.clear()
         assert faults(paths, memory) == expected
         assert decoded == ["broken.png"]
