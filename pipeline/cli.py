@@ -1,4 +1,4 @@
-"""The command line: parse, import the stage, call it. Nothing heavy is imported before a command runs."""
+"""The command line: parse, import the stage or command, call it. Nothing heavy is imported before a command runs."""
 
 import os
 import sys
@@ -19,22 +19,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 tracking = typer.Typer(
-    help="Look after the MLflow runs, which `morphline ui` shows.\n\nExample: morphline track sync",
+    help="Manage the MLflow runs, which `morphline ui` shows.\n\nExample: morphline track sync",
     no_args_is_help=True,
 )
 app.add_typer(tracking, name="track")
 
 SetKey = Annotated[str, typer.Argument(metavar="SET", help="A key under `sets` in params.yaml.")]
 MorphKey = Annotated[str, typer.Argument(metavar="MORPH", help="A key under `morphs` in params.yaml.")]
-Out = Annotated[Path, typer.Option(help="The clip: .mp4, .webp or .gif; with no suffix, a folder of PNGs.")]
-Fps = Annotated[float | None, typer.Option(help="Frames a second, if not as in params.yaml.")]
-Hold = Annotated[float | None, typer.Option(help="Seconds on each keyframe, if not as in params.yaml.")]
-Size = Annotated[int | None, typer.Option(help="Longer side in pixels, if not the frames' own.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace a clip that is there already.")]
+Out = Annotated[Path, typer.Option(help="The clip: .mp4, .webp or .gif; without a suffix, a folder of PNGs.")]
+Fps = Annotated[float | None, typer.Option(help="Frames a second; default: as in params.yaml.")]
+Hold = Annotated[float | None, typer.Option(help="Seconds on each keyframe; default: as in params.yaml.")]
+Size = Annotated[int | None, typer.Option(help="Longer side in pixels; default: that of the frames.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing clip.")]
 
-
-FIRST_SAYS_IT = 10.0
-"""Seconds that the other processes of a training leave the first one to tell a mistake of all."""
+REPORT_DELAY = 10.0
+"""Seconds that the other processes of a training wait for the first one to report a mistake that all of them make."""
 
 
 def command(function: Callable[..., None], group: typer.Typer = app) -> Callable[..., None]:
@@ -43,13 +42,13 @@ def command(function: Callable[..., None], group: typer.Typer = app) -> Callable
     name = ("" if group is app else "track ") + function.__name__.replace("_", "-")
 
     @wraps(function)
-    def told(*args: Any, **kwargs: Any) -> None:
+    def run(*args: Any, **kwargs: Any) -> None:
         try:
             function(*args, **kwargs)
         except UserError as error:
             if os.environ.get("RANK", "0") != "0":
-                # The first of several processes says it for all, and its end ends them; unless it has no such problem.
-                time.sleep(FIRST_SAYS_IT)
+                # The first of several processes reports for all, and its end ends them; unless it has no such problem.
+                time.sleep(REPORT_DELAY)
             print(f"morphline {name}: {len(error.problems)} problem(s)", file=sys.stderr)
             for problem in error.problems:
                 print(f"  {problem}", file=sys.stderr)
@@ -58,11 +57,11 @@ def command(function: Callable[..., None], group: typer.Typer = app) -> Callable
             print(f"morphline {name}: {error}", file=sys.stderr)
             raise typer.Exit(1) from None
         except KeyboardInterrupt as stopped:
-            said = str(stopped) or "stopped"
-            print(f"morphline {name}: {said}; `dvc repro` goes on from here", file=sys.stderr)
+            reason = str(stopped) or "stopped"
+            print(f"morphline {name}: {reason}; `dvc repro` goes on from here", file=sys.stderr)
             raise typer.Exit(getattr(stopped, "exit_code", 130)) from None
 
-    return group.command()(told)
+    return group.command()(run)
 
 
 @command
@@ -89,7 +88,7 @@ def prepare(key: SetKey) -> None:
 
 @command
 def train(key: SetKey) -> None:
-    """Train a set's LoRA adapters into models/adapters/SET. Goes on where a killed training was.
+    """Train a set's LoRA adapters into models/adapters/SET. Resumes a killed training.
 
     Example: morphline train alps
     """
@@ -100,7 +99,7 @@ def train(key: SetKey) -> None:
 
 @command
 def sample(key: SetKey) -> None:
-    """Paint a grid of pictures from a set's adapters, over seeds and adapter weights.
+    """Generate a grid of pictures from a set's adapters, over seeds and adapter weights.
 
     Example: morphline sample woodcut
     """
@@ -119,7 +118,7 @@ def morph(
     size: Size = None,
     force: Force = False,
 ) -> None:
-    """Make a morph's frames and clips in data/morphs/MORPH; or, from pictures, run all it takes and write the clip.
+    """Make a morph's frames and clips in data/morphs/MORPH; or, from pictures, run the pipeline and write the clip.
 
     Example: morphline morph alps
 
@@ -137,7 +136,7 @@ def morph(
 
 @command
 def clip(key: MorphKey, out: Out, fps: Fps = None, hold: Hold = None, size: Size = None, force: Force = False) -> None:
-    """Write a finished morph as another clip: another kind, pace or size; nothing is made anew.
+    """Write a finished morph as another clip: another format, frame rate or size, without computing it again.
 
     Example: morphline clip alps --out alps.gif --fps 12 --size 512
     """
@@ -159,7 +158,7 @@ def evaluate(key: MorphKey) -> None:
 
 @command
 def report() -> None:
-    """Write reports/index.html, one page with everything to look at.
+    """Write reports/index.html, one page with all pictures, curves and metrics.
 
     Example: morphline report
     """
@@ -198,7 +197,7 @@ def add(
 def export(
     key: SetKey,
     out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("exported"),
-    force: Annotated[bool, typer.Option("--force", help="Replace files that are there already.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
 ) -> None:
     """Write a set's adapters in kohya's key format, for ComfyUI and A1111.
 
@@ -214,10 +213,10 @@ def export(
 def ci_report(
     base: Annotated[str, typer.Option(help="The Git revision to compare with.")],
     out: Annotated[Path, typer.Option(help="The report, Markdown.")] = Path("report/report.md"),
-    pictures: Annotated[Path, typer.Option(help="Folder for the strips it shows.")] = Path("report/pictures"),
-    url: Annotated[str | None, typer.Option(help="Where readers find that folder; else only files are named.")] = None,
+    pictures: Annotated[Path, typer.Option(help="Folder for its pictures.")] = Path("report/pictures"),
+    url: Annotated[str | None, typer.Option(help="URL of that folder for readers; default: only file names.")] = None,
 ) -> None:
-    """Say what a change did, after `dvc repro`: stages, params, figures and strips, as Markdown for a pull request.
+    """Report what a change did, after `dvc repro`: stages, params, metrics and strips, as Markdown for a pull request.
 
     Example: morphline ci-report --base main --out report/report.md
     """
@@ -229,24 +228,15 @@ def ci_report(
 
 @partial(command, group=tracking)
 def sync() -> None:
-    """Send to the tracking server what stages kept in .work/tracking while it was away. Safe at any time, and twice.
+    """Send to the tracking server what stages kept in .work/tracking while it was down. Safe at any time, and twice.
 
-    Exit code 0: nothing is left but what stages at work will send themselves; 1: something is, and why.
+    Exit code 0: nothing is left but what running stages will send themselves; 1: something is left, and why.
 
     Example: morphline track sync
     """
-    from pipeline.params import load_params
-    from pipeline.tracking import kept_files, redacted, refused_files, sync, tracking_uri
+    from pipeline.commands import sync
 
-    params = load_params().tracking
-    print(f"Runs kept in .work/tracking: {len(kept_files())}, to be sent to {redacted(tracking_uri(params))}")
-    failed = 0
-    for outcome in sync(params):
-        print(f"  {outcome}")
-        failed += outcome.failed
-    for file in refused_files():
-        print(f"  refused for good, to be read and deleted: {file}")
-    raise typer.Exit(1 if failed else 0)
+    raise typer.Exit(0 if sync.run() else 1)
 
 
 @command
@@ -255,17 +245,6 @@ def ui(port: Annotated[int, typer.Option(help="Port on this machine.", min=1, ma
 
     Example: morphline ui --port 5001
     """
-    import subprocess
+    from pipeline.commands import ui
 
-    from pipeline.params import load_params
-    from pipeline.tracking import dashboard_command, runs_page
-
-    params = load_params().tracking
-    page = runs_page(params)
-    command = dashboard_command(params, port, page)
-    if "--port" in command:
-        print(f"Open http://127.0.0.1:{port}{page}", flush=True)
-    try:
-        raise typer.Exit(subprocess.call(command))
-    except KeyboardInterrupt:
-        raise typer.Exit(0) from None
+    raise typer.Exit(ui.run(port))

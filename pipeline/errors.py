@@ -1,4 +1,4 @@
-"""Mistakes that only the user can fix, said so that he can: what, where, and how to fix it."""
+"""Mistakes in the user's input: where, what was found, and how to fix it."""
 
 from dataclasses import dataclass
 

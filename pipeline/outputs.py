@@ -62,19 +62,19 @@ def _sibling(path: Path, purpose: str) -> Path:
 
 
 def _replace(new: Path, path: Path) -> None:
-    """Rename a folder over whatever stands at `path`. A folder in use cannot be replaced in one step, so the old one
-    steps aside first, and back again if the renaming fails."""
+    """Rename a folder over whatever is at `path`. A full one cannot be replaced in one step, so the old one is renamed
+    first, and renamed back if that fails."""
     if not os.path.lexists(path):
         os.rename(new, path)
         return
-    aside = _sibling(path, "old")
-    os.rename(path, aside)
+    backup = _sibling(path, "old")
+    os.rename(path, backup)
     try:
         os.rename(new, path)
     except BaseException:
-        os.rename(aside, path)
+        os.rename(backup, path)
         raise
-    if aside.is_dir() and not aside.is_symlink():
-        shutil.rmtree(aside)
+    if backup.is_dir() and not backup.is_symlink():
+        shutil.rmtree(backup)
     else:
-        aside.unlink()
+        backup.unlink()

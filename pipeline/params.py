@@ -4,35 +4,32 @@ A set or a morph may override values of its own sections under its key; `load_pa
 `params.sets["alps"].train` is the complete training section of that set.
 """
 
-import difflib
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.errors import Problem, UserError
+from pipeline.overrides import is_inherited, merge_overrides
+from pipeline.validation import explain_errors
 
 KEY = r"^[a-z0-9][a-z0-9-]*$"  # not first a hyphen: a command would take such a key for an option
 Key = Annotated[str, Field(pattern=KEY)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Colour = tuple[
-    Annotated[int, Field(ge=0, le=255)], Annotated[int, Field(ge=0, le=255)], Annotated[int, Field(ge=0, le=255)]
-]
+Byte = Annotated[int, Field(ge=0, le=255)]
 
 
 def _rising(alphas: tuple[float, ...]) -> tuple[float, ...]:
     if alphas[0] != 0 or alphas[-1] != 1 or any(b <= a for a, b in pairwise(alphas)):
-        raise ValueError("alphas must rise from 0 to 1")
+        raise ValueError("alphas should rise from 0 to 1")
     return alphas
 
 
-RISING = AfterValidator(_rising)
+Alphas = Annotated[tuple[Fraction, ...], Field(strict=False, min_length=3), AfterValidator(_rising)]
 
 Entry = TypeVar("Entry")
 
@@ -62,7 +59,7 @@ class PrepareSection(Section):
     width: int = Field(ge=64, le=4096, multiple_of=8)
     height: int = Field(ge=64, le=4096, multiple_of=8)
     resample: Literal["lanczos", "bicubic", "area"]
-    background: Colour = Field(strict=False)
+    background: tuple[Byte, ...] = Field(strict=False, min_length=3, max_length=3)
     max_megapixels: float = Field(gt=0, le=1000)
 
 
@@ -125,7 +122,10 @@ class MorphSection(Section):
     guidance: float = Field(ge=1, le=50)
     rescale: Fraction
     negative: str
-    pacing: Literal["linear", "perceptual"] | Annotated[tuple[Fraction, ...], Field(strict=False, min_length=3), RISING]
+    pacing: (
+        Literal["linear", "perceptual"]
+        | Annotated[tuple[Fraction, ...], Field(strict=False, min_length=3), AfterValidator(_rising)]
+    )
     pacing_steps: int = Field(ge=2, le=1000)
     pacing_points: int = Field(ge=3, le=1000)
     loop: bool
@@ -176,7 +176,7 @@ class MachineSection(Section):
 
 
 class TrackingSection(Section):
-    """Where runs are written down. Never changes a result, so it is not a DVC param."""
+    """Where runs are logged. Never changes a result, so it is not a DVC param."""
 
     uri: str | None
     experiment: str = Field(min_length=1)
@@ -241,23 +241,18 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
     """Read and validate params.yaml.
 
     Raises:
-        UserError: with one problem for each mistake: the key's path, what was found and what is allowed.
+        UserError: with one problem for each mistake: the key's path, what was found and what it should be.
     """
     raw = _read_yaml(path)
-    problems = _override_shape_problems(raw, path)
-    if problems:
-        raise UserError(*problems)
-    overrides = _merge_overrides(raw)
+    overrides = merge_overrides(raw, {"sets": SetSpec.SECTIONS, "morphs": MorphSpec.SECTIONS}, path)
     try:
         params = Params.model_validate(raw)
     except ValidationError as error:
-        raise UserError(*_explain(error, raw, overrides, path)) from None
+        written = [detail for detail in error.errors(include_url=False) if not is_inherited(detail["loc"], overrides)]
+        raise UserError(*explain_errors(written, Params, path)) from None
+    fix = f"Choose one of {', '.join(sorted(params.sets))}, or add it under `sets`."
     problems = [
-        Problem(
-            f"{path}: morphs.{key}.set",
-            f"there is no set {morph.set!r}",
-            f"Choose one of {', '.join(sorted(params.sets))}, or add it under `sets`.",
-        )
+        Problem(f"{path}: morphs.{key}.set", f"there is no set {morph.set!r}", fix)
         for key, morph in params.morphs.items()
         if morph.set not in params.sets
     ]
@@ -270,145 +265,16 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(
-            Problem(str(path), "the file is missing", "Run morphline at the top of the repository.")
-        ) from None
+        problem = Problem(str(path), "the file is missing", "Run morphline at the top of the repository.")
     except UnicodeDecodeError:
-        raise UserError(Problem(str(path), "the file is not UTF-8 text", "Save it as UTF-8.")) from None
+        problem = Problem(str(path), "the file is not UTF-8 text", "Save it as UTF-8.")
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         found = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(
-            Problem(where, f"not valid YAML ({found})", "Correct that line; indentation is by spaces.")
-        ) from None
-    if not isinstance(raw, dict):
-        raise UserError(Problem(str(path), "no mapping of sections at the top", "Restore the file from Git."))
-    return raw
-
-
-def _override_shape_problems(raw: Mapping[str, Any], path: Path) -> list[Problem]:
-    """Overrides must be there, if only as `{}`: DVC can declare only params keys that exist."""
-    problems = []
-    for group, spec in (("sets", SetSpec), ("morphs", MorphSpec)):
-        entries = raw.get(group)
-        for key, entry in entries.items() if isinstance(entries, dict) else ():
-            for section in spec.SECTIONS if isinstance(entry, dict) else ():
-                if not isinstance(entry.get(section), dict):
-                    found = "the key is missing" if section not in entry else f"found {entry[section]!r}"
-                    problems.append(
-                        Problem(
-                            f"{path}: {group}.{key}.{section}",
-                            found,
-                            f"Write `{section}: {{}}`, or a mapping of values of `{section}` to override.",
-                        )
-                    )
-    return problems
-
-
-def _merge_overrides(raw: dict[str, Any]) -> dict[tuple[str, ...], set[str]]:
-    """Merge in place; returns which keys each entry overrides, so that an error is told where it was written."""
-    overrides: dict[tuple[str, ...], set[str]] = {}
-    for group, spec in (("sets", SetSpec), ("morphs", MorphSpec)):
-        entries = raw.get(group)
-        for key, entry in entries.items() if isinstance(entries, dict) else ():
-            for section in spec.SECTIONS if isinstance(entry, dict) else ():
-                overrides[group, key, section] = set(entry[section])
-                shared = raw.get(section)
-                entry[section] = {**(shared if isinstance(shared, dict) else {}), **entry[section]}
-    return overrides
-
-
-def _explain(
-    error: ValidationError, raw: Mapping[str, Any], overrides: Mapping[tuple[str, ...], set[str]], path: Path
-) -> list[Problem]:
-    problems = []
-    for detail in error.errors():
-        loc = tuple(str(part) for part in detail["loc"] if part != "[key]")
-        inherited = loc[:3] in overrides and (len(loc) < 4 or loc[3] not in overrides[loc[:3]])
-        if inherited and loc[2] in raw:
-            continue  # told once, where the shared section has it
-        where = f"{path}: {'.'.join(loc)}"
-        field, siblings = _field_at(loc)
-        if detail["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(loc[-1], siblings, n=1)
-            hint = f"Did you mean {near[0]!r}? " if near else ""
-            problems.append(Problem(where, "unknown key", f"{hint}Allowed here: {', '.join(siblings)}."))
-        elif detail["type"] == "missing":
-            allowed = f" ({_allowed(field)})" if field else ""
-            problems.append(Problem(where, "the key is missing", f"Add it{allowed}."))
-        elif detail["type"] == "string_pattern_mismatch":
-            found = f"found {detail['input']!r}"
-            problems.append(Problem(where, found, "Allowed: lower-case letters, digits and (not first) hyphens."))
-        else:
-            allowed = _allowed(field, of_items=loc[-1].isdigit()) if field else detail["msg"]
-            problems.append(Problem(where, f"found {detail['input']!r}", f"Allowed: {allowed}."))
-    return problems
-
-
-def _field_at(loc: tuple[str, ...]) -> tuple[FieldInfo | None, list[str]]:
-    """The model field that a location names, and the names allowed beside it."""
-    model: type[BaseModel] | None = Params
-    field: FieldInfo | None = None
-    siblings: list[str] = []
-    skip_key = False
-    for part in loc:
-        if skip_key:
-            skip_key = False
-            continue
-        if model is None:
-            break
-        siblings = list(model.model_fields)
-        field = model.model_fields.get(part)
-        if field is None:
-            return None, siblings
-        annotation = field.annotation
-        if getattr(annotation, "__origin__", None) is dict:
-            annotation = annotation.__args__[1]  # type: ignore[union-attr]
-            skip_key = True
-        model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
-    return field, siblings
-
-
-_NAMES: dict[Any, str] = {int: "an integer", float: "a number", str: "a text", bool: "true or false"}
-_PLURALS = {int: "integers", float: "numbers", str: "texts"}
-
-
-def _allowed(field: FieldInfo, of_items: bool = False) -> str:
-    """What a field accepts, in words: `an integer from 1 to 1024`; of_items: what each item of a list may be."""
-    annotation: Any = field.annotation
-    optional = ""
-    metadata = list(field.metadata)
-    parts = getattr(annotation, "__args__", ())
-    if type(None) in parts:
-        optional = ", or null"
-        annotation = next(part for part in parts if part is not type(None))
-        metadata += [item for info in getattr(annotation, "__metadata__", ()) for item in getattr(info, "metadata", ())]
-        annotation = getattr(annotation, "__origin__", annotation)
-    if getattr(annotation, "__origin__", None) is Literal:
-        return "one of " + ", ".join(str(value) for value in annotation.__args__) + optional
-    if annotation == Colour:
-        return "three integers from 0 to 255 (red, green, blue)"
-    origin = getattr(annotation, "__origin__", None)
-    containers: dict[Any, str] = {tuple: "a list", dict: "a mapping"}
-    words = containers.get(origin) or _NAMES.get(annotation, "a mapping")
-    if of_items and origin is tuple:
-        item = annotation.__args__[0]
-        origin, words = None, _PLURALS[item.__origin__]
-        metadata = [bound for info in item.__metadata__ for bound in info.metadata]
-    for item in metadata:
-        if isinstance(item, Ge):
-            words += f" from {item.ge}"
-        elif isinstance(item, Gt):
-            words += f" above {item.gt}"
-        elif isinstance(item, Le):
-            words += f" to {item.le}"
-        elif isinstance(item, Lt):
-            words += f" below {item.lt}"
-        elif isinstance(item, MinLen) and origin in (tuple, dict):
-            words += f" of at least {item.min_length}"
-        elif isinstance(item, MaxLen) and origin in (tuple, dict):
-            words += f" and at most {item.max_length}"
-        elif getattr(item, "multiple_of", None):
-            words += f", a multiple of {item.multiple_of}"
-    return words + optional
+        problem = Problem(where, f"not valid YAML ({found})", "Correct that line; indentation is by spaces.")
+    else:
+        if isinstance(raw, dict):
+            return raw
+        problem = Problem(str(path), "no mapping of sections at the top", "Restore the file from Git.")
+    raise UserError(problem)

@@ -1,4 +1,4 @@
-"""Whether a base is there and whole, and a digest of it, found without loading it (and without torch)."""
+"""Whether a base exists and is whole, and its digest, without loading it (and without torch)."""
 
 import hashlib
 import re
@@ -12,14 +12,14 @@ from pipeline.base.files import RESTORE, json_problems, safetensors_problems, we
 from pipeline.errors import Problem, UserError
 from pipeline.params import BaseSection
 
-Answer = TypeVar("Answer")
+Response = TypeVar("Response")
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 SHIPPED = Path("models/pocket")
 
 
 def is_hub_id(section: BaseSection) -> bool:
-    """A source that is no local path, of the form owner/name, is a Hub id."""
+    """A source of the form owner/name that is not a local path is a Hub id."""
     return not Path(section.source).exists() and bool(_HUB_ID.fullmatch(section.source)) and not is_single_file(section)
 
 
@@ -29,7 +29,7 @@ def is_single_file(section: BaseSection) -> bool:
 
 
 def find_base_problems(section: BaseSection) -> list[Problem]:
-    """Everything that would keep this base from opening. The Hub is asked only for a Hub id."""
+    """Everything that would keep this base from loading. The Hub is queried only for a Hub id."""
     source = Path(section.source)
     if is_single_file(section):
         problems = _single_file_problems(section)
@@ -38,7 +38,7 @@ def find_base_problems(section: BaseSection) -> list[Problem]:
     elif is_hub_id(section):
         return _hub_problems(section)
     else:
-        found = f"there is no folder {section.source!r}, and it is no Hub id (owner/name)"
+        found = f"there is no folder {section.source!r}, and it is not a Hub id (owner/name)"
         return [Problem("params.yaml: base.source", found, "Correct the path, or `git checkout models/pocket`.")]
     if not problems and source != SHIPPED:
         problems += _pin_problems(section)
@@ -46,21 +46,21 @@ def find_base_problems(section: BaseSection) -> list[Problem]:
 
 
 def config_folder(section: BaseSection, part: str) -> Path:
-    """The folder with the subfolder `part` of the base's configs. A Hub id's is fetched, without weights."""
+    """The folder with the subfolder `part` of the base's configs. That of a Hub id is downloaded, without weights."""
     if is_hub_id(section):
         return fetch(section, [f"{part}/*.json", f"{part}/*.txt"])
     return Path(section.config or section.source) if is_single_file(section) else Path(section.source)
 
 
 def base_digest(section: BaseSection) -> str:
-    """What the base is, in one line: `owner/name@commit` for a Hub id, else a SHA-256 over its files."""
+    """What identifies the base: `owner/name@commit` for a Hub id, else a SHA-256 over its files."""
     if is_hub_id(section):
         return f"{section.source}@{section.revision}"
     source = Path(section.source)
     if is_single_file(section):
         config = Path(section.config or "")
-        kept = [path for path in config.rglob("*") if path.is_file() and path.suffix in (".json", ".txt")]
-        named = {"weights": source} | {path.relative_to(config).as_posix(): path for path in kept}
+        configs = [path for path in config.rglob("*") if path.is_file() and path.suffix in (".json", ".txt")]
+        named = {"weights": source} | {path.relative_to(config).as_posix(): path for path in configs}
     else:
         parts = {part for family in FAMILIES for part in family.parts}
         files = [path for part in parts for path in (source / part).rglob("*") if path.is_file()]
@@ -86,48 +86,48 @@ def _pin_problems(section: BaseSection) -> list[Problem]:
 
 def _hub_problems(section: BaseSection) -> list[Problem]:
     if section.revision is None or not re.fullmatch(r"[0-9a-f]{40}", section.revision):
-        # More often a path with a slip of the pen than an id of the Hub.
-        found = f"there is no folder {section.source!r}, and for a Hub id {section.revision!r} is no commit"
+        # More often a mistyped path than a Hub id.
+        found = f"there is no folder {section.source!r}, and for a Hub id {section.revision!r} is not a commit"
         fix = "Correct the path; or write a Hub id's commit, 40 hex digits, in base.revision (a branch can change)."
         return [Problem("params.yaml: base.source", found, fix)]
     try:
-        everything = {part for family in FAMILIES for part in family.parts}
-        texts = [f"{part}/*.{end}" for part in sorted(everything) for end in ("json", "txt")]
+        parts = {part for family in FAMILIES for part in family.parts}
+        texts = [f"{part}/*.{suffix}" for part in sorted(parts) for suffix in ("json", "txt")]
         config = fetch(section, ["model_index.json", *texts])
-        offered = _offered(section)
+        files = _list_files(section)
     except UserError as error:
         return list(error.problems)
     problems = _folder_problems(config, with_weights=False)
     weights = family_of(config).weights if not problems else {}
     for component, stem in weights.items():
-        if not any(re.fullmatch(rf"{component}/{stem}(-\d.*)?(\.fp16)?\.safetensors", name) for name in offered):
+        if not any(re.fullmatch(rf"{component}/{stem}(-\d.*)?(\.fp16)?\.safetensors", name) for name in files):
             fix = "Use a base with safetensors weights."
             problems.append(Problem(f"{section.source}: {component}", "no safetensors weights on the Hub", fix))
     return problems
 
 
 def fetch(section: BaseSection, patterns: list[str]) -> Path:
-    """The folder of a Hub base with the files that match, downloaded where they are not there yet.
+    """The folder of a Hub base with the files that match, downloaded unless they are in the cache.
 
     Raises:
         UserError: when the Hub refuses or cannot be reached.
     """
     from huggingface_hub import snapshot_download
 
-    return Path(_ask_hub(section, partial(snapshot_download, allow_patterns=patterns)))
+    return Path(_query_hub(section, partial(snapshot_download, allow_patterns=patterns)))
 
 
-def _offered(section: BaseSection) -> list[str]:
+def _list_files(section: BaseSection) -> list[str]:
     from huggingface_hub import HfApi
 
-    return _ask_hub(section, HfApi().list_repo_files)
+    return _query_hub(section, HfApi().list_repo_files)
 
 
-def _ask_hub(section: BaseSection, ask: Callable[..., Answer]) -> Answer:
+def _query_hub(section: BaseSection, query: Callable[..., Response]) -> Response:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return ask(section.source, revision=section.revision)
+        return query(section.source, revision=section.revision)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         commit = (section.revision or "")[:12]
         found = f"the Hub has no {section.source} at {commit}, or cannot be reached ({_first_line(error)})"
@@ -147,7 +147,7 @@ def _single_file_problems(section: BaseSection) -> list[Problem]:
         problems = [Problem("params.yaml: base.source", f"there is no file {source}", "Correct the path.")]
     if section.config is None:
         fix = "Name a diffusers folder of the same architecture (its weights are not needed)."
-        problems.append(Problem("params.yaml: base.config", "a single .safetensors file holds no configs", fix))
+        problems.append(Problem("params.yaml: base.config", "a single .safetensors file contains no configs", fix))
     else:
         problems += _folder_problems(Path(section.config), with_weights=False)
     return problems
@@ -172,5 +172,5 @@ def _folder_problems(folder: Path, with_weights: bool = True) -> list[Problem]:
             problems += weights_problems(part, family.weights[component])
     for tokenizer in (folder / part for part in family.tokenizers):
         if tokenizer.is_dir() and not any((tokenizer / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-            problems.append(Problem(str(tokenizer), "neither tokenizer.json nor vocab.json is there", RESTORE))
+            problems.append(Problem(str(tokenizer), "neither tokenizer.json nor vocab.json exists", RESTORE))
     return problems

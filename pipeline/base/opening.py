@@ -24,7 +24,7 @@ from pipeline.base.checking import (
 )
 from pipeline.base.device import find_dtype_problems, torch_dtype
 from pipeline.base.families import STABLE_DIFFUSION_XL, Family, family_of
-from pipeline.base.files import whole_weights
+from pipeline.base.files import find_weights
 from pipeline.base.noise_path import VariancePreserving
 from pipeline.base.protocol import Base
 from pipeline.base.stable_diffusion import StableDiffusion
@@ -99,14 +99,14 @@ def _fetch_all(section: BaseSection) -> Path:
             for shards in ("", "-0*")
         ]
         root = fetch(section, [*configs, *names])
-        if all(whole_weights(root / part, stem) for part, stem in family.weights.items()):
+        if all(find_weights(root / part, stem) for part, stem in family.weights.items()):
             break
     return root
 
 
 def _variant(part: Path, family: Family) -> dict[str, str]:
     """Some bases come in float16 files only, whose names say so."""
-    found = whole_weights(part, family.weights[part.name])
+    found = find_weights(part, family.weights[part.name])
     return {"variant": found[0]} if found and found[0] else {}
 
 

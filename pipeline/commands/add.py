@@ -1,4 +1,4 @@
-"""`morphline add`: a user's own pictures become a set and a morph."""
+"""`morphline add`: make a set and a morph of the user's own pictures."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def run(key: str, pictures: Sequence[Path], captions: Sequence[str]) -> None:
         (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         found = find_problems(folder, max_megapixels=params.prepare.max_megapixels)
         if found:
-            raise UserError(*(_as_given(problem, folder) for problem in found))
+            raise UserError(*(_without_folder(problem, folder) for problem in found))
         _add_to_params(key, names)
     print(f"Added the set and the morph {key!r}. `dvc repro` makes the clip: data/morphs/{key}/morph.mp4")
 
@@ -50,7 +50,7 @@ def _problems(key: str, pictures: Sequence[Path], captions: Sequence[str], taken
         fix = "Allowed: lower-case letters, digits and (not first) hyphens."
         problems.append(Problem("KEY", f"found {key!r}", fix))
     elif key in taken or (RAW / key).exists():
-        problems.append(Problem("KEY", f"{key!r} is there already", "Choose another key; nothing is overwritten."))
+        problems.append(Problem("KEY", f"{key!r} exists already", "Choose another key; nothing is overwritten."))
     if len(pictures) < 2:
         problems.append(Problem("PICTURES", f"{len(pictures)} given", "A morph needs two or more."))
     if len(captions) != len(pictures):
@@ -70,16 +70,16 @@ def _problems(key: str, pictures: Sequence[Path], captions: Sequence[str], taken
 
 
 def _file_name(path: Path) -> str:
-    """The name in the set: as the user has it, in composed form, as file systems differ in that."""
+    """The name in the set: the user's, in Unicode's composed form (NFC), because file systems differ in that."""
     return unicodedata.normalize("NFC", path.name)
 
 
-def _as_given(problem: Problem, folder: Path) -> Problem:
+def _without_folder(problem: Problem, folder: Path) -> Problem:
     return Problem(problem.where.replace(f"{folder}/", ""), problem.found, problem.fix)
 
 
 def _add_to_params(key: str, names: Sequence[str]) -> None:
-    """Two lines more, and no other byte changed: the file's comments and layout are the user's."""
+    """Add two lines and change no other byte: the file's comments and layout are the user's."""
     text = PARAMS.read_bytes().decode("utf-8")
     entry = {"adapter": "image", "prepare": {}, "train": {}, "sample": {}}
     text = _with_entry(text, "sets", key, entry)
@@ -100,13 +100,13 @@ def _with_entry(text: str, section: str, key: str, entry: Mapping[str, object]) 
     newline = "\r\n" if "\r\n" in text else "\n"
     indent = " " * node.value[-1][0].start_mark.column
     end = text.find("\n", _end(node)) + 1
-    if not end:  # the last line of a file that does not end it
+    if not end:  # the file does not end with a newline
         return f"{text}{newline}{indent}{line}{newline}"
     return f"{text[:end]}{indent}{line}{newline}{text[end:]}"
 
 
 def _end(node: Node) -> int:
-    """Where a node's last word ends. A block's own end mark lies behind the comments that follow it."""
+    """Where a node's content ends. A block's own end mark lies after the comments that follow it."""
     if isinstance(node, MappingNode) and node.value and not node.flow_style:
         name, value = node.value[-1]
         return max(name.end_mark.index, _end(value))

@@ -1,4 +1,4 @@
-"""`morphline export`: a set's adapters for ComfyUI and A1111. No DVC stage: its files are for elsewhere."""
+"""`morphline export`: a set's adapters for ComfyUI and A1111. Not a DVC stage: its files are for other programs."""
 
 from pathlib import Path
 
@@ -12,14 +12,14 @@ def run(key: str, out: Path, force: bool) -> list[Path]:
     """Write every adapter of a set to the folder `out` in kohya's format; the files written.
 
     Raises:
-        UserError: when the set has no adapters, or a file is there already and `force` is false.
+        UserError: when the set has no adapters, or a file exists already and `force` is false.
     """
     adapters = Path("models/adapters", key)
     files = sorted(set(read_index(adapters).values()))
     targets = [out / file for file in files]
-    if not force and (there := [target for target in targets if target.exists()]):
-        fix = "Name another folder, or say --force."
-        raise UserError(*(Problem(str(target), "the file is there already", fix) for target in there))
+    if not force and (existing := [target for target in targets if target.exists()]):
+        fix = "Use another folder, or --force."
+        raise UserError(*(Problem(str(target), "the file exists already", fix) for target in existing))
     for file, target in zip(files, targets, strict=True):
         with atomic_file(target) as partial:
             write_kohya(adapters / file, partial)

@@ -24,44 +24,44 @@ def run(
     size: int | None = None,
     force: bool = False,
 ) -> Path:
-    """Add the pictures as a set and a morph (or find those of before), run the pipeline for it, and write the clip.
+    """Add the pictures as a set and a morph (unless they were added before), run the pipeline, and write the clip.
 
     Raises:
         UserError: for pictures or captions that `morphline add` refuses, a clip that `morphline clip` would not write,
-            and a pipeline that stopped, which has said why.
+            and a pipeline that failed, which has printed why.
     """
-    clip.check_out(out, fps, hold, size, force)
+    clip.check_output(out, fps, hold, size, force)
     key, known = find_key(pictures, captions)
     if not known:
         add.run(key, pictures, captions)
     code = subprocess.call([sys.executable, "-m", "dvc", "repro", f"morph@{key}"])
     if code:
-        fix = f"Fix what it said above, then `dvc repro morph@{key}`, or the same command again."
-        raise UserError(Problem(f"dvc repro morph@{key}", f"it stopped (exit code {code})", fix))
+        fix = f"Fix the problem that it printed above, then run `dvc repro morph@{key}` or the same command again."
+        raise UserError(Problem(f"dvc repro morph@{key}", f"it failed (exit code {code})", fix))
     return clip.run(key, out, fps=fps, hold=hold, size=size, force=force)
 
 
 def find_key(pictures: Sequence[Path], captions: Sequence[str]) -> tuple[str, bool]:
-    """A key from the pictures' names, and whether it is that of the very same pictures and captions added before."""
-    stem = "-".join(plain(picture.stem) for picture in pictures)[:60].strip("-") or "morph"
+    """A key from the pictures' names, and whether the same pictures and captions were added under it before."""
+    stem = "-".join(slugify(picture.stem) for picture in pictures)[:60].strip("-") or "morph"
     params = load_params()
     for number in count(1):
         key = stem if number == 1 else f"{stem}-{number}"
         folder = add.RAW / key
         if key not in params.sets and key not in params.morphs and not folder.exists():
             return key, False
-        if key in params.morphs and _same(folder, pictures, captions):
+        if key in params.morphs and _was_added(folder, pictures, captions):
             return key, True
     raise AssertionError("unreachable: there are always more numbers")
 
 
-def plain(text: str) -> str:
+def slugify(text: str) -> str:
     """Lower-case letters, digits and single hyphens: "Großer See (2)" gives "grosser-see-2"."""
-    folded = unicodedata.normalize("NFKD", text.casefold()).encode("ascii", "ignore").decode()
-    return re.sub(r"[^a-z0-9]+", "-", folded).strip("-")
+    ascii_text = unicodedata.normalize("NFKD", text.casefold()).encode("ascii", "ignore").decode()
+    return re.sub(r"[^a-z0-9]+", "-", ascii_text).strip("-")
 
 
-def _same(folder: Path, pictures: Sequence[Path], captions: Sequence[str]) -> bool:
+def _was_added(folder: Path, pictures: Sequence[Path], captions: Sequence[str]) -> bool:
     try:
         lines = (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines]
@@ -69,4 +69,4 @@ def _same(folder: Path, pictures: Sequence[Path], captions: Sequence[str]) -> bo
         contents = [(folder / row["file_name"]).read_bytes() for row in rows]
         return texts == [caption.strip() for caption in captions] and contents == [p.read_bytes() for p in pictures]
     except (OSError, ValueError, KeyError, TypeError):
-        return False  # another set, or one that was changed: `find_key` takes another name
+        return False  # another set, or one that was changed: `find_key` tries another name

@@ -9,17 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.errors import Problem, UserError
-from pipeline.pictures.rows import ALLOWED, Fault, Row, escaped, name_faults, parse_object, parse_row, unread_columns
+from pipeline.pictures.rows import ALLOWED, Fault, Row, escaped, misspelt_columns, name_faults, parse_object, parse_row
 
 METADATA = "metadata.jsonl"
 
-_BRING_BACK = "Run `dvc pull`, if DVC keeps it, or put it there"
+_RESTORE = "Run `dvc pull`, if DVC tracks it, or put it there"
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of metadata.jsonl: written is its file_name as far as it can be read, name the same if nothing is wrong
-    with that, row None if anything is wrong with the line, misspelt the columns that look like one of the row's."""
+    """One line of metadata.jsonl. written: its file_name, as far as it can be read; name: the same, if it is valid;
+    row: None if anything is wrong with the line; misspelt: columns that look like one of the row's, and which."""
 
     where: str
     written: str | None = None
@@ -41,7 +41,7 @@ def read_rows(folder: Path) -> tuple[Row, ...]:
 
 
 def read_metadata(folder: Path) -> tuple[list[Line], list[Problem]]:
-    """The lines of `folder`/metadata.jsonl, sound or not, and every problem of theirs. Raises nothing for bad input."""
+    """The lines of `folder`/metadata.jsonl, valid or not, and every problem in them. Raises nothing for bad input."""
     path = folder / METADATA
     missing = _missing_metadata(folder)
     if missing:
@@ -68,8 +68,8 @@ def read_metadata(folder: Path) -> tuple[list[Line], list[Problem]]:
             problems += [Problem(read.where, *fault) for fault in faults]
     if not lines:
         problems.append(Problem(str(path), "no rows", "Write one row for each picture, or run `morphline add`."))
-    problems += _collisions(lines)
-    problems += _misspelt(lines)
+    problems += _collision_problems(lines)
+    problems += _misspelt_column_problems(lines)
     return lines, problems
 
 
@@ -78,20 +78,20 @@ def prepared_name(file_name: str) -> str:
     return f"{Path(file_name).stem}.png"
 
 
-def folded(name: str) -> str:
-    """The name as a file system sees it that knows neither case nor Unicode spellings."""
+def casefolded(name: str) -> str:
+    """The name as a file system compares it that ignores case and Unicode normalization forms."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def _missing_metadata(folder: Path) -> Problem | None:
     path = folder / METADATA
-    # os.path, unlike pathlib, says no where access is denied.
+    # os.path, unlike pathlib, returns False where access is denied.
     if not os.path.isdir(folder):
         found = "not a folder" if os.path.lexists(folder) else "the folder is missing"
-        return Problem(str(folder), found, f"{_BRING_BACK}, or make it with `morphline add {folder.name} PICTURES...`.")
+        return Problem(str(folder), found, f"{_RESTORE}, or make it with `morphline add {folder.name} PICTURES...`.")
     if not os.path.lexists(path):
         others = [name for name in ("metadata.csv", "metadata.parquet") if os.path.isfile(folder / name)]
-        fix = f"Convert {others[0]} to it: " if others else f"{_BRING_BACK}: "
+        fix = f"Convert {others[0]} to it: " if others else f"{_RESTORE}: "
         fix += 'one JSON object a line, {"file_name": "dawn.jpg", "text": "a mountain lake at dawn"}.'
         return Problem(str(path), "the file is missing", fix)
     if not os.path.isfile(path):
@@ -104,21 +104,21 @@ def _read_line(where: str, line: bytes) -> tuple[Line, list[Fault]]:
         source = line.decode()
     except UnicodeDecodeError as error:
         found = f"not UTF-8 text (byte 0x{line[error.start]:02x} in column {error.start + 1})"
-        written = _glimpse_name(line.decode(errors="replace"))
+        written = _find_file_name(line.decode(errors="replace"))
         return Line(where, written), [(found, "Save the file as plain UTF-8 text.")]
     columns = parse_object(source)
     if isinstance(columns, tuple):
-        return Line(where, _glimpse_name(source)), [columns]
+        return Line(where, _find_file_name(source)), [columns]
     row, faults = parse_row(columns)
     written = columns.get("file_name")
     if not isinstance(written, str):
         return Line(where), faults
     name = None if name_faults(written) else written
-    return Line(where, written, name, row, unread_columns(columns)), faults
+    return Line(where, written, name, row, misspelt_columns(columns)), faults
 
 
-def _glimpse_name(broken: str) -> str | None:
-    """The file name on a line that is no JSON, so that its picture is not said to have no row."""
+def _find_file_name(broken: str) -> str | None:
+    """The file name on a line that is not valid JSON, so that its picture is not reported as one without a row."""
     match = re.search(r'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")', broken)
     try:
         return str(json.loads(match[1])) if match else None
@@ -126,13 +126,13 @@ def _glimpse_name(broken: str) -> str | None:
         return None
 
 
-def _collisions(lines: Iterable[Line]) -> Iterator[Problem]:
-    """Rows of one picture, and pictures that would be prepared under one name (also where case does not count)."""
+def _collision_problems(lines: Iterable[Line]) -> Iterator[Problem]:
+    """Two rows of one picture, and pictures that would be prepared under one name (also where case is ignored)."""
     first: dict[str, Line] = {}
     for line in lines:
         if line.name is None:
             continue
-        earlier = first.setdefault(folded(prepared_name(line.name)), line)
+        earlier = first.setdefault(casefolded(prepared_name(line.name)), line)
         if earlier is line or earlier.name is None:
             continue
         number = earlier.where.rpartition(":")[2]
@@ -147,12 +147,12 @@ def _collisions(lines: Iterable[Line]) -> Iterator[Problem]:
             yield Problem(line.where, f"{found}, {prepared_name(earlier.name)}", "Rename one of the two pictures.")
 
 
-def _misspelt(lines: Iterable[Line]) -> Iterator[Problem]:
-    """Each misspelt column once, where it first stands: imagefolders have the same columns on every line."""
-    told = set()
+def _misspelt_column_problems(lines: Iterable[Line]) -> Iterator[Problem]:
+    """Each misspelt column once, where it occurs first: imagefolders have the same columns on every line."""
+    reported = set()
     for line in lines:
         for column, meant in line.misspelt.items():
-            if column not in told:
-                told.add(column)
+            if column not in reported:
+                reported.add(column)
                 fix = f"Rename it to {meant!r}, which is {ALLOWED[meant]}, or to something less like it."
                 yield Problem(line.where, f"the column {escaped(column)} is not read", fix)

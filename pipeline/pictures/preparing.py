@@ -1,4 +1,4 @@
-"""Raw pictures of any kind as training pictures of one size, and a ledger of what was done to each."""
+"""Raw pictures of any format as training pictures of one size, and a ledger of what was done to each."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipeline.errors import Problem, UserError
 from pipeline.outputs import atomic_folder
-from pipeline.parallel import in_order, with_progress, worker_count
+from pipeline.parallel import count_workers, parallel_map
 from pipeline.params import PrepareSection
 from pipeline.pictures.colours import to_srgb
 from pipeline.pictures.metadata import METADATA, prepared_name, read_rows
@@ -57,12 +57,13 @@ def prepare_set(raw: Path, out: Path, settings: PrepareSection, workers: int | N
     rows = read_rows(raw)
     with atomic_folder(out) as folder:
         prepare = partial(_prepare_file, raw, folder, settings)
-        entries = in_order(prepare, rows, worker_count(workers, len(rows), alone_below=16))
+        processes = count_workers(workers, len(rows), alone_below=16)
+        entries = parallel_map(prepare, rows, processes, label=f"prepare {raw.name}")
         with (
             (folder / METADATA).open("w", encoding="utf-8", newline="\n") as metadata,
             (folder / LEDGER).open("w", encoding="utf-8", newline="\n") as ledger,
         ):
-            for row, entry in zip(rows, with_progress(entries, len(rows), f"prepare {raw.name}"), strict=True):
+            for row, entry in zip(rows, entries, strict=True):
                 prepared = {"file_name": entry["file_name"], "text": row.text}
                 metadata.write(json.dumps(prepared, ensure_ascii=False) + "\n")
                 ledger.write(json.dumps(entry, ensure_ascii=False) + "\n")
@@ -71,8 +72,8 @@ def prepare_set(raw: Path, out: Path, settings: PrepareSection, workers: int | N
 def prepare_picture(path: Path, row: Row, settings: PrepareSection) -> tuple[Image.Image, LedgerEntry]:
     """One picture as RGB of exactly (settings.width, settings.height), without metadata, and its ledger entry.
 
-    The first frame, upright, in sRGB over settings.background, cropped to the wanted aspect about the row's box, its
-    focus or the centre, and resized in one go.
+    The first frame, upright, in sRGB over settings.background, cropped to the target aspect ratio about the row's
+    box, its focus or the centre, and resized in one step.
 
     Raises:
         UserError: when the file is not a picture that can be read, or is larger than settings.max_megapixels.
@@ -81,23 +82,23 @@ def prepare_picture(path: Path, row: Row, settings: PrepareSection) -> tuple[Ima
         picture = load_picture(path, settings.max_megapixels)
     except UnreadablePicture as error:
         raise UserError(Problem(str(path), error.found, error.fix)) from None
-    done = []
+    changes = []
     if picture.frames is None:
-        done.append("frame 1; the others could not be counted")
+        changes.append("frame 1; the others could not be counted")
     elif picture.frames > 1:
-        done.append(f"frame 1 of {picture.frames}")
+        changes.append(f"frame 1 of {picture.frames}")
     if picture.orientation is None:
-        done.append("unreadable EXIF ignored, taken as upright")
+        changes.append("unreadable EXIF ignored, taken as upright")
     elif picture.orientation != 1:
-        done.append(f"turned upright (EXIF orientation {picture.orientation})")
-    image, recoloured = to_srgb(picture.image, settings.background)
-    done += recoloured
+        changes.append(f"turned upright (EXIF orientation {picture.orientation})")
+    image, colour_changes = to_srgb(picture.image, settings.background)
+    changes += colour_changes
     window = crop_window(image.size, (settings.width, settings.height), row)
     scale = settings.width / (window[2] - window[0])
     resampling = _FILTERS[settings.resample]
     if scale > 1 and resampling is Image.Resampling.BOX:
         resampling = Image.Resampling.BICUBIC  # an average over less than a pixel would show blocks
-        done.append("bicubic, because area is for shrinking")
+        changes.append("bicubic, because area is for shrinking")
     prepared = image.resize((settings.width, settings.height), resampling, box=window)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -108,7 +109,7 @@ def prepare_picture(path: Path, row: Row, settings: PrepareSection) -> tuple[Ima
         format=picture.format,
         mode=picture.mode,
         size=list(image.size),
-        done=done,
+        done=changes,
         crop=[round(edge, 3) for edge in window],
         scale=round(scale, 6),
         upscaled=scale > 1,
@@ -118,22 +119,22 @@ def prepare_picture(path: Path, row: Row, settings: PrepareSection) -> tuple[Ima
 def crop_window(size: tuple[int, int], target: tuple[int, int], row: Row) -> Window:
     """The part of a picture of `size` (width, height) to keep for a prepared picture of size `target`.
 
-    The largest window of the target's aspect, about the row's focus or the centre. For a row with a box, the smallest
-    that holds the box, or the largest that the picture allows. Moved so that it lies within the picture, and, where
-    it can, onto whole pixels.
+    The largest window of the target's aspect ratio, about the row's focus or the centre. For a row with a box, the
+    smallest that contains the box, or the largest that the picture allows. Moved so that it lies within the picture
+    and, where possible, onto whole pixels.
     """
     width, height = size
-    most = min(width, height * target[0] / target[1])
+    widest = min(width, height * target[0] / target[1])
     x, y = row.focus or (0.5, 0.5)
     if row.box:
         left, top, right, bottom = row.box
         x, y = (left + right) / 2, (top + bottom) / 2
-        wanted = max((right - left) * width, (bottom - top) * height * target[0] / target[1], 1.0)
-        most = min(most, wanted)
-    wide, high = most, min(height, most * target[1] / target[0])
-    left = min(max(round(x * width - wide / 2), 0), width - wide)
-    top = min(max(round(y * height - high / 2), 0), height - high)
-    return left, top, left + wide, top + high
+        needed = max((right - left) * width, (bottom - top) * height * target[0] / target[1], 1.0)
+        widest = min(widest, needed)
+    crop_width, crop_height = widest, min(height, widest * target[1] / target[0])
+    left = min(max(round(x * width - crop_width / 2), 0), width - crop_width)
+    top = min(max(round(y * height - crop_height / 2), 0), height - crop_height)
+    return left, top, left + crop_width, top + crop_height
 
 
 def _prepare_file(raw: Path, folder: Path, settings: PrepareSection, row: Row) -> LedgerEntry:

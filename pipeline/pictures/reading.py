@@ -1,4 +1,4 @@
-"""Opening one picture file of any kind, without trusting it."""
+"""Opening one picture file of any format, without trusting it."""
 
 import math
 import re
@@ -11,17 +11,17 @@ from typing import BinaryIO
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-# What Pillow opens with decoders of its own or well-kept C libraries: nothing that starts a program (EPS) or is rare.
+# Formats that Pillow decodes itself or with well-kept C libraries: none that starts a program (EPS) or is rare.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 
-# File names that are pictures to a person, whether or not they can be read here (HEIC cannot).
+# File names that a person takes for pictures, whether or not they can be read here (HEIC cannot).
 _SUFFIXES = """
 .jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .dib .tif .tiff .avif .avifs .jp2 .j2k .jpx .jpc .jpf
 .ppm .pgm .pbm .pnm .heic .heif
 """
 SUFFIXES = frozenset(_SUFFIXES.split())
 
-_TURNS = {
+_ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -44,8 +44,8 @@ class UnreadablePicture(Exception):
 @dataclass(frozen=True)
 class Picture:
     """One decoded picture: image is its first frame, upright, in the mode of the file; format and mode are the
-    file's; orientation is what EXIF said, 1 to 8 (1: upright as stored); frames counts animation frames or pages. None
-    for either: that part of the file is damaged, which costs nothing but itself."""
+    file's; orientation is that of EXIF, 1 to 8 (1: upright as stored); frames counts animation frames or pages. None
+    for either: that part of the file is damaged, and the picture can be used all the same."""
 
     image: Image.Image
     format: str
@@ -61,18 +61,18 @@ def load_picture(path: Path, max_megapixels: float) -> Picture:
         UnreadablePicture: whatever is wrong with the file. One with more than `max_megapixels` is refused by its
             header, before anything is decoded.
     """
-    with _no_more_pixels_than(max_megapixels), _told_plainly(path, max_megapixels), path.open("rb") as file:
+    with _pixel_limit(max_megapixels), _as_unreadable_picture(path, max_megapixels), path.open("rb") as file:
         if not file.read(1):
             raise UnreadablePicture("the file is empty", "Replace it with the picture, or remove it and its row.")
         with _open(file) as image:
             width, height = image.size
             if not 1 <= width * height <= max_megapixels * 1e6:
-                raise _oversized(width * height, max_megapixels)
+                raise _too_large(width * height, max_megapixels)
             stored, mode = _orientation(image), image.mode
             image.load()
-            left = _orientation(image)  # Pillow itself turns a TIFF while it decodes
-            turned = image.transpose(_TURNS[left]) if left in _TURNS else image.copy()
-            return Picture(turned, image.format or "", mode, stored, _count_frames(file))
+            remaining = _orientation(image)  # Pillow itself turns a TIFF while it decodes
+            upright = image.transpose(_ORIENTATIONS[remaining]) if remaining in _ORIENTATIONS else image.copy()
+            return Picture(upright, image.format or "", mode, stored, _count_frames(file))
 
 
 def _open(file: BinaryIO) -> Image.Image:
@@ -83,13 +83,13 @@ def _open(file: BinaryIO) -> Image.Image:
 def _orientation(image: Image.Image) -> int | None:
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # Pillow's parsers raise many kinds; the caller says that EXIF could not be read
+    except Exception:  # Pillow's parsers raise many kinds; the ledger notes that EXIF could not be read
         return None
-    return orientation if isinstance(orientation, int) and orientation in _TURNS else 1
+    return orientation if isinstance(orientation, int) and orientation in _ORIENTATIONS else 1
 
 
 def _count_frames(file: BinaryIO) -> int | None:
-    """Counted on a second look at the file: counting moves through an animation."""
+    """The file is opened a second time: counting moves through an animation."""
     file.seek(0)
     try:
         with _open(file) as image:
@@ -99,8 +99,8 @@ def _count_frames(file: BinaryIO) -> int | None:
 
 
 @contextmanager
-def _no_more_pixels_than(megapixels: float) -> Iterator[None]:
-    """Set Pillow's own limit, which its decoders ask before they reserve memory: it refuses above twice its number."""
+def _pixel_limit(megapixels: float) -> Iterator[None]:
+    """Set Pillow's own limit, which its decoders check before they allocate memory. They refuse above twice as many."""
     before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = max(1, math.ceil(megapixels * 1e6 / 2))
     try:
@@ -112,7 +112,7 @@ def _no_more_pixels_than(megapixels: float) -> Iterator[None]:
 
 
 @contextmanager
-def _told_plainly(path: Path, max_megapixels: float) -> Iterator[None]:
+def _as_unreadable_picture(path: Path, max_megapixels: float) -> Iterator[None]:
     replace = "Replace it with a whole picture, or remove it and its row."
     try:
         yield
@@ -120,21 +120,21 @@ def _told_plainly(path: Path, max_megapixels: float) -> Iterator[None]:
         raise
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\d+", str(error))
-        raise _oversized(int(pixels[0]) if pixels else None, max_megapixels) from None
+        raise _too_large(int(pixels[0]) if pixels else None, max_megapixels) from None
     except UnidentifiedImageError:
         if path.suffix.lower() in (".heic", ".heif"):
             raise UnreadablePicture("HEIC pictures cannot be read", "Convert it to JPEG or PNG.") from None
-        found = f"corrupt, or not a picture of a known kind ({', '.join(FORMATS)})"
+        found = f"corrupt, or not a picture of a known format ({', '.join(FORMATS)})"
         raise UnreadablePicture(found, replace) from None
     except OSError as error:
         if error.errno is not None:
             raise UnreadablePicture(f"the file cannot be opened ({error.strerror})", "Make it readable.") from None
-        raise UnreadablePicture(f"corrupt or truncated picture ({_brief(error)})", replace) from None
+        raise UnreadablePicture(f"corrupt or truncated picture ({_summary(error)})", replace) from None
     except Exception as error:
-        raise UnreadablePicture(f"corrupt picture ({_brief(error)})", replace) from None
+        raise UnreadablePicture(f"corrupt picture ({_summary(error)})", replace) from None
 
 
-def _oversized(pixels: int | None, max_megapixels: float) -> UnreadablePicture:
+def _too_large(pixels: int | None, max_megapixels: float) -> UnreadablePicture:
     if pixels is not None and pixels < 1:
         return UnreadablePicture("a picture without pixels", "Replace it, or remove it and its row.")
     size = f"{pixels / 1e6:.4g} megapixels" if pixels else "too many pixels"
@@ -144,6 +144,6 @@ def _oversized(pixels: int | None, max_megapixels: float) -> UnreadablePicture:
     )
 
 
-def _brief(error: Exception) -> str:
+def _summary(error: Exception) -> str:
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     return ascii(text)[1:-1][:120]

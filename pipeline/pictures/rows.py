@@ -1,4 +1,4 @@
-"""One row of metadata.jsonl: what it may say, and how its mistakes are told."""
+"""One row of metadata.jsonl: its columns, their values and their mistakes."""
 
 import difflib
 import json
@@ -70,12 +70,12 @@ def parse_object(line: str) -> dict[str, Any] | Fault:
     if not isinstance(value, dict):
         return f"found {escaped(value)}, not a JSON object", example
     if repeated:
-        return f"the key {escaped(repeated[0])} stands twice", "Keep one of them."
+        return f"the key {escaped(repeated[0])} occurs twice", "Keep one of them."
     return value
 
 
 def parse_row(columns: Mapping[str, Any]) -> tuple[Row | None, list[Fault]]:
-    """The row that a line's columns make, if they do, and everything that is wrong with them."""
+    """The row of a line's columns, if they are valid, and everything that is wrong with them."""
     faults: list[Fault] = []
     row = None
     try:
@@ -95,27 +95,27 @@ def parse_row(columns: Mapping[str, Any]) -> tuple[Row | None, list[Fault]]:
     return (None if faults else row), faults
 
 
-def unread_columns(columns: Mapping[str, Any]) -> dict[str, str]:
-    """Columns that look like `focus` or `box` misspelt, and which of the two."""
-    near = {}
+def misspelt_columns(columns: Mapping[str, Any]) -> dict[str, str]:
+    """Columns whose names look like `focus` or `box` misspelt, and which of the two."""
+    misspelt = {}
     for column in columns.keys() - Row.model_fields.keys():
-        plain = re.sub(r"[^a-z]", "", column.lower())
-        for match in difflib.get_close_matches(plain, ("focus", "box", "focuspoint", "cropbox"), n=1, cutoff=0.8):
+        letters = re.sub(r"[^a-z]", "", column.lower())
+        for match in difflib.get_close_matches(letters, ("focus", "box", "focuspoint", "cropbox"), n=1, cutoff=0.8):
             field = "focus" if match.startswith("focus") else "box"
             if field not in columns:
-                near[column] = field
-    return near
+                misspelt[column] = field
+    return misspelt
 
 
 def escaped(value: object) -> str:
-    """A value as a message can show it: short, on one line, nothing that moves a terminal's cursor."""
-    brief = reprlib.Repr()
-    brief.maxstring = brief.maxother = 80
-    return printable(brief.repr(value))
+    """A value for a message: shortened, on one line, without terminal control sequences."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 80
+    return printable(short.repr(value))
 
 
 def printable(text: object) -> str:
-    """A text or path with everything escaped that a terminal or a file cannot show."""
+    """A text or path with every character escaped that a terminal or a file cannot show."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
@@ -131,7 +131,7 @@ def _field_fault(field: str, columns: Mapping[str, Any]) -> Fault:
 
 
 def name_faults(name: str) -> list[Fault]:
-    """At most one fault of a file name: the first that must be fixed."""
+    """What is wrong with a file name: at most one fault, the first that must be fixed."""
     within = "Put the picture directly beside metadata.jsonl and write only its name."
     split = _SPLIT_WORD.search(name.rpartition(".")[0] or name)
     if not name.strip():
@@ -143,11 +143,13 @@ def name_faults(name: str) -> list[Fault]:
     if "/" in name:
         return [(f"file_name {escaped(name)} lies in a subfolder; a set is one flat folder", within)]
     if name.startswith("."):
-        return [(f"file_name {escaped(name)} begins with a dot, so `datasets` would not see it", "Rename the picture.")]
+        return [(f"file_name {escaped(name)} begins with a dot, so `datasets` would skip it", "Rename the picture.")]
     if "::" in name:
-        return [(f"file_name {escaped(name)} holds '::', which `datasets` cannot open", "Rename the picture.")]
+        return [(f"file_name {escaped(name)} contains '::', which `datasets` cannot open", "Rename the picture.")]
     if split:
-        found = f"file_name {escaped(name)} holds the word {split[1]!r}, which `datasets` takes for a split of the set"
+        found = (
+            f"file_name {escaped(name)} contains the word {split[1]!r}, which `datasets` takes for a split of the set"
+        )
         return [(found, "Rename the picture.")]
     if len(name.encode()) > 240:
         return [(f"file_name {escaped(name)} is longer than 240 bytes", "Rename the picture.")]

@@ -1,21 +1,14 @@
 """What the pocket learns from: painted landscapes with captions, landscapes between two captions, and textures."""
 
-import multiprocessing
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from pipeline.landscapes.painter import paint, paint_between
 from pipeline.landscapes.textures import dead_leaves, spectral_noise
 from pipeline.landscapes.world import Scene, caption, draw_scene
 from pipeline.pocket.layout import SIDE
-
-Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -53,11 +46,3 @@ def paint_texture(index: int, seed: int) -> NDArray[np.uint8]:
     """Texture number `index`: (128, 128, 3) uint8; two of three are dead leaves, the third is spectral noise."""
     make = spectral_noise if index % 3 == 2 else dead_leaves
     return make(seed * 10_000_000 + index, SIDE, SIDE)
-
-
-def make_many(make: Callable[..., Made], count: int, *arguments: object, label: str, workers: int) -> Iterator[Made]:
-    """`make(index, *arguments)` for each index below `count`, in order, over processes, with a progress bar."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        repeated = ([argument] * count for argument in arguments)
-        yield from tqdm(pool.map(make, range(count), *repeated, chunksize=64), total=count, desc=label, unit="picture")

@@ -1,4 +1,4 @@
-"""Stage `check`: everything is validated before anything is made or removed."""
+"""Stage `check`: validate everything before any output is made or removed."""
 
 import importlib.util
 from pathlib import Path
@@ -8,45 +8,48 @@ from pipeline.base.device import choose_device, find_dtype_problems
 from pipeline.errors import Problem, UserError
 from pipeline.outputs import atomic_file
 from pipeline.params import Params, load_params
-from pipeline.pictures.imagefolder import CaptionLength, find_problems, read_rows
+from pipeline.pictures.imagefolder import CaptionLength, find_problems
+from pipeline.pictures.metadata import read_rows
 
 CHECKED = Path("data/checked.txt")
 RAW = Path("data/raw")
+MEMORY = Path(".work/checked")
 
 
 def run() -> None:
-    """Write a constant file when all is well; every prepare depends on it.
+    """Write a constant file when there are no problems; every prepare depends on it.
 
     Raises:
         UserError: with every problem of the params, the sets, the morphs and the base.
     """
     params = load_params()
     problems = find_base_problems(params.base)
-    measure = None if problems else _caption_length(params)
+    caption_length = None if problems else _caption_length(params)
     problems += [] if problems else _target_problems(params)
     problems += _device_problems(params)
     for key, spec in params.sets.items():
         problems += find_problems(
             RAW / key,
             max_megapixels=spec.prepare.max_megapixels,
-            caption_length=measure,
+            caption_length=caption_length,
             workers=params.machine.workers,
+            memory=MEMORY / f"{key}.txt",
         )
     problems += _train_problems(params)
     problems += _lpips_problems(params)
     problems += _keyframe_problems(params)
-    problems += _place_problems()
+    problems += _path_problems()
     if problems:
         raise UserError(*problems)
     with atomic_file(CHECKED) as path:
         path.write_text("params, sets, morphs and base are in order\n", encoding="utf-8")
 
 
-def _place_problems() -> list[Problem]:
-    """`datasets` reads these characters in any folder above as patterns, and then finds no pictures."""
-    here = Path.cwd()
-    if set("[]*?") & set(str(here)):
-        return [Problem(str(here), "the path has one of [ ] * ? in it", "Move the project to a path without them.")]
+def _path_problems() -> list[Problem]:
+    """`datasets` takes these characters in the project's path for a pattern, and then finds no pictures."""
+    project = Path.cwd()
+    if set("[]*?") & set(str(project)):
+        return [Problem(str(project), "the path contains one of [ ] * ?", "Move the project to a path without them.")]
     return []
 
 
@@ -58,7 +61,7 @@ def _device_problems(params: Params) -> list[Problem]:
 
 
 def _train_problems(params: Params) -> list[Problem]:
-    """What training would stumble over."""
+    """Values of the `train` sections that cannot work, alone or together."""
     problems = []
     for key, spec in params.sets.items():
         settings, where = spec.train, f"params.yaml: sets.{key}: train"
@@ -81,7 +84,7 @@ def _train_problems(params: Params) -> list[Problem]:
 
 
 def _lpips_problems(params: Params) -> list[Problem]:
-    """Weights for LPIPS that cannot be used. Without them nothing is wrong: the distance is optional."""
+    """Weights for LPIPS that cannot be used. None at all are fine: the distance is optional."""
     if params.evaluate.lpips is None:
         if params.evaluate.lpips_digest is None:
             return []
@@ -93,15 +96,15 @@ def _lpips_problems(params: Params) -> list[Problem]:
 
 def _target_problems(params: Params) -> list[Problem]:
     """Layers that the base does not have; looked up in its config, without its weights."""
-    named = [spec.train for spec in params.sets.values() if not isinstance(spec.train.targets, str)]
-    if not named:
+    by_name = [spec.train for spec in params.sets.values() if not isinstance(spec.train.targets, str)]
+    if not by_name:
         return []
     from pipeline.base.opening import denoiser_without_weights
     from pipeline.training.pack import layers_of
 
     denoiser = denoiser_without_weights(params.base)
     problems: dict[str, Problem] = {}
-    for settings in named:
+    for settings in by_name:
         try:
             layers_of(denoiser, settings.targets, settings.rank)
         except UserError as error:
@@ -126,15 +129,15 @@ def _keyframe_problems(params: Params) -> list[Problem]:
         try:
             names = [row.file_name for row in read_rows(RAW / morph.set)]
         except UserError:
-            continue  # the set's own problems are told already
+            continue  # the set's own problems are reported already
         for index, keyframe in enumerate(morph.keyframes):
             if keyframe not in names:
-                shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+                some = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
                 problems.append(
                     Problem(
                         f"params.yaml: morphs.{key}.keyframes.{index}",
                         f"{keyframe!r} is not in the set {morph.set}",
-                        f"Choose from: {shown}.",
+                        f"Choose from: {some}.",
                     )
                 )
     return problems

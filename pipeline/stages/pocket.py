@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +19,12 @@ from pipeline.base.stable_diffusion import StableDiffusion
 from pipeline.errors import Problem, UserError
 from pipeline.landscapes.world import VOCABULARY
 from pipeline.outputs import atomic_folder
+from pipeline.parallel import count_workers, parallel_map
 from pipeline.params import PocketSection, load_params
 from pipeline.pocket.autoencoder import encode_all, train_autoencoder
 from pipeline.pocket.denoiser import train_denoiser
 from pipeline.pocket.layout import build_scheduler, save_pocket
-from pipeline.pocket.paintings import Captioned, make_many, paint_captioned, paint_texture
+from pipeline.pocket.paintings import Captioned, paint_captioned, paint_texture
 from pipeline.pocket.progress import LogMetrics
 from pipeline.pocket.sheet import sample_sheet
 from pipeline.pocket.tokenizer import build_tokenizer
@@ -92,9 +93,11 @@ def train_pocket(
     settings: PocketSection, device: torch.device, work: Path, out: Path, tracker: Tracker, workers: int | None
 ) -> None:
     """Paint, train the autoencoder, encode, train the denoiser, save."""
-    workers = workers or os.cpu_count() or 1
+    workers = count_workers(workers, settings.paintings, alone_below=64)
     paintings, captions = _paintings(settings, work, workers)
-    textures = make_many(paint_texture, settings.textures, settings.seed, label="textures", workers=workers)
+    textures = parallel_map(
+        partial(paint_texture, seed=settings.seed), range(settings.textures), workers, label="textures"
+    )
     share = paintings[: max(1, settings.textures * 3 // 2)]
     pictures = torch.cat([share, *(_tensor(texture)[None] for texture in textures)])
     autoencoder = train_autoencoder(pictures, len(share), settings, work, device, _logger(tracker, "autoencoder"))
@@ -115,11 +118,9 @@ def train_pocket(
 
 
 def _paintings(settings: PocketSection, work: Path, workers: int) -> tuple[torch.Tensor, list[Captioned]]:
-    painted = make_many(
-        paint_captioned, settings.paintings, settings.seed, settings.between, label="paint", workers=workers
-    )
+    paint = partial(paint_captioned, seed=settings.seed, between=settings.between)
     pictures, captions = [], []
-    for picture, captioned in painted:
+    for picture, captioned in parallel_map(paint, range(settings.paintings), workers, label="paint"):
         pictures.append(_tensor(picture))
         captions.append(captioned)
     return torch.stack(pictures), captions

@@ -38,7 +38,7 @@ def test_a_changed_file_is_noticed_by_the_pin(folder: Path) -> None:
     assert "has changed" in problem.found
 
 
-def test_a_base_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_base(tmp_path: Path) -> None:
     missing = BaseSection(source=str(tmp_path / "nowhere"), revision=None, config=None, dtype="float32")
     (problem,) = find_base_problems(missing)
     assert "there is no folder" in problem.found
@@ -64,11 +64,15 @@ def test_a_base_that_is_not_there(tmp_path: Path) -> None:
         (lambda f: weights(f).rename(weights(f).with_suffix(".bin")), "pickled"),
         (lambda f: weights(f).write_bytes(b""), "not a safetensors file"),
         (lambda f: weights(f).write_bytes(weights(f).read_bytes()[:-1]), "cut off or damaged"),
-        (lambda f: weights(f).write_bytes(weights(f).read_bytes()[:50]), "not a safetensors file, or cut off"),
-        (lambda f: weights(f).write_bytes(b"\x08" + bytes(7) + b"not json" + bytes(64)), "header is damaged"),
+        (
+            lambda f: weights(f).write_bytes(weights(f).read_bytes()[:50]),
+            "not a safetensors file (invalid header length)",
+        ),
+        (lambda f: weights(f).write_bytes(weights(f).read_bytes() + b"\0"), "cut off or damaged"),
+        (lambda f: weights(f).write_bytes(b"\x08" + bytes(7) + b"not json" + bytes(64)), "(invalid JSON in header"),
     ],
 )
-def test_damage_is_told_with_the_file(folder: Path, damage, expected: str) -> None:
+def test_damage_is_reported_with_the_file(folder: Path, damage, expected: str) -> None:
     pinned = section(folder)
     damage(folder)
     found = find_base_problems(pinned)
@@ -82,7 +86,7 @@ def set_prediction_type(folder: Path, name: str) -> None:
 
 
 def shard(folder: Path) -> None:
-    """Weights in two files, of which the second did not arrive."""
+    """Weights in two files, of which the second is missing."""
     stem = "diffusion_pytorch_model"
     weights(folder).rename(folder / "unet" / f"{stem}-00001-of-00002.safetensors")
     parts = {"a": f"{stem}-00001-of-00002.safetensors", "b": f"{stem}-00002-of-00002.safetensors"}

@@ -23,7 +23,7 @@ def add(*arguments: object) -> Result:
 
 
 def refused(*arguments: object) -> list[str]:
-    """What `add` says when it refuses; nothing may have changed."""
+    """The problems that `add` reports; nothing may have changed."""
     before = contents(Path())
     folders = sorted(path for path in Path().rglob("*") if path.is_dir())
     answer = add(*arguments)
@@ -140,16 +140,16 @@ def test_the_shipped_file_itself_keeps_every_byte(project: Path, pictures: list[
 def test_nothing_is_overwritten(project: Path, pictures: list[Path], key: str) -> None:
     (project / "data/raw/taken").mkdir()
     (problem,) = refused(key, *pictures, *CAPTIONS)
-    assert problem == f"KEY: {key!r} is there already. Choose another key; nothing is overwritten."
+    assert problem == f"KEY: {key!r} exists already. Choose another key; nothing is overwritten."
 
 
 @pytest.mark.parametrize("key", ["My Own", "../up", "späte", "-x", ""])
-def test_a_key_that_is_none(project: Path, pictures: list[Path], key: str) -> None:
+def test_an_invalid_key(project: Path, pictures: list[Path], key: str) -> None:
     (problem,) = refused("--caption", "a", "--caption", "b", "--", key, *pictures)
     assert problem.startswith(f"KEY: found {key!r}. Allowed: lower-case letters")
 
 
-def test_all_mistakes_of_the_command_are_told_at_once(project: Path, pictures: list[Path]) -> None:
+def test_all_mistakes_of_the_command_are_reported_at_once(project: Path, pictures: list[Path]) -> None:
     problems = refused("No Key", pictures[0], "nowhere.jpg", pictures[0], "--caption", "one")
     assert len(problems) == 5
     for start in ("KEY: ", "--caption: 1 captions for 3 pictures", "nowhere.jpg: there is no such file"):
@@ -159,7 +159,7 @@ def test_all_mistakes_of_the_command_are_told_at_once(project: Path, pictures: l
     assert problem.startswith("PICTURES: 1 given")
 
 
-def test_pictures_that_are_none_are_refused_and_nothing_is_left(project: Path, pictures: list[Path]) -> None:
+def test_files_that_are_not_pictures_are_refused_and_nothing_is_left(project: Path, pictures: list[Path]) -> None:
     cut, text = project.parent / "cut.jpg", project.parent / "text.png"
     cut.write_bytes(pictures[0].read_bytes()[:300])
     text.write_text("no picture")
@@ -177,7 +177,7 @@ def test_captions_and_names_that_a_set_cannot_have_are_refused(project: Path, pi
     assert ["blank" in problems[0], "'test'" in problems[1]] == [True, True] and len(problems) == 2
 
 
-def test_a_faulty_params_file_is_told_first(project: Path, pictures: list[Path]) -> None:
+def test_an_invalid_params_file_is_reported_first(project: Path, pictures: list[Path]) -> None:
     edit(Path("params.yaml"), lambda text: text.replace("  rank: 2", "  rank: many"))
     (problem,) = refused("my-own", *pictures, *CAPTIONS)
     assert problem.startswith("params.yaml: train.rank: found 'many'")

@@ -20,7 +20,7 @@ def finished(ran: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return ran
 
 
-def test_unasked_a_clip_is_the_morphs_own(finished: Path, tmp_path: Path) -> None:
+def test_without_options_a_clip_is_the_morphs_own(finished: Path, tmp_path: Path) -> None:
     own = finished / "data/morphs/hills"
     for kind in ("mp4", "webp"):
         assert clip.run("hills", tmp_path / f"a.{kind}").read_bytes() == (own / f"morph.{kind}").read_bytes()
@@ -30,7 +30,7 @@ def test_unasked_a_clip_is_the_morphs_own(finished: Path, tmp_path: Path) -> Non
     }
 
 
-def test_pace_rest_and_size_are_as_asked(finished: Path, tmp_path: Path) -> None:
+def test_frame_rate_hold_and_size_are_as_given(finished: Path, tmp_path: Path) -> None:
     count = len(list((finished / "data/morphs/hills/frames").iterdir()))
     with Image.open(clip.run("hills", tmp_path / "a.gif", fps=20, hold=1, size=48)) as gif:
         assert max(gif.size) == 48 and gif.n_frames == count
@@ -70,33 +70,33 @@ def test_real_ends_are_in_every_clip(finished: Path, tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "said"),
+    ("name", "options", "message"),
     [
         ("a.avi", {}, "ends in .mp4, .webp, .gif, or a folder"),
         ("a.gif", {"fps": 60.0}, "GIFs play at most 50"),
         ("a.mp4", {"fps": 0.0}, "--fps: found 0"),
         ("a.mp4", {"hold": -1.0}, "--hold: found -1"),
         ("a.mp4", {"size": 8}, "--size: found 8"),
-        ("there.mp4", {}, "there already"),
-        ("mine", {"force": True}, "more than PNGs"),
-        ("folder.mp4", {"force": True}, "there already"),
+        ("there.mp4", {}, "exists already"),
+        ("mine", {"force": True}, "other files than PNGs"),
+        ("folder.mp4", {"force": True}, "exists already"),
     ],
 )
 def test_what_cannot_be_written_is_refused(
-    finished: Path, tmp_path: Path, name: str, options: dict[str, float], said: str
+    finished: Path, tmp_path: Path, name: str, options: dict[str, float], message: str
 ) -> None:
     (tmp_path / "there.mp4").write_bytes(b"mine")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/letter.txt").write_text("dear")
     (tmp_path / "folder.mp4").mkdir()
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         clip.run("hills", tmp_path / name, **options)  # type: ignore[arg-type]
     assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / "there.mp4").read_bytes() == b"mine"
 
 
-def test_an_unmade_or_unknown_morph_is_told(project: Path, tmp_path: Path) -> None:
+def test_a_missing_or_unknown_morph_is_reported(project: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="dvc repro morph@hills"):
         clip.run("hills", tmp_path / "a.mp4")
     with pytest.raises(UserError, match="morphs"):

@@ -14,8 +14,8 @@ from tests.project import paint
 @pytest.mark.parametrize(
     ("name", "key"), [("Großer See (2)", "grosser-see-2"), ("a_b.c", "a-b-c"), ("山", ""), ("--x--", "x"), ("É", "e")]
 )
-def test_names_become_plain_keys(name: str, key: str) -> None:
-    assert quick.plain(name) == key
+def test_names_become_valid_keys(name: str, key: str) -> None:
+    assert quick.slugify(name) == key
 
 
 @pytest.fixture
@@ -64,18 +64,18 @@ def test_pictures_become_a_set_and_a_morph_and_the_clip_is_written(
 def test_nothing_is_made_or_replaced_for_a_mistake(project: Path, own: list[Path], runs: list[list[str]]) -> None:
     before = (project / "params.yaml").read_bytes()
     (project / "there.mp4").write_bytes(b"mine")
-    for out, captions, said in (
+    for out, captions, message in (
         ("clip.avi", ["a", "b"], "ends in .mp4, .webp, .gif, or a folder"),
-        ("there.mp4", ["a", "b"], "there already"),
+        ("there.mp4", ["a", "b"], "exists already"),
         ("clip.mp4", ["a"], "1 captions for 2 pictures"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             quick.run(own, captions, Path(out))
     assert not runs and (project / "params.yaml").read_bytes() == before
     assert (project / "there.mp4").read_bytes() == b"mine"
 
 
-def test_a_pipeline_that_stops_is_told_with_the_way_on(
+def test_a_pipeline_that_fails_is_reported_with_what_to_do(
     project: Path, own: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subprocess, "call", lambda command: 255)

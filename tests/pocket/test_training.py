@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -6,13 +7,14 @@ from diffusers import StableDiffusionPipeline
 from torch import nn
 
 from pipeline.landscapes.world import HELD_OUT, VOCABULARY
+from pipeline.parallel import parallel_map
 from pipeline.params import PocketSection
 from pipeline.pocket import progress
 from pipeline.pocket.autoencoder import batch_standardised, encode_all, train_autoencoder
 from pipeline.pocket.denoiser import DENSE_CENTRE, DENSE_WIDTH, draw_timesteps, train_denoiser
 from pipeline.pocket.layout import build_autoencoder, build_scheduler, fix_posterior_std, save_pocket, standardise
 from pipeline.pocket.optimizers import ViewedMuon, adamw, as_matrix, muon_and_adamw
-from pipeline.pocket.paintings import make_many, paint_captioned, paint_texture
+from pipeline.pocket.paintings import paint_captioned, paint_texture
 from pipeline.pocket.progress import Training, batches, warmed_cosine
 from pipeline.pocket.tokenizer import build_tokenizer
 
@@ -181,7 +183,7 @@ def test_trained_paintings_stay_clear_of_the_held_out_seeds() -> None:
 
 def test_pictures_come_in_order_from_many_processes() -> None:
     serial = [paint_texture(index, 1) for index in range(3)]
-    parallel = list(make_many(paint_texture, 3, 1, label="x", workers=2))
+    parallel = list(parallel_map(partial(paint_texture, seed=1), range(3), workers=2))
     assert all((a == b).all() for a, b in zip(serial, parallel, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""`check` tells all mistakes at once, each with its place and its fixing, and touches nothing."""
+"""`check` reports all mistakes at once, each with its place and its fix, and changes nothing."""
 
 import json
 import re
@@ -11,7 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from tests.project import DOTS, contents, edit, paint, with_entries, with_values
+from pipeline.pictures import integrity, reading
+from tests.project import DOTS, HILLS, contents, edit, paint, with_entries, with_values
 
 LONG = "hill " * 80
 
@@ -27,7 +28,7 @@ def checked() -> list[str]:
 
 
 def bomb(path: Path) -> None:
-    """A PNG of 100 bytes that says it has 900 million pixels."""
+    """A PNG of 100 bytes whose header declares 900 million pixels."""
     chunks = [
         (b"IHDR", struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)),
         (b"IDAT", zlib.compress(b"")),
@@ -86,36 +87,38 @@ EXPECTED = {
 }
 
 
-def test_every_mistake_is_told_at_once_with_its_place_and_its_mending(broken: Path) -> None:
-    before = contents(broken)
+def test_every_mistake_is_reported_at_once_with_its_place_and_its_fix(broken: Path) -> None:
+    before = contents(broken, ".work")
     problems = checked()
     for pattern, kind in EXPECTED.items():
-        assert [problem for problem in problems if re.fullmatch(pattern, problem)], f"{kind} is not told:\n{problems}"
+        assert [problem for problem in problems if re.fullmatch(pattern, problem)], (
+            f"{kind} is not reported:\n{problems}"
+        )
     assert len(problems) == len(EXPECTED), problems
-    assert contents(broken) == before, "check changed something"
+    assert contents(broken, ".work") == before, "check changed something"
 
 
-def test_the_mistakes_of_a_broken_base_are_told_beside_those_of_the_sets(broken: Path) -> None:
+def test_the_mistakes_of_a_broken_base_are_reported_beside_those_of_the_sets(broken: Path) -> None:
     unet = broken / "bases/tiny/unet/diffusion_pytorch_model.safetensors"
     unet.write_bytes(unet.read_bytes()[:-100])
     (broken / "bases/tiny/scheduler/scheduler_config.json").unlink()
-    before = contents(broken)
+    before = contents(broken, ".work")
     problems = checked()
     assert [p for p in problems if re.match(r"\S*unet/diffusion_pytorch_model\.safetensors: cut off or damaged", p)]
     assert [p for p in problems if re.match(r"\S*scheduler/scheduler_config\.json: the file is missing", p)]
-    # How many tokens a caption has, only a whole base can say.
+    # Without the base's tokenizer the tokens of a caption are not counted.
     assert len(problems) == len(EXPECTED) - 1 + 2
-    assert contents(broken) == before
+    assert contents(broken, ".work") == before
 
 
-def test_a_base_that_is_not_there(project: Path) -> None:
+def test_a_missing_base(project: Path) -> None:
     edit(project / "params.yaml", lambda text: with_values(text, {"base.source": "bases/none"}))
     shutil.rmtree(project / "bases")
     (problem,) = checked()
     assert problem.startswith("params.yaml: base.source: ") and "bases/none" in problem
 
 
-def test_a_base_that_is_not_the_pinned_one_is_told_with_what_to_write(project: Path) -> None:
+def test_a_base_that_is_not_the_pinned_one_is_reported_with_what_to_write(project: Path) -> None:
     config = project / "bases/tiny/unet/config.json"
     edit(config, lambda text: text + "\n")
     (problem,) = checked()
@@ -125,7 +128,7 @@ def test_a_base_that_is_not_the_pinned_one_is_told_with_what_to_write(project: P
     assert CliRunner().invoke(app, ["check"]).exit_code == 0
 
 
-def test_wrong_params_are_told_before_anything_is_looked_at(project: Path) -> None:
+def test_wrong_params_are_reported_before_anything_else_is_checked(project: Path) -> None:
     edit(project / "params.yaml", lambda text: with_values(text, {"train.rank": 0, "morph.fps": "fast"}))
     before = contents(project)
     problems = checked()
@@ -136,17 +139,44 @@ def test_wrong_params_are_told_before_anything_is_looked_at(project: Path) -> No
     assert contents(project) == before
 
 
-def test_what_is_in_order_passes_and_leaves_one_constant_file(project: Path, tmp_path: Path) -> None:
+def test_a_valid_project_passes_and_gets_one_constant_file(project: Path, tmp_path: Path) -> None:
     before = contents(project)
     answer = CliRunner().invoke(app, ["check"])
     assert (answer.exit_code, answer.stderr) == (0, "")
-    made = contents(project)
+    made = contents(project, ".work")
     constant = made.pop("data/checked.txt")
     assert made == before
     edit(project / "params.yaml", lambda text: with_values(text, {"train.rank": 3}))
     edit(project / "data/raw/hills/metadata.jsonl", lambda text: text.replace("a blue hill", "a blue lake"))
     assert CliRunner().invoke(app, ["check"]).exit_code == 0
     assert (project / "data/checked.txt").read_bytes() == constant, "every prepare would run again"
+
+
+def test_other_params_do_not_decode_pictures_again_but_other_limits_and_other_pictures_do(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[str] = []
+
+    def load_picture(path: Path, max_megapixels: float) -> reading.Picture:
+        decoded.append(path.name)
+        return reading.load_picture(path, max_megapixels)
+
+    def check_again() -> list[str]:
+        decoded.clear()
+        assert CliRunner().invoke(app, ["check"]).exit_code == 0
+        return sorted(decoded)
+
+    monkeypatch.setattr(integrity, "load_picture", load_picture)
+    everything = sorted([*HILLS, *DOTS])
+    assert check_again() == everything
+    edit(project / "params.yaml", lambda text: with_values(text, {"train.rank": 3, "machine.workers": 2}))
+    assert check_again() == []
+    paint(project / "data/raw/hills/blue.png", 77)
+    assert check_again() == ["blue.png"]
+    edit(project / "params.yaml", lambda text: with_values(text, {"prepare.max_megapixels": 90.0}))
+    assert check_again() == everything
+    shutil.rmtree(project / ".work/checked")
+    assert check_again() == everything
 
 
 def test_a_failing_check_leaves_no_file_of_its_own(project: Path) -> None:
@@ -156,35 +186,35 @@ def test_a_failing_check_leaves_no_file_of_its_own(project: Path) -> None:
     assert not (project / "data/checked.txt").exists()
 
 
-def test_a_project_without_morphs_is_in_order(project: Path) -> None:
+def test_a_project_without_morphs_is_valid(project: Path) -> None:
     edit(
         project / "params.yaml", lambda text: with_entries(text, "morphs", "").replace("\nmorphs:\n", "\nmorphs: {}\n")
     )
     assert CliRunner().invoke(app, ["check"]).exit_code == 0
 
 
-def test_train_params_that_cannot_work_together_are_told(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_params_that_cannot_work_together_are_reported(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     values = {"train.patience": 3, "train.optimizer": "adamw8bit", "train.warmup": 6, "train.targets": "[to_q, to_z]"}
     edit(project / "params.yaml", lambda text: with_values(text, values))
-    said = "\n".join(checked())
+    problems = "\n".join(checked())
     for part in (
         "sets.hills: train.patience: there are no losses to stop by",
         "sets.hills: train.optimizer: adamw8bit needs the package bitsandbytes",
         "sets.hills: train.warmup: 6 steps of warm-up in a training of 6",
         "train.targets: no layer is called to_z",
     ):
-        assert part in said, part
-    assert said.count("to_z") == 1, "once, not once for each set"
+        assert part in problems, part
+    assert problems.count("to_z") == 1, "once, not once for each set"
 
 
-def test_layers_by_name_and_stopping_with_losses_are_in_order(project: Path) -> None:
+def test_layers_by_name_and_stopping_with_losses_are_valid(project: Path) -> None:
     values = {"train.targets": "[to_q, ff.net.2]", "train.patience": 2, "train.validate_every": 1}
     edit(project / "params.yaml", lambda text: with_values(text, values))
     assert CliRunner().invoke(app, ["check"]).exit_code == 0
 
 
-def test_weights_of_lpips_that_cannot_be_used_are_told_with_the_command_that_makes_them(project: Path) -> None:
+def test_weights_of_lpips_that_cannot_be_used_are_reported_with_the_command_that_makes_them(project: Path) -> None:
     params = project / "params.yaml"
     edit(params, lambda text: with_values(text, {"evaluate.lpips_digest": "sha256:00"}))
     assert checked() == ["params.yaml: evaluate.lpips_digest: there is no evaluate.lpips to pin. Write null."]

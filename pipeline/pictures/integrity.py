@@ -1,0 +1,92 @@
+"""Which picture files are whole. The same content is decoded once and then known by its SHA-256."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import TypeVar
+
+import PIL
+
+from pipeline.outputs import atomic_file
+from pipeline.parallel import count_workers, parallel_map
+from pipeline.pictures.reading import UnreadablePicture, load_picture
+from pipeline.pictures.rows import Fault
+
+Result = TypeVar("Result")
+
+_MANY = 51
+"""Fewer pictures are read in one process and without a progress bar."""
+
+
+def find_faults(
+    paths: Sequence[Path], max_megapixels: float, *, label: str, workers: int | None = None, memory: Path | None = None
+) -> dict[Path, Fault]:
+    """The files among `paths` that are not whole pictures of at most `max_megapixels`, and what is wrong with each.
+
+    memory: a file that keeps the digests of whole pictures from one call to the next. Only content counts, never a time
+    stamp, and only for the same limit, the same code of this room and the same Pillow. Where the file is missing or
+    damaged, or cannot be written, all pictures are decoded again.
+    """
+    digests = dict(zip(paths, _map(_digest, paths, workers, f"hash {label}"), strict=True))
+    key = f"{_code_digest()} {max_megapixels!r}"
+    known = _read_memory(memory, key) if memory else frozenset()
+    whole = {digest for digest in digests.values() if digest in known}
+    unknown = [path for path, digest in digests.items() if digest not in known]
+    faults = {}
+    results = _map(partial(_inspect, max_megapixels=max_megapixels), unknown, workers, f"check {label}")
+    for path, (fault, digest) in zip(unknown, results, strict=True):
+        if fault:
+            faults[path] = fault
+        elif digest and digest == digests[path]:  # else it changed meanwhile: which content was decoded?
+            whole.add(digest)
+    if memory and whole != known:
+        _write_memory(memory, key, whole)
+    return faults
+
+
+def _map(
+    function: Callable[[Path], Result], paths: Sequence[Path], workers: int | None, label: str
+) -> Iterator[Result]:
+    processes = count_workers(workers, len(paths), alone_below=_MANY)
+    return parallel_map(function, paths, processes, label if len(paths) >= _MANY else None)
+
+
+def _digest(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None  # decoding it reports what is wrong
+
+
+def _inspect(path: Path, max_megapixels: float) -> tuple[Fault | None, str | None]:
+    """What is wrong with a picture, if anything, and the digest of the file after it was decoded."""
+    try:
+        load_picture(path, max_megapixels)
+    except UnreadablePicture as error:
+        return (error.found, error.fix), None
+    return None, _digest(path)
+
+
+@cache
+def _code_digest() -> str:
+    """Of everything that decides whether a picture can be read: this room's code and Pillow."""
+    code = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    return hashlib.sha256(b"\0".join([PIL.__version__.encode(), *code])).hexdigest()
+
+
+def _read_memory(memory: Path, key: str) -> frozenset[str]:
+    try:
+        first, *digests = memory.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):  # missing, not UTF-8, or empty
+        return frozenset()
+    return frozenset(digests if first == key else ())
+
+
+def _write_memory(memory: Path, key: str, whole: set[str]) -> None:
+    try:
+        with atomic_file(memory) as path:
+            path.write_text("\n".join([key, *sorted(whole)]) + "\n", encoding="utf-8")
+    except OSError:
+        pass
