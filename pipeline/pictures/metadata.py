@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.errors import Problem, UserError
+from pipeline.frames.prepared import prepared_name
 from pipeline.pictures.rows import ALLOWED, Fault, Row, escaped, misspelt_columns, name_faults, parse_object, parse_row
 
 METADATA = "metadata.jsonl"
@@ -71,11 +72,6 @@ def read_metadata(folder: Path) -> tuple[list[Line], list[Problem]]:
     problems += _collision_problems(lines)
     problems += _misspelt_column_problems(lines)
     return lines, problems
-
-
-def prepared_name(file_name: str) -> str:
-    """The name that a raw picture has once it is prepared: `dawn.jpg` becomes `dawn.png`."""
-    return f"{Path(file_name).stem}.png"
 
 
 def casefolded(name: str) -> str:

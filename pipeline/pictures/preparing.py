@@ -9,11 +9,12 @@ from typing import TypedDict
 from PIL import Image
 
 from pipeline.errors import Problem, UserError
+from pipeline.frames.prepared import prepared_name
 from pipeline.outputs import atomic_folder
 from pipeline.parallel import count_workers, parallel_map
 from pipeline.params import PrepareSection
 from pipeline.pictures.colours import to_srgb
-from pipeline.pictures.metadata import METADATA, prepared_name, read_rows
+from pipeline.pictures.metadata import METADATA, read_rows
 from pipeline.pictures.reading import UnreadablePicture, load_picture
 from pipeline.pictures.rows import Row
 
