@@ -35,13 +35,14 @@ def test_a_stage_declares_every_module_that_it_imports(stage: str) -> None:
 
 @pytest.mark.parametrize("stage", [name for name in STAGES if name not in ("check", "pocket")])
 def test_a_stage_declares_no_module_that_it_does_not_import(stage: str) -> None:
-    """Else it reruns for nothing. `check` takes all on purpose; `pocket` is frozen."""
-    used = all_imports(FILES[stage])
-    idle = [
-        str(d) for d in declared_code(stage)
-        if d.suffix in (".py", "") and not any(d == file or d in file.parents for file in used)
-    ]  # fmt: skip
-    assert not idle, f"remove from stages.{stage}.deps: {idle}"
+    """Else it reruns for nothing; a folder is declared only where all of it is imported. `check` takes everything on
+    purpose; `pocket` is frozen."""
+    used, idle = all_imports(FILES[stage]), []
+    for declared in declared_code(stage):
+        files = (ROOT / declared).rglob("*.py") if (ROOT / declared).is_dir() else [ROOT / declared]
+        code = {file.relative_to(ROOT) for file in files if file.suffix == ".py" and file.read_text().strip()}
+        idle += sorted(str(file) for file in code - used)
+    assert not idle, f"remove from stages.{stage}.deps, or declare files instead of a folder: {idle}"
 
 
 @pytest.mark.parametrize("stage", [name for name in STAGES if name != "check"])
@@ -102,6 +103,14 @@ def test_the_test_itself_notices_a_missing_declaration(monkeypatch: pytest.Monke
     monkeypatch.setitem(STAGES["morph"], "deps", deps)
     with pytest.raises(AssertionError, match=r"solver\.py"):
         test_a_stage_declares_every_module_that_it_imports("morph")
+    monkeypatch.setitem(STAGES["morph"], "deps", [*deps, "pipeline/sampling"])
+    with pytest.raises(AssertionError, match=r"instead of a folder: \['pipeline/sampling/grid\.py'\]"):
+        test_a_stage_declares_no_module_that_it_does_not_import("morph")
     monkeypatch.setitem(STAGES["morph"], "params", ["base", "morph"])
     with pytest.raises(AssertionError, match="morphs"):
         test_a_stage_declares_exactly_the_params_that_it_reads("morph")
+
+
+def test_an_errors_words_about_a_users_picture_make_no_training_stale() -> None:
+    for stage in ("train", "sample", "morph", "evaluate"):
+        assert not [file for file in all_imports(FILES[stage]) if "pictures" in file.parts]

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 from pipeline.errors import Problem, UserError
+from pipeline.training import launcher
 
 LONGEST_WAIT = timedelta(days=30)
 """One process may train much longer than another; torch's own limit is minutes."""
@@ -47,7 +48,7 @@ def relaunch(arguments: Sequence[str], count: int, device: torch.device) -> NoRe
     trainings at once on one machine must not meet each other.
     """
     command = [
-        sys.executable, "-m", "pipeline.training.launcher",
+        sys.executable, "-m", launcher.__name__,
         "--multi_gpu", f"--num_processes={count}", "--num_machines=1", "--machine_rank=0", "--main_process_port=0",
         "--mixed_precision=no", "--dynamo_backend=no", "--rdzv_backend=static", "--module", "pipeline", *arguments,
     ]  # fmt: skip
@@ -81,10 +82,10 @@ def stop_with_launcher(look_every: float = 0.5) -> None:
 
     Else its processes would train on unseen, and the next training would find their adapters locked.
     """
-    launcher = os.getppid()
+    parent = os.getppid()
 
     def watch() -> None:
-        while os.getppid() == launcher:
+        while os.getppid() == parent:
             time.sleep(look_every)
         os.kill(os.getpid(), signal.SIGTERM)
 
