@@ -1,10 +1,7 @@
 """A morph through any number of keyframes, as a library call: from an opened base and pictures to frames.
 
-It trains nothing, reads no params.yaml and writes nothing. `stages/morph.py` is one caller; a notebook is another:
-
-    base = open_base(BaseSection(source="models/pocket", revision=None, config=None, dtype="float32"), device)
-    film = Film(base, [Keyframe(picture, "a lake at dawn"), Keyframe(other, "a lake at night")])
-    for frame in film: ...
+It trains nothing, reads no params.yaml and writes nothing. `stages/morph.py` is one caller; a notebook is another (README,
+"From Python").
 """
 
 import hashlib
@@ -21,6 +18,8 @@ from pipeline.base.seeds import keyed_seed
 from pipeline.distances.perceptual import perceptual
 from pipeline.morphing.engine import Bars, EncodedKeyframe, Recipe, invert_keyframes, morph_segment, paced_alphas
 from pipeline.morphing.pacing import even
+
+__all__ = ["Film", "FilmSettings", "Frame", "Keyframe", "Recipe", "draw_latents"]
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """The rooms of docs/architecture.md: arrows run down, there is no circle, and files stay small."""
 
 import ast
+import re
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -130,3 +132,25 @@ def test_files_stay_small(folder: str) -> None:
 
 def test_the_pipeline_file_stays_readable() -> None:
     assert len((ROOT / "dvc.yaml").read_text(encoding="utf-8").splitlines()) <= 200
+
+
+def test_the_page_names_every_room_and_files_that_exist() -> None:
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    for room in ROOMS:
+        if room != "__main__":
+            assert re.search(rf"\b{room}(/|\.py\b)", page), room
+    for name in re.findall(r"`([\w./]+\.(?:py|yaml|md))`", page):
+        assert (ROOT / name).is_file() or (ROOT / "pipeline" / name).is_file(), name
+
+
+def test_the_pages_toy_objective_trains(tmp_path: Path, tiny_folders: dict[str, Path]) -> None:
+    from tests.tiny import open_tiny
+    from tests.training.jobs import trained
+
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    header = "import torch\nfrom dataclasses import dataclass\nfrom pipeline.base.protocol import Base\n"
+    scope: dict[str, Any] = {}
+    exec(header + "from pipeline.training.draws import Batch\n" + code, scope)
+    states = trained(open_tiny(tiny_folders["epsilon"]), tmp_path, objective=scope["Huber"]())
+    assert all(state.step == 6 and state.tensors["weight/up"].any() for state in states.values())

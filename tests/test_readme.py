@@ -64,6 +64,24 @@ def test_the_command_that_makes_the_weights_of_lpips_is_that_of_the_error_messag
     assert all(part in README for part in COMMAND.split(" && "))
 
 
+def test_the_lines_of_python_make_a_film(ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a tiny base and its set instead of the pocket and the example, in fewer steps."""
+    from tests.tiny import section
+
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    monkeypatch.chdir(ran)
+    revision = section(ran / "bases/tiny").revision
+    for shipped, tiny in {
+        'source="models/pocket", revision=None': f'source="bases/tiny", revision="{revision}"',
+        "/alps/": "/hills/", '"dawn"': '"red hill"', '"night"': '"blue"', "steps=20, inversion_steps=20": "2, 2",
+        "frames=16": "frames=4", '"film.mp4"': f'"{tmp_path / "film.mp4"}"',
+    }.items():  # fmt: skip
+        assert shipped in code
+        code = code.replace(shipped, tiny)
+    exec(code, {})
+    assert (tmp_path / "film.mp4").stat().st_size > 500
+
+
 def test_every_command_is_told_somewhere() -> None:
     commands = get_command(app).commands  # type: ignore[attr-defined]
     told = README + (ROOT / "dvc.yaml").read_text(encoding="utf-8")
