@@ -111,7 +111,7 @@ class FrameByFrame:
         for keyframe in (first, second):
             unet = merged(base.denoiser, keyframe.adapters)
             self.noises.append(invert_one(unet, keyframe, base, recipe))
-            if recipe.borrowing:
+            if recipe.attention:
                 self.stores.append(watched(unet, recipe, Storing))
                 sample_one(unet, self.noises[-1], keyframe.conditioning["embedding"][0], recipe, scheduler)
 
@@ -126,8 +126,8 @@ class FrameByFrame:
         near = [(adapter, (1 - alpha) * weight) for adapter, weight in first.adapters]
         far = [(adapter, alpha * weight) for adapter, weight in second.adapters]
         unet = merged(self.base.denoiser, [*near, *far])
-        if recipe.borrowing:
-            how = recipe.borrowing
+        if recipe.attention:
+            how = recipe.attention
             steps = sum(step < how.until * recipe.steps for step in range(recipe.steps))
             calls = steps * (2 if recipe.guidance != 1 else 1)
             names = iter(zip(*(store.values() for store in self.stores), strict=True))
@@ -145,7 +145,7 @@ def watched(unet: nn.Module, recipe: Recipe, make: Callable[[], AttnProcessor2_0
     chosen = {
         name: make()
         for name in unet.attn_processors
-        if recipe.borrowing and name.endswith("attn1.processor") and name.startswith(recipe.borrowing.blocks)
+        if recipe.attention and name.endswith("attn1.processor") and name.startswith(recipe.attention.blocks)
     }
     unet.set_attn_processor({**unet.attn_processors, **chosen})
     return chosen

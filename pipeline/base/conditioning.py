@@ -1,4 +1,4 @@
-"""What a base is told besides latents and time: a caption's embedding, and whatever its family adds to that."""
+"""What a denoiser gets besides latents and time: a caption's embedding, and whatever its family adds to that."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -9,7 +9,7 @@ import torch
 
 @dataclass(frozen=True)
 class Level:
-    """One point of a path: x = a x0 + s e. time: what the network is told there."""
+    """One point of a path: x = a x0 + s e. time: what the network gets for it."""
 
     time: float
     a: float

@@ -14,7 +14,7 @@ from pipeline.base.noise_path import NoisePath
 
 @dataclass(frozen=True)
 class Posterior:
-    """What the autoencoder says of pictures: scaled latents with mean and std, each (B, C, h, w) float32."""
+    """The autoencoder's distribution of latents for pictures: mean and std, scaled, each (B, C, h, w) float32."""
 
     mean: torch.Tensor
     std: torch.Tensor

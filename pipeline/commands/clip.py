@@ -1,16 +1,13 @@
 """`morphline clip`: write a finished morph in another format, frame rate or size, without computing it again."""
 
 import json
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from pipeline.errors import Problem, UserError
 from pipeline.frames.clips import write_frames, write_gif, write_mp4, write_webp
 from pipeline.frames.tensors import Frame, from_arrays, read_arrays, read_pictures, resized, to_arrays
-from pipeline.morphing.interpolation import with_real_ends
+from pipeline.morphing.interpolation import film_with_real_ends
 from pipeline.outputs import atomic_file, atomic_folder, require_output
 from pipeline.params import load_params
 
@@ -99,12 +96,6 @@ def _frames(folder: Path, prepared: Path, facts: dict[str, Any]) -> list[Frame]:
     if settings["correct_ends"] == 0:
         return frames
     real = read_pictures(prepared / keyframe["file_name"] for keyframe in facts["keyframes"])
-    stops = [keyframe["frame"] for keyframe in facts["keyframes"]]
-    if settings["loop"]:
-        frames, real, stops = [*frames, frames[0]], torch.cat([real, real[:1]]), [*stops, len(frames)]
-    corrected = frames[:1]
-    for (start, end), ends, alphas in zip(pairwise(stops), pairwise(real), facts["alphas"]["morph"], strict=True):
-        segment = from_arrays(frames[start : end + 1])
-        blended = to_arrays(with_real_ends(segment, torch.tensor(alphas), *ends, settings["correct_ends"]))
-        corrected = [*corrected[:-1], *blended]
-    return corrected[:-1] if settings["loop"] else corrected
+    stops, alphas = [keyframe["frame"] for keyframe in facts["keyframes"]], facts["alphas"]["morph"]
+    film = film_with_real_ends(from_arrays(frames), real, stops, alphas, settings["correct_ends"], settings["loop"])
+    return to_arrays(film)

@@ -25,7 +25,7 @@ def in_chunks(count: int, most: int | None, work: Callable[[slice], Result]) -> 
             if length == 1:
                 raise
             size = (length + 1) // 2
-            tqdm.write(f"{length} at once do not fit into memory: on with {size} (machine.batch)")
+            tqdm.write(f"{length} at once do not fit into memory: continuing with {size} (machine.batch)")
             torch.cuda.empty_cache()
             continue
         first = chunk.stop

@@ -7,21 +7,20 @@ caption, and, in the chosen blocks, keys and values from the endpoints that ride
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import count
 
 import torch
 
 from pipeline.adapters.mixing import Adapter, WeightedAdapter, mixed_adapters, mixing_weights
 from pipeline.base.conditioning import Conditioning
-from pipeline.base.noise_path import Level
 from pipeline.base.protocol import Base
-from pipeline.morphing.attention import EndpointAttention, Source, captions_once, endpoint_attention
+from pipeline.morphing.attention import captions_once
 from pipeline.morphing.chunks import in_chunks
-from pipeline.morphing.interpolation import adain, lerp, slerp
+from pipeline.morphing.diffmorpher import KeyframeAttention, adain, endpoint_attention, in_first_steps
+from pipeline.morphing.interpolation import lerp, slerp
 from pipeline.morphing.pacing import evenly_apart
 from pipeline.sampling.captions import predictor
 from pipeline.sampling.guidance import guided
-from pipeline.sampling.solver import FixedPoint, Predict, Progress, invert, sample
+from pipeline.sampling.solver import FixedPoint, Progress, invert, sample
 
 Bars = Callable[[str], Progress]
 """A progress bar for a part of the work, by its name."""
@@ -37,15 +36,6 @@ class EncodedKeyframe:
 
 
 @dataclass(frozen=True)
-class Borrowing:
-    """Self-attention of frames from their endpoints: in which blocks, for which first share of the steps, and what."""
-
-    blocks: tuple[str, ...]
-    until: float
-    source: Source
-
-
-@dataclass(frozen=True)
 class Recipe:
     """How frames are made. negative: the caption (one row) that guidance leads away from, if it is not 1."""
 
@@ -53,7 +43,7 @@ class Recipe:
     inversion_steps: int = 20
     fixed_point: FixedPoint | None = None
     use_adain: bool = False
-    borrowing: Borrowing | None = None
+    attention: KeyframeAttention | None = None
     guidance: float = 1.0
     rescale: float = 0.0
     negative: Conditioning | None = None
@@ -144,22 +134,11 @@ def _sample_rows(
         predict = predictor(base, conditioning)
         if with_guidance:
             predict = guided(predict, recipe.guidance, recipe.rescale)
-        if recipe.borrowing and recipe.borrowing.until > 0:
-            layers = base.self_attention(recipe.borrowing.blocks)
-            borrowed = stack.enter_context(endpoint_attention(layers, alphas, recipe.borrowing.source))
-            predict = _until(predict, borrowed, recipe.borrowing.until * recipe.steps)
+        if recipe.attention and recipe.attention.until > 0:
+            layers = base.self_attention(recipe.attention.blocks)
+            endpoints = stack.enter_context(endpoint_attention(layers, alphas, recipe.attention.source))
+            predict = in_first_steps(predict, endpoints, recipe.attention.until * recipe.steps)
         return sample(start, predict, base.path, recipe.steps, progress)
-
-
-def _until(predict: Predict, borrowed: EndpointAttention, last: float) -> Predict:
-    """Switch the borrowed attention off from step `last` on."""
-    step = count()
-
-    def switched(latents: torch.Tensor, level: Level) -> torch.Tensor:
-        borrowed.on = next(step) < last
-        return predict(latents, level)
-
-    return switched
 
 
 def adapter_weights_at(
@@ -192,5 +171,5 @@ def paced_alphas(
 
 
 def cross_fade(first: torch.Tensor, second: torch.Tensor, alphas: Iterable[float]) -> torch.Tensor:
-    """The baseline: pictures (3, H, W) laid over each other, (F, 3, H, W)."""
+    """The baseline: two pictures (3, H, W) mixed pixel by pixel, (F, 3, H, W)."""
     return lerp(first, second, torch.tensor(list(alphas)))

@@ -1,4 +1,4 @@
-"""What lies between two keyframes: noise, its statistics, and pictures."""
+"""Interpolation between two keyframes: of noise, its statistics, and pictures."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -26,18 +26,6 @@ def lerp(c0: torch.Tensor, c1: torch.Tensor, alphas: torch.Tensor) -> torch.Tens
     """Linear interpolation of two tensors (...): (F, ...) for alphas (F,)."""
     weights = alphas.to(c0).view(-1, *[1] * c0.ndim)
     return torch.lerp(c0.expand(len(alphas), *c0.shape), c1.expand(len(alphas), *c1.shape), weights)
-
-
-def adain(latents: torch.Tensor, x0: torch.Tensor, x1: torch.Tensor, alphas: torch.Tensor) -> torch.Tensor:
-    """Give each latent (F, C, h, w) the channel means and stds that lie linearly between x0's and x1's (C, h, w).
-
-    Adaptive instance normalisation (Huang and Belongie 2017), as DiffMorpher (Zhang et al. 2024, eq. 9) applies it.
-    """
-    means = lerp(x0.mean(dim=(1, 2)), x1.mean(dim=(1, 2)), alphas)[..., None, None]
-    stds = lerp(x0.std(dim=(1, 2)), x1.std(dim=(1, 2)), alphas)[..., None, None]
-    own_mean = latents.mean(dim=(2, 3), keepdim=True)
-    own_std = latents.std(dim=(2, 3), keepdim=True).clamp_min(torch.finfo(latents.dtype).tiny)
-    return (latents - own_mean) / own_std * stds + means
 
 
 def with_real_ends(

@@ -21,7 +21,8 @@ from pipeline.frames.clips import write_frames, write_mp4, write_webp
 from pipeline.frames.prepared import prepared_name, read_captions
 from pipeline.frames.sheets import strip
 from pipeline.frames.tensors import Frame, from_arrays, read_pictures, to_arrays
-from pipeline.morphing.engine import Borrowing, Recipe, cross_fade
+from pipeline.morphing.diffmorpher import KeyframeAttention
+from pipeline.morphing.engine import Recipe, cross_fade
 from pipeline.morphing.interpolation import film_with_real_ends
 from pipeline.morphing.pacing import even
 from pipeline.outputs import atomic_folder, require_output
@@ -33,8 +34,8 @@ FOLDERS = {"morph": "frames", "without adapters": "no-lora", "cross-fade": "cros
 
 
 @dataclass(frozen=True)
-class Made:
-    """A variant of the morph: its frames, and the alphas of each segment."""
+class VariantFrames:
+    """One variant of the morph: its frames, and the alphas of each segment."""
 
     frames: list[Frame]
     alphas: list[torch.Tensor]
@@ -62,7 +63,7 @@ def run(key: str) -> None:
             own = keyframes if with_adapters else [replace(keyframe, adapters=()) for keyframe in keyframes]
             film = Film(base, own, film_settings, batch=params.machine.batch, progress=partial(_bar, label))
             frames = [frame for made in film for frame in to_arrays(made.picture[None])]
-            variants[label] = Made(frames, film.alphas)
+            variants[label] = VariantFrames(frames, film.alphas)
             noise_std[label] = film.noise_std
         variants["cross-fade"] = faded(pictures, film_settings)
 
@@ -113,15 +114,15 @@ def read_keyframes(base: Base, prepared: Path, adapters: Path, names: list[str])
 def settings_of(settings: MorphSection, base: Base) -> FilmSettings:
     """The film's settings from the params."""
     refine = FixedPoint(settings.fixed_point, settings.relaxation, settings.tolerance) if settings.fixed_point else None
-    borrowing = None
+    attention = None
     if settings.attention and settings.attention_until > 0:
-        borrowing = Borrowing(settings.attention, settings.attention_until, settings.attention_source)
+        attention = KeyframeAttention(settings.attention, settings.attention_until, settings.attention_source)
     recipe = Recipe(
         steps=settings.steps,
         inversion_steps=settings.inversion_steps,
         fixed_point=refine,
         use_adain=settings.adain,
-        borrowing=borrowing,
+        attention=attention,
         guidance=settings.guidance,
         rescale=settings.rescale,
         negative=base.condition([settings.negative]) if settings.guidance != 1 else None,
@@ -136,16 +137,16 @@ def settings_of(settings: MorphSection, base: Base) -> FilmSettings:
     )
 
 
-def faded(pictures: torch.Tensor, settings: FilmSettings) -> Made:
+def faded(pictures: torch.Tensor, settings: FilmSettings) -> VariantFrames:
     """The cross-fade through pictures (K, 3, H, W), evenly paced."""
     evenly = even(settings.frames_per_segment)
     way = torch.cat([pictures, pictures[:1]]) if settings.loop else pictures
     segments = [cross_fade(a, b, evenly.tolist()) for a, b in pairwise(way)]
     frames = torch.cat([part if number == 0 else part[1:] for number, part in enumerate(segments)])
-    return Made(to_arrays(frames[:-1] if settings.loop else frames), [evenly] * len(segments))
+    return VariantFrames(to_arrays(frames[:-1] if settings.loop else frames), [evenly] * len(segments))
 
 
-def clip_frames(made: Made, pictures: torch.Tensor, stops: list[int], settings: MorphSection) -> list[Frame]:
+def clip_frames(made: VariantFrames, pictures: torch.Tensor, stops: list[int], settings: MorphSection) -> list[Frame]:
     """The frames of the clips: the variant's own, faded from and to the real pictures if asked."""
     if settings.correct_ends == 0:
         return made.frames

@@ -38,7 +38,7 @@ CODE = ("pocket/*.py", *(f"landscapes/{name}.py" for name in PAINTER))
 
 
 def run() -> None:
-    """Write the model folders of models/pocket/ and made.json. A killed run goes on where it was."""
+    """Write the model folders of models/pocket/ and made.json. A killed run resumes from its checkpoint."""
     params = load_params()
     settings = params.pocket
     problems = find_start_problems(settings)

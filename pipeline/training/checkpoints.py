@@ -83,7 +83,7 @@ class Checkpoints:
         return None
 
     def load_at(self, name: str, step: int) -> TrainState | None:
-        """The state at that very step, if one of the last two is. Before the first stands the start, step 0."""
+        """The state at that very step, if one of the last two is. Before the first there is the start, step 0."""
         states = [state for path in self._paths(name) if (state := read_state(path)) is not None]
         if len(states) < 2:
             states.append(TrainState(0, {}))

@@ -102,10 +102,10 @@ def train_adapters(run: Run, jobs: Sequence[Job]) -> dict[str, TrainState]:
 
 
 def resumed_states(jobs: Sequence[Job], checkpoints: Checkpoints, size: int) -> dict[str, TrainState]:
-    """Where each training goes on, by the jobs' names; `size` of them are one pack.
+    """The state that each training resumes from, by the jobs' names; `size` of them are one pack.
 
     A kill while a pack was saved leaves some of it a checkpoint ahead. Those go back to their one before, so that the
-    pack goes on together, in batches of the shape that it would have had undisturbed.
+    pack continues together, in batches of the shape that it would have had undisturbed.
     """
     states: dict[str, TrainState] = {}
     for start in range(0, len(jobs), size):

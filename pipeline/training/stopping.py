@@ -20,7 +20,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.flag = False
-        self.signal = int(signal.SIGTERM)  # where another process was told
+        self.signal = int(signal.SIGTERM)  # where another process got it
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """The handler: the first signal is noted; a second Ctrl-C interrupts at once."""

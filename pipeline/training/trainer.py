@@ -23,7 +23,7 @@ from pipeline.training.rates import learning_rate
 
 
 class PackTrainer:
-    """N adapters that all stand at one step. examples: those of each adapter. states: where each goes on.
+    """N adapters that are all at one step. examples: those of each adapter. states: what each resumes from.
 
     step: how many optimizer steps are done.
     """
@@ -107,7 +107,7 @@ class PackTrainer:
     def validate(self) -> torch.Tensor:
         """Denoising error (adapters, examples) float64 at each example's own fixed noise and times.
 
-        Whatever the objective: it says how well the pictures are known.
+        Whatever the objective: it tells how well the adapter knows its pictures.
         """
         by_example = []
         for examples in zip(*self.examples, strict=True):

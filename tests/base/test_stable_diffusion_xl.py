@@ -10,7 +10,8 @@ from diffusers import StableDiffusionXLPipeline
 
 from pipeline.base.checking import find_base_problems
 from pipeline.base.stable_diffusion_xl import StableDiffusionXL
-from pipeline.morphing.engine import Borrowing, EncodedKeyframe, Recipe, invert_keyframes, morph_segment
+from pipeline.morphing.diffmorpher import KeyframeAttention
+from pipeline.morphing.engine import EncodedKeyframe, Recipe, invert_keyframes, morph_segment
 from pipeline.sampling.captions import sample_captions
 from tests.reference import random_adapters
 from tests.tiny import build_tiny_xl, open_tiny, section
@@ -65,7 +66,7 @@ def test_morphs_and_adapters_work_as_on_any_base(folder: Path) -> None:
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     adapters = random_adapters(base.denoiser, 2)
     pair = [EncodedKeyframe(latents[i], captions.take([i]), ((adapters[i], 1.0),)) for i in range(2)]
-    recipe = Recipe(4, 4, use_adain=True, borrowing=Borrowing(("up",), 0.6, "inputs"))
+    recipe = Recipe(4, 4, use_adain=True, attention=KeyframeAttention(("up",), 0.6, "inputs"))
     noise = invert_keyframes(base, pair, recipe)
     alphas = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
     frames = morph_segment(base, *pair, noise, alphas, recipe)

@@ -22,8 +22,8 @@ from pipeline.evaluation.metrics import smoothness
 from pipeline.evaluation.naturalness import naturalness
 from pipeline.frames.sheets import strip
 from pipeline.frames.tensors import to_arrays
+from pipeline.morphing.diffmorpher import KeyframeAttention
 from pipeline.morphing.engine import (
-    Borrowing,
     EncodedKeyframe,
     Recipe,
     cross_fade,
@@ -39,7 +39,7 @@ from tests.benchmarks.shared import open_pocket, paintings
 
 BARE = Recipe(steps=25, inversion_steps=25)
 ADAIN = replace(BARE, use_adain=True)
-BORROWED = replace(ADAIN, borrowing=Borrowing(("up",), 0.6, "inputs"))
+ATTENTION = replace(ADAIN, attention=KeyframeAttention(("up",), 0.6, "inputs"))
 LONG = {"steps": 150, "learning_rate": 2e-3}
 """A training that goes on for much longer."""
 
@@ -65,11 +65,11 @@ ROWS = {
     "adapters and slerp": Row(BARE),
     "adapters of 150 steps at 2e-3": Row(BARE, long=True),
     "+ AdaIN": Row(ADAIN),
-    "+ AdaIN + attention (up, inputs, 0.6)": Row(BORROWED),
-    "attention: all blocks": Row(replace(ADAIN, borrowing=Borrowing(("down", "mid", "up"), 0.6, "inputs"))),
-    "attention: keys and values": Row(replace(ADAIN, borrowing=Borrowing(("up",), 0.6, "keys-values"))),
-    "attention: all steps": Row(replace(ADAIN, borrowing=Borrowing(("up",), 1.0, "inputs"))),
-    "+ AdaIN + attention + perceptual pacing": Row(BORROWED, paced=True),
+    "+ AdaIN + attention (up, inputs, 0.6)": Row(ATTENTION),
+    "attention: all blocks": Row(replace(ADAIN, attention=KeyframeAttention(("down", "mid", "up"), 0.6, "inputs"))),
+    "attention: keys and values": Row(replace(ADAIN, attention=KeyframeAttention(("up",), 0.6, "keys-values"))),
+    "attention: all steps": Row(replace(ADAIN, attention=KeyframeAttention(("up",), 1.0, "inputs"))),
+    "+ AdaIN + attention + perceptual pacing": Row(ATTENTION, paced=True),
     "slerp + perceptual pacing": Row(BARE, paced=True),
     "+ fixed point (2)": Row(replace(BARE, fixed_point=FixedPoint(2, 0.5, 1e-3)), paced=True),
     "bfloat16": Row(BARE, paced=True, dtype="bfloat16"),

@@ -15,7 +15,14 @@ import torch
 from pipeline.distances.perceptual import perceptual
 from pipeline.film import draw_latents
 from pipeline.landscapes.world import caption
-from pipeline.morphing.engine import Borrowing, EncodedKeyframe, Recipe, invert_keyframes, morph_segment, paced_alphas
+from pipeline.morphing.diffmorpher import KeyframeAttention
+from pipeline.morphing.engine import (
+    EncodedKeyframe,
+    Recipe,
+    invert_keyframes,
+    morph_segment,
+    paced_alphas,
+)
 from tests.benchmarks.pairs import scenes
 from tests.benchmarks.shared import open_pocket, paintings
 
@@ -27,7 +34,7 @@ def one_morph(source: str, frames: int, steps: int, batch: int) -> float:
     latents = draw_latents(base, paintings(chosen).float() / 255)
     conditioning = base.condition([caption(scene) for scene in chosen])
     ends = tuple(EncodedKeyframe(latents[i], conditioning.take([i])) for i in range(2))
-    recipe = Recipe(steps, steps, use_adain=True, borrowing=Borrowing(("down", "mid", "up"), 1.0, "inputs"))
+    recipe = Recipe(steps, steps, use_adain=True, attention=KeyframeAttention(("down", "mid", "up"), 1.0, "inputs"))
 
     def apart(coarse: torch.Tensor) -> torch.Tensor:
         pictures = base.decode(coarse)

@@ -16,7 +16,14 @@ from diffusers import DDIMScheduler
 
 from pipeline.base.protocol import Base
 from pipeline.distances.perceptual import perceptual, psnr
-from pipeline.morphing.engine import Borrowing, EncodedKeyframe, Recipe, invert_keyframes, morph_segment, paced_alphas
+from pipeline.morphing.diffmorpher import KeyframeAttention
+from pipeline.morphing.engine import (
+    EncodedKeyframe,
+    Recipe,
+    invert_keyframes,
+    morph_segment,
+    paced_alphas,
+)
 from pipeline.morphing.pacing import even, evenly_apart
 from pipeline.params import load_params
 from pipeline.stages.morph import settings_of
@@ -80,7 +87,7 @@ def main() -> None:
         steps=arguments.steps,
         inversion_steps=arguments.steps,
         use_adain=True,
-        borrowing=Borrowing(("up",), 0.6, "inputs"),
+        attention=KeyframeAttention(("up",), 0.6, "inputs"),
     )
 
     def apart(latents: torch.Tensor) -> torch.Tensor:

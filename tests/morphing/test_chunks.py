@@ -22,7 +22,7 @@ def test_memory_that_runs_out_halves_the_chunks_and_nothing_is_done_twice(capsys
     in_chunks(10, None, work)
     assert done == list(range(10))
     said = capsys.readouterr()
-    assert "10 at once do not fit into memory: on with 5" in said.out + said.err
+    assert "10 at once do not fit into memory: continuing with 5" in said.out + said.err
 
     def hopeless(chunk: slice) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -7,8 +7,8 @@ import torch
 from diffusers import DDIMScheduler
 
 from pipeline.base.protocol import Base
+from pipeline.morphing.diffmorpher import KeyframeAttention
 from pipeline.morphing.engine import (
-    Borrowing,
     EncodedKeyframe,
     Recipe,
     adapter_weights_at,
@@ -30,7 +30,11 @@ VALUES = {
     "inversion_steps": (4, 6),
     "fixed_point": (None, FixedPoint(3, 0.5, 1e-3)),
     "use_adain": (False, True),
-    "borrowing": (None, Borrowing(("up",), 0.6, "inputs"), Borrowing(("down", "mid", "up"), 1.0, "keys-values")),
+    "attention": (
+        None,
+        KeyframeAttention(("up",), 0.6, "inputs"),
+        KeyframeAttention(("down", "mid", "up"), 1.0, "keys-values"),
+    ),
     "guidance": (1.0, 2.5),
     "rescale": (0.0, 0.7),
     "adapters": ("own", "shared", "style", "none"),
@@ -122,11 +126,17 @@ def test_the_pairs_are_all_there() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"fixed_point": FixedPoint(3, 0.5, 0.0)}, {"use_adain": True}, {"borrowing": Borrowing(("up",), 0.6, "inputs")},
-        {"borrowing": Borrowing(("up",), 0.6, "keys-values")}, {"borrowing": Borrowing(("down", "up"), 0.6, "inputs")},
-        {"borrowing": Borrowing(("up",), 1.0, "inputs")}, {"guidance": 3.0}, {"steps": 5}, {"inversion_steps": 8},
+        {"fixed_point": FixedPoint(3, 0.5, 0.0)},
+        {"use_adain": True},
+        {"attention": KeyframeAttention(("up",), 0.6, "inputs")},
+        {"attention": KeyframeAttention(("up",), 0.6, "keys-values")},
+        {"attention": KeyframeAttention(("down", "up"), 0.6, "inputs")},
+        {"attention": KeyframeAttention(("up",), 1.0, "inputs")},
+        {"guidance": 3.0},
+        {"steps": 5},
+        {"inversion_steps": 8},
     ],
-)  # fmt: skip
+)
 def test_every_option_changes_the_frames_between(changes: dict[str, object], tiny_folders: dict[str, Path]) -> None:
     base = in_double(open_tiny(tiny_folders["epsilon"]))
     pair = keyframes(base)
@@ -135,13 +145,13 @@ def test_every_option_changes_the_frames_between(changes: dict[str, object], tin
     assert not torch.allclose(before[1:3], after[1:3], atol=1e-4)
 
 
-@pytest.mark.parametrize("borrowing", [None, Borrowing(("down", "mid", "up"), 1.0, "inputs")])
-def test_endpoints_are_those_sampled_alone(tiny_folders: dict[str, Path], borrowing: Borrowing | None) -> None:
+@pytest.mark.parametrize("attention", [None, KeyframeAttention(("down", "mid", "up"), 1.0, "inputs")])
+def test_endpoints_are_those_sampled_alone(tiny_folders: dict[str, Path], attention: KeyframeAttention | None) -> None:
     from pipeline.adapters.mixing import mixed_adapters
 
     base = in_double(open_tiny(tiny_folders["v_prediction"]))
     pair = keyframes(base)
-    recipe = replace(PLAIN, use_adain=True, borrowing=borrowing)
+    recipe = replace(PLAIN, use_adain=True, attention=attention)
     noise = invert_keyframes(base, pair, recipe)
     frames = morph_segment(base, *pair, noise, ALPHAS, recipe)
     for place, keyframe, frame in ((0, pair[0], frames[0]), (1, pair[1], frames[-1])):
@@ -173,7 +183,7 @@ def test_a_fixed_point_brings_the_keyframes_back_more_exactly(tiny_folders: dict
 
 def test_identical_keyframes_give_identical_frames(tiny: Base) -> None:
     first, _ = keyframes(tiny)
-    recipe = replace(PLAIN, use_adain=True, borrowing=Borrowing(("up",), 0.6, "inputs"))
+    recipe = replace(PLAIN, use_adain=True, attention=KeyframeAttention(("up",), 0.6, "inputs"))
     frames = morphed(tiny, (first, first), recipe)
     assert frames.isfinite().all() and torch.allclose(frames, frames[:1].expand_as(frames), atol=1e-4)
 
@@ -215,7 +225,7 @@ def test_guidance_without_a_negative_caption_is_refused(tiny: Base) -> None:
 
 def test_the_denoiser_is_left_as_it_was(tiny: Base) -> None:
     before = dict(tiny.denoiser.attn_processors)
-    recipe = replace(PLAIN, borrowing=Borrowing(("up",), 0.6, "inputs"))
+    recipe = replace(PLAIN, attention=KeyframeAttention(("up",), 0.6, "inputs"))
     morphed(tiny, keyframes(tiny), recipe)
     assert tiny.denoiser.attn_processors == before
     assert not [module for module in tiny.denoiser.modules() if module._forward_hooks]

@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from pipeline.morphing.interpolation import adain, lerp, slerp, with_real_ends
+from pipeline.morphing.diffmorpher import adain
+from pipeline.morphing.interpolation import lerp, slerp, with_real_ends
 from tests.reference import slerp_by_hand
 
 
