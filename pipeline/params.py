@@ -112,9 +112,7 @@ class MorphSection(Section):
     frames: int = Field(ge=3, le=10_000)
     steps: int = Field(ge=2, le=1000)
     inversion_steps: int = Field(ge=2, le=1000)
-    fixed_point: int = Field(ge=0, le=100)
-    relaxation: float = Field(gt=0, le=1)
-    tolerance: float = Field(ge=0, le=1)
+    solver: Literal["midpoint", "ddim"]
     adain: bool
     attention: tuple[Literal["down", "mid", "up"], ...] = Field(strict=False)
     attention_until: Fraction

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from diffusers import DDIMScheduler
@@ -113,7 +114,7 @@ class FrameByFrame:
             self.noises.append(invert_one(unet, keyframe, base, recipe))
             if recipe.attention:
                 self.stores.append(watched(unet, recipe, Storing))
-                sample_one(unet, self.noises[-1], keyframe.conditioning["embedding"][0], recipe, scheduler)
+                sample_one(unet, self.noises[-1], keyframe.conditioning["embedding"][0], base, recipe, scheduler)
 
     @torch.no_grad()
     def frames(self, alphas: Sequence[float]) -> torch.Tensor:
@@ -128,8 +129,8 @@ class FrameByFrame:
         unet = merged(self.base.denoiser, [*near, *far])
         if recipe.attention:
             how = recipe.attention
-            steps = sum(step < how.until * recipe.steps for step in range(recipe.steps))
-            calls = steps * (2 if recipe.guidance != 1 else 1)
+            evaluations = attended(recipe) + (1 if recipe.solver == "midpoint" else 0)
+            calls = evaluations * (2 if recipe.guidance != 1 else 1)
             names = iter(zip(*(store.values() for store in self.stores), strict=True))
             watched(unet, recipe, lambda: Using(*next(names), alpha, how.source, calls))
         noise = slerp_by_hand(self.noises[0], self.noises[1], alpha)
@@ -137,7 +138,7 @@ class FrameByFrame:
             noise = adain_by_hand(noise, self.noises[0], self.noises[1], alpha)
         one, two = (keyframe.conditioning["embedding"][0] for keyframe in (first, second))
         caption = (1 - alpha) * one + alpha * two
-        return sample_one(unet, noise, caption, recipe, self.scheduler)
+        return sample_one(unet, noise, caption, self.base, recipe, self.scheduler)
 
 
 def watched(unet: nn.Module, recipe: Recipe, make: Callable[[], AttnProcessor2_0]) -> dict[str, AttnProcessor2_0]:
@@ -151,55 +152,104 @@ def watched(unet: nn.Module, recipe: Recipe, make: Callable[[], AttnProcessor2_0
     return chosen
 
 
+Point = tuple[float, float, float]
+"""A timestep, maybe between two of the table, with a and s."""
+
+
+def points(base: Base, steps: int) -> list[Point]:
+    """The clean end, which counts as timestep 0, and each step's noisy end, spaced as `leading` says."""
+    path = base.path
+    stride = len(path) // steps
+    clean = (0.0, path.final_alpha_cumprod**0.5, (1 - path.final_alpha_cumprod) ** 0.5)
+    return [clean, *(point_at(base, index * stride + path.steps_offset) for index in range(steps))]
+
+
+def point_at(base: Base, timestep: float) -> Point:
+    low, share = int(timestep), timestep - int(timestep)
+    signal = [float(base.path.alphas_cumprod[place]) ** 0.5 for place in (low, min(low + 1, len(base.path) - 1))]
+    a = (1 - share) * signal[0] + share * signal[1]
+    return timestep, a, (1 - a * a) ** 0.5
+
+
+def pair_of(base: Base, x: torch.Tensor, out: torch.Tensor, at: Point) -> tuple[torch.Tensor, torch.Tensor]:
+    """Clean latents and noise that a prediction for x means."""
+    _, a, s = at
+    if base.path.prediction_type == "epsilon":
+        return (x - s * out) / a, out
+    return a * x - s * out, s * x + a * out
+
+
+def moved(x: torch.Tensor, pair: tuple[torch.Tensor, torch.Tensor], at: Point, to: Point) -> torch.Tensor:
+    return x + (to[1] - at[1]) * pair[0] + (to[2] - at[2]) * pair[1]
+
+
+def midpoint_rule(
+    base: Base,
+    x: torch.Tensor,
+    predict: Callable[[torch.Tensor, float], torch.Tensor],
+    way: list[Point],
+    fresh: int = 0,
+) -> torch.Tensor:
+    """Along the way, each step's midpoint reached with the pair of the midpoint before. fresh: a step that has none."""
+    pair = None
+    for number in range(len(way) - 1):
+        at, to = way[number], way[number + 1]
+        if number in (0, fresh):
+            pair = pair_of(base, x, predict(x, at[0]), at)
+        middle = point_at(base, (at[0] + to[0]) / 2)
+        there = moved(x, pair, at, middle)
+        pair = pair_of(base, there, predict(there, middle[0]), middle)
+        x = moved(x, pair, at, to)
+    return x
+
+
 def invert_one(unet: nn.Module, keyframe: EncodedKeyframe, base: Base, recipe: Recipe) -> torch.Tensor:
-    """Clean latents of one keyframe to its noise, each step solved for its noisy end by hand."""
-    schedule, steps = base.path, recipe.inversion_steps
-    stride = len(schedule) // steps
-    timesteps = [index * stride + schedule.steps_offset for index in range(steps)]
-    latents = keyframe.latents[None]
-    for index, timestep in enumerate(timesteps):
-        clean = schedule.final_alpha_cumprod if index == 0 else float(schedule.alphas_cumprod[timesteps[index - 1]])
-        noisy = float(schedule.alphas_cumprod[timestep])
-
-        def solved(at: torch.Tensor, latents=latents, clean=clean, noisy=noisy, timestep=timestep) -> torch.Tensor:
-            """x_n = a_n x_0 + b_n e from x_clean = a_c x_0 + b_c e, with what is predicted at `at`."""
-            out = unet(at, timestep, keyframe.conditioning["embedding"]).sample
-            a_c, b_c, a_n, b_n = clean**0.5, (1 - clean) ** 0.5, noisy**0.5, (1 - noisy) ** 0.5
-            if schedule.prediction_type == "epsilon":
-                return a_n * (latents - b_c * out) / a_c + b_n * out
-            # v = a_n e - b_n x_0 and x_clean = a_c x_0 + b_c e: two equations for x_0 and e.
-            x_0 = (a_n * latents - b_c * out) / (a_n * a_c + b_n * b_c)
-            noise = (b_n * latents + a_c * out) / (a_n * a_c + b_n * b_c)
-            return a_n * x_0 + b_n * noise
-
-        found = solved(latents)
-        for _ in range(recipe.fixed_point.iterations if recipe.fixed_point else 0):
-            moved = found + recipe.fixed_point.relaxation * (solved(found) - found)
-            distance = float((moved - found).square().mean().sqrt())
-            found = moved
-            if distance < recipe.fixed_point.tolerance:
-                break
-        latents = found
+    """Clean latents of one keyframe to its noise."""
+    way = points(base, recipe.inversion_steps)
+    latents, caption = keyframe.latents[None], keyframe.conditioning["embedding"]
+    if recipe.solver == "midpoint":
+        return midpoint_rule(base, latents, lambda x, time: unet(x, time, caption).sample, way)[0]
+    for at, to in pairwise(way):  # each step solved for its noisy end by hand
+        out = unet(latents, to[0], caption).sample
+        (_, a_c, s_c), (_, a_n, s_n) = at, to
+        if base.path.prediction_type == "epsilon":
+            latents = a_n * (latents - s_c * out) / a_c + s_n * out
+        else:
+            # v = a_n e - s_n x_0 and x_clean = a_c x_0 + s_c e: two equations for x_0 and e.
+            x_0 = (a_n * latents - s_c * out) / (a_n * a_c + s_n * s_c)
+            noise = (s_n * latents + a_c * out) / (a_n * a_c + s_n * s_c)
+            latents = a_n * x_0 + s_n * noise
     return latents[0]
 
 
 def sample_one(
-    unet: nn.Module, noise: torch.Tensor, caption: torch.Tensor, recipe: Recipe, scheduler: DDIMScheduler
+    unet: nn.Module, noise: torch.Tensor, caption: torch.Tensor, base: Base, recipe: Recipe, scheduler: DDIMScheduler
 ) -> torch.Tensor:
-    """One latent through diffusers' own DDIM scheduler; under guidance the negative caption first, then the caption."""
+    """One latent by hand, or through diffusers' own DDIM scheduler; under guidance the negative caption first."""
+
+    def predict(latents: torch.Tensor, timestep: float) -> torch.Tensor:
+        if recipe.guidance == 1:
+            return unet(latents, timestep, caption[None]).sample
+        without = unet(latents, timestep, recipe.negative["embedding"]).sample
+        given = unet(latents, timestep, caption[None]).sample
+        prediction = without + recipe.guidance * (given - without)
+        back = prediction * given.std() / prediction.std()
+        return recipe.rescale * back + (1 - recipe.rescale) * prediction
+
+    if recipe.solver == "midpoint":
+        return midpoint_rule(base, noise[None], predict, points(base, recipe.steps)[::-1], attended(recipe))[0]
     scheduler.set_timesteps(recipe.steps)
     latents = noise[None]
     for timestep in scheduler.timesteps:
-        if recipe.guidance == 1:
-            prediction = unet(latents, timestep, caption[None]).sample
-        else:
-            without = unet(latents, timestep, recipe.negative["embedding"]).sample
-            given = unet(latents, timestep, caption[None]).sample
-            prediction = without + recipe.guidance * (given - without)
-            back = prediction * given.std() / prediction.std()
-            prediction = recipe.rescale * back + (1 - recipe.rescale) * prediction
-        latents = scheduler.step(prediction, timestep, latents).prev_sample
+        latents = scheduler.step(predict(latents, timestep), timestep, latents).prev_sample
     return latents[0]
+
+
+def attended(recipe: Recipe) -> int:
+    """The number of first steps in which frames look at their endpoints."""
+    if not recipe.attention:
+        return 0
+    return sum(step < recipe.attention.until * recipe.steps for step in range(recipe.steps))
 
 
 def adain_by_hand(noise: torch.Tensor, first: torch.Tensor, second: torch.Tensor, alpha: float) -> torch.Tensor:

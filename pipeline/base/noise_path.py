@@ -58,6 +58,10 @@ class NoisePath(Protocol):
         a, s = self.at(torch.tensor([time]))
         return Level(time, float(a), float(s))
 
+    def midpoint(self, one: Level, other: Level) -> Level:
+        """The level halfway between two, by their times."""
+        return self.level((one.time + other.time) / 2)
+
     def add_noise(self, clean: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
         """x for clean latents and noise (B, C, h, w) at times (B,)."""
         return _combine(self.at(times), clean, noise)

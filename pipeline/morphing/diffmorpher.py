@@ -7,7 +7,6 @@ the engine is complete without this file.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count
 from typing import Literal
 
 import torch
@@ -85,12 +84,11 @@ def endpoint_attention(
         yield shared
 
 
-def in_first_steps(predict: Predict, attention: EndpointAttention, last: float) -> Predict:
-    """`predict` with the endpoints' attention switched off from step `last` on."""
-    step = count()
+def above(predict: Predict, attention: EndpointAttention, last: Level) -> Predict:
+    """`predict` with the endpoints' attention at levels noisier than `last` alone."""
 
     def switched(latents: torch.Tensor, level: Level) -> torch.Tensor:
-        attention.on = next(step) < last
+        attention.on = level.time > last.time
         return predict(latents, level)
 
     return switched

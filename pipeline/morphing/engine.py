@@ -4,6 +4,7 @@ Nothing is stored between steps and no weights are swapped: every sample of a ba
 caption, and, in the chosen blocks, keys and values from the endpoints that ride in the same batch.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,12 +16,12 @@ from pipeline.base.conditioning import Conditioning
 from pipeline.base.protocol import Base
 from pipeline.morphing.attention import captions_once
 from pipeline.morphing.chunks import in_chunks
-from pipeline.morphing.diffmorpher import KeyframeAttention, adain, endpoint_attention, in_first_steps
+from pipeline.morphing.diffmorpher import KeyframeAttention, above, adain, endpoint_attention
 from pipeline.morphing.interpolation import lerp, slerp
 from pipeline.morphing.pacing import evenly_apart
 from pipeline.sampling.captions import predictor
 from pipeline.sampling.guidance import guided
-from pipeline.sampling.solver import FixedPoint, Progress, invert, sample
+from pipeline.sampling.solver import Progress, Solver, invert, sample
 
 Bars = Callable[[str], Progress]
 """A progress bar for a part of the work, by its name."""
@@ -41,7 +42,7 @@ class Recipe:
 
     steps: int = 20
     inversion_steps: int = 20
-    fixed_point: FixedPoint | None = None
+    solver: Solver = "midpoint"
     use_adain: bool = False
     attention: KeyframeAttention | None = None
     guidance: float = 1.0
@@ -68,7 +69,7 @@ def invert_keyframes(
         with mixed_adapters(base.denoiser, adapters, weights), captions_once(base.cross_attention()):
             predict = predictor(base, Conditioning.stack([keyframe.conditioning for keyframe in some]))
             latents = torch.stack([keyframe.latents for keyframe in some])
-            return invert(latents, predict, base.path, recipe.inversion_steps, progress("invert"), recipe.fixed_point)
+            return invert(latents, predict, base.path, recipe.inversion_steps, progress("invert"), recipe.solver)
 
     return torch.cat(in_chunks(len(keyframes), batch, inverted))
 
@@ -131,14 +132,16 @@ def _sample_rows(
     with ExitStack() as stack:
         stack.enter_context(mixed_adapters(base.denoiser, adapters, weights))
         stack.enter_context(captions_once(base.cross_attention()))
-        predict = predictor(base, conditioning)
+        predict, restarts = predictor(base, conditioning), list[int]()
         if with_guidance:
             predict = guided(predict, recipe.guidance, recipe.rescale)
         if recipe.attention and recipe.attention.until > 0:
             layers = base.self_attention(recipe.attention.blocks)
             endpoints = stack.enter_context(endpoint_attention(layers, alphas, recipe.attention.source))
-            predict = in_first_steps(predict, endpoints, recipe.attention.until * recipe.steps)
-        return sample(start, predict, base.path, recipe.steps, progress)
+            switch = min(recipe.steps, math.ceil(recipe.attention.until * recipe.steps))
+            predict = above(predict, endpoints, base.path.levels(recipe.steps)[recipe.steps - switch])
+            restarts = [switch]
+        return sample(start, predict, base.path, recipe.steps, progress, recipe.solver, restarts)
 
 
 def adapter_weights_at(

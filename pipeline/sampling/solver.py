@@ -1,11 +1,13 @@
 """Along a noising path: from noise to pictures, and back. Tensors in, tensors out."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Literal
 
 import torch
 
 from pipeline.base.noise_path import Level, NoisePath, Pair
+
+Solver = Literal["midpoint", "ddim"]
 
 Predict = Callable[[torch.Tensor, Level], torch.Tensor]
 """The base's raw prediction for latents (B, C, h, w) at one level."""
@@ -14,35 +16,28 @@ Progress = Callable[[Iterable[int]], Iterable[int]]
 """A progress bar around the numbers of the steps."""
 
 
-def step(x: torch.Tensor, pair: Pair, at: Level, to: Level) -> torch.Tensor:
-    """x (B, C, h, w) moved from one level to another, towards or away from the noise.
-
-    x + (A - a) x0 + (S - s) e. With the pair predicted for x itself this is DDIM (Song et al. 2021, eq. 12, sigma = 0),
-    and Euler's step for a flow.
-    """
-    return x + (to.a - at.a) * pair.clean + (to.s - at.s) * pair.noise
-
-
 def sample(
-    noise: torch.Tensor, predict: Predict, path: NoisePath, steps: int, progress: Progress = iter
+    noise: torch.Tensor,
+    predict: Predict,
+    path: NoisePath,
+    steps: int,
+    progress: Progress = iter,
+    solver: Solver = "midpoint",
+    restarts: Collection[int] = (),
 ) -> torch.Tensor:
-    """Noise (B, C, h, w) at the last level to clean latents, in `steps` evaluations."""
-    levels = path.levels(steps)
+    """Noise (B, C, h, w) at the last level to clean latents.
+
+    midpoint: `steps` + 1 evaluations. ddim: `steps`. restarts: steps before which `predict` changes, so that the
+    midpoint of the step before them says nothing about them.
+    """
+    levels = path.levels(steps)[::-1]
+    if solver == "midpoint":
+        return _midpoint(noise, predict, path, levels, progress, restarts)
     x = noise
-    for number in progress(range(steps, 0, -1)):
-        at, to = levels[number], levels[number - 1]
+    for number in progress(range(steps)):
+        at, to = levels[number], levels[number + 1]
         x = step(x, path.split(x, predict(x, at), at), at, to)
     return x
-
-
-@dataclass(frozen=True)
-class FixedPoint:
-    """How far `invert` refines each step: at most so many more evaluations, each moved by `relaxation` of the way, and
-    none once a step moves by less than `tolerance` (root mean square)."""
-
-    iterations: int
-    relaxation: float
-    tolerance: float
 
 
 def invert(
@@ -51,31 +46,56 @@ def invert(
     path: NoisePath,
     steps: int,
     progress: Progress = iter,
-    fixed_point: FixedPoint | None = None,
+    solver: Solver = "midpoint",
 ) -> torch.Tensor:
     """Clean latents (B, C, h, w) to the noise from which `sample` comes back to them, as nearly as the steps allow.
 
-    Each step solves `sample`'s own step for its noisy end, with the prediction made there from the latents of the
-    clean end, the one thing that is known (Song et al. 2021, section 4.3). For v this is not the forward rotation
-    that other inverse schedulers use: a rotation by the angle d shrinks by cos d where the inverse grows by 1 / cos d,
-    and over many steps the noise would come out too small. With `fixed_point` the prediction is made anew from the
-    noisy end that was found, always towards the same clean end (Pan et al. 2023, "Effective Real Image Editing with
-    Accelerated Iterative Diffusion Inversion", section 3.2).
+    midpoint: the very scheme of `sample`, run the other way. ddim: each step solves `sample`'s own step for its noisy
+    end, with the prediction made there from the latents of the clean end, the one thing that is known (Song et al.
+    2021, section 4.3). For v this is not the forward rotation that other inverse schedulers use: a rotation by the
+    angle d shrinks by cos d where the inverse grows by 1 / cos d, and over many steps the noise would come out too
+    small.
     """
     levels = path.levels(steps)
+    if solver == "midpoint":
+        return _midpoint(latents, predict, path, levels, progress)
     x = latents
-    for number in progress(range(1, steps + 1)):
-        clean_end, at, to = x, levels[number - 1], levels[number]
+    for number in progress(range(steps)):
+        at, to = levels[number], levels[number + 1]
+        x = step(x, path.split(x, predict(x, to), to, x_at=at), at, to)
+    return x
 
-        def solved(noisy: torch.Tensor, x: torch.Tensor = clean_end, at: Level = at, to: Level = to) -> torch.Tensor:
-            return step(x, path.split(x, predict(noisy, to), to, x_at=at), at, to)
 
-        x = solved(clean_end)
-        if fixed_point is None:
-            continue
-        for _ in range(fixed_point.iterations):
-            move = fixed_point.relaxation * (solved(x) - x)
-            x = x + move
-            if float(move.square().mean(dim=(1, 2, 3)).sqrt().max()) < fixed_point.tolerance:
-                break
+def step(x: torch.Tensor, pair: Pair, at: Level, to: Level) -> torch.Tensor:
+    """x (B, C, h, w) moved from one level to another, towards or away from the noise.
+
+    x + (A - a) x0 + (S - s) e. With the pair predicted for x itself this is DDIM (Song et al. 2021, eq. 12, sigma = 0),
+    and Euler's step for a flow; with the pair predicted at the midpoint it is of second order.
+    """
+    return x + (to.a - at.a) * pair.clean + (to.s - at.s) * pair.noise
+
+
+def _midpoint(
+    x: torch.Tensor,
+    predict: Predict,
+    path: NoisePath,
+    levels: Sequence[Level],
+    progress: Progress,
+    restarts: Collection[int] = (),
+) -> torch.Tensor:
+    """From the first level to the last by the midpoint rule, at one evaluation a step and one more at the start.
+
+    FireFlow (Deng et al., ICML 2025, "Fast Inversion of Rectified Flow for Image Semantic Editing", algorithm 1),
+    written for any prediction: the way to a step's midpoint takes the pair of the midpoint before, which is near enough
+    for second order where the field is smooth. It is the same in both directions, so that one undoes the other.
+    """
+    pair: Pair | None = None
+    for number in progress(range(len(levels) - 1)):
+        at, to = levels[number], levels[number + 1]
+        if pair is None or number in restarts:
+            pair = path.split(x, predict(x, at), at)
+        middle = path.midpoint(at, to)
+        halfway = step(x, pair, at, middle)
+        pair = path.split(halfway, predict(halfway, middle), middle)
+        x = step(x, pair, at, to)
     return x

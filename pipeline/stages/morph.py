@@ -27,7 +27,7 @@ from pipeline.morphing.interpolation import film_with_real_ends
 from pipeline.morphing.pacing import even
 from pipeline.outputs import atomic_folder, require_output
 from pipeline.params import MorphSection, load_params
-from pipeline.sampling.solver import FixedPoint, Progress
+from pipeline.sampling.solver import Progress
 from pipeline.tracking import track
 
 FOLDERS = {"morph": "frames", "without adapters": "no-lora", "cross-fade": "cross-fade"}
@@ -113,14 +113,13 @@ def read_keyframes(base: Base, prepared: Path, adapters: Path, names: list[str])
 
 def settings_of(settings: MorphSection, base: Base) -> FilmSettings:
     """The film's settings from the params."""
-    refine = FixedPoint(settings.fixed_point, settings.relaxation, settings.tolerance) if settings.fixed_point else None
     attention = None
     if settings.attention and settings.attention_until > 0:
         attention = KeyframeAttention(settings.attention, settings.attention_until, settings.attention_source)
     recipe = Recipe(
         steps=settings.steps,
         inversion_steps=settings.inversion_steps,
-        fixed_point=refine,
+        solver=settings.solver,
         use_adain=settings.adain,
         attention=attention,
         guidance=settings.guidance,
