@@ -16,17 +16,9 @@ from pipeline.base.opening import open_base
 from pipeline.distances import features
 from pipeline.errors import UserError
 from pipeline.evaluation import lpips
-from pipeline.evaluation.metrics import (
-    Floats,
-    directness,
-    fidelity,
-    neighbour_distances,
-    pdv,
-    ppl,
-    segments,
-    smoothness,
-)
+from pipeline.evaluation.fidelity import fidelity
 from pipeline.evaluation.naturalness import naturalness
+from pipeline.evaluation.smoothness import Floats, directness, neighbour_distances, pdv, ppl, segments, smoothness
 from pipeline.frames.tensors import read_pictures
 from pipeline.morphing.interpolation import lerp
 from pipeline.outputs import atomic_file, require_output

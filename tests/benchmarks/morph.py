@@ -15,7 +15,8 @@ import torch
 from diffusers import DDIMScheduler
 
 from pipeline.base.stable_diffusion import StableDiffusion
-from pipeline.distances.perceptual import perceptual, psnr
+from pipeline.distances.perceptual import perceptual
+from pipeline.evaluation.fidelity import psnr
 from pipeline.morphing.engine import Borrowing, Keyframe, Recipe, invert_keyframes, morph_segment, paced_alphas
 from pipeline.morphing.pacing import even, evenly_apart
 from pipeline.params import load_params

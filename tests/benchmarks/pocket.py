@@ -16,7 +16,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from pipeline.base.stable_diffusion import StableDiffusion
-from pipeline.distances.perceptual import perceptual, psnr
+from pipeline.distances.perceptual import perceptual
+from pipeline.evaluation.fidelity import psnr
 from pipeline.landscapes.world import HELD_OUT, Scene, caption
 from pipeline.morphing.interpolation import lerp
 from pipeline.pocket.sheet import sample_scenes, sample_sheet

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from pipeline.distances.checks import check_pictures
 from pipeline.distances.features import Features, extract, feature_distance
-from pipeline.distances.perceptual import perceptual, psnr, ssim
 
 Floats = NDArray[np.float64]
 
@@ -33,24 +32,6 @@ class Smoothness:
     max_over_mean: float
 
 
-@dataclass(frozen=True)
-class Fidelity:
-    """How near a generated endpoint comes to its prepared keyframe, and how near the autoencoder alone: the floor.
-
-    psnr, floor_psnr: dB. ssim, floor_ssim: at most 1. perceptual, floor_perceptual: at least 0. psnr_gap: floor_psnr -
-    psnr in dB, what inversion and sampling cost beyond the autoencoder; negative where the endpoint is nearer than the
-    floor.
-    """
-
-    psnr: float
-    ssim: float
-    perceptual: float
-    floor_psnr: float
-    floor_ssim: float
-    floor_perceptual: float
-    psnr_gap: float
-
-
 def neighbour_distances(frames: Tensor | Features) -> Floats:
     """Perceptual distance between each frame and the next, (N - 1,): N frames cost N passes of the extractor.
 
@@ -66,11 +47,6 @@ def neighbour_distances(frames: Tensor | Features) -> Floats:
         return np.zeros(0)
     distances = feature_distance(features[:-1], features[1:]).double().cpu().numpy()
     return _checked(distances)
-
-
-def cumulative(distances: ArrayLike) -> Floats:
-    """Way covered at each frame, (N,), from 0 at the first: running sum of (N - 1,) distances."""
-    return np.concatenate([[0.0], np.cumsum(_checked(distances))])
 
 
 def smoothness(distances: ArrayLike) -> Smoothness:
@@ -140,24 +116,6 @@ def directness(distances: ArrayLike, keyframe_distances: ArrayLike) -> float | N
     if straight == 0:
         return 1.0 if path == 0 else None
     return path / straight
-
-
-def fidelity(generated: Tensor, reconstructed: Tensor, keyframes: Tensor) -> tuple[Fidelity, ...]:
-    """Fidelity of each generated endpoint, one a keyframe.
-
-    generated: endpoints as the sampler made them; reconstructed: keyframes encoded and decoded by the autoencoder;
-    keyframes: as prepared. All (K, 3, H, W) in [0, 1]. Raises ValueError, naming the picture, for other shapes and
-    values.
-    """
-    for name, pictures in (("generated", generated), ("reconstructed", reconstructed), ("keyframes", keyframes)):
-        check_pictures(pictures, name)
-    columns = [
-        measure(pictures, keyframes).double().cpu().tolist()
-        for pictures in (generated, reconstructed)
-        for measure in (psnr, ssim, perceptual)
-    ]
-    columns.append([floor - reached for reached, floor in zip(columns[0], columns[3], strict=True)])
-    return tuple(Fidelity(*row) for row in zip(*columns, strict=True))
 
 
 def _checked(distances: ArrayLike) -> Floats:
