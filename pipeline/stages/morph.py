@@ -20,6 +20,7 @@ from pipeline.distances.perceptual import perceptual
 from pipeline.frames.clips import write_frames, write_mp4, write_webp
 from pipeline.frames.sheets import strip
 from pipeline.frames.tensors import Frame, read_pictures, to_arrays
+from pipeline.frames.variants import VARIANTS
 from pipeline.morphing.engine import (
     Bars,
     Borrowing,
@@ -38,7 +39,7 @@ from pipeline.pictures.metadata import prepared_name, read_rows
 from pipeline.sampling.solver import FixedPoint, Progress
 from pipeline.tracking import track
 
-FOLDERS = {"morph": "frames", "without adapters": "no-lora", "cross-fade": "cross-fade"}
+FOLDERS = {variant.label: variant.folder for variant in VARIANTS}
 
 
 @dataclass(frozen=True)
