@@ -90,7 +90,7 @@ def test_directness_of_known_distances():
     assert directness([1, 1], 0) is None
 
 
-def test_a_cross_fade_takes_the_straight_way_and_a_motion_does_not():
+def test_a_cross_fade_takes_the_straight_path_and_a_motion_does_not():
     moved = motion()
     faded = cross_fade(ball(20, 48), ball(76, 48))
     ends = perceptual(moved[:1], moved[-1:]).item()
@@ -103,7 +103,7 @@ def test_a_cross_fade_takes_the_straight_way_and_a_motion_does_not():
 
 
 @pytest.mark.parametrize("pair", [("astronaut", "chelsea"), ("rocket", "coffee")])
-def test_no_path_is_shorter_than_the_straight_way_however_finely_it_is_cut(pair):
+def test_no_path_is_shorter_than_the_straight_one_however_finely_it_is_cut(pair):
     first, second = (picture(name) for name in pair)
     straight = perceptual(tensor(first), tensor(second)).item()
     fades = [cross_fade(first, second, frames) for frames in (2, 5, 9, 17)]
@@ -131,27 +131,27 @@ def test_neighbour_distances_cost_one_pass_a_frame(monkeypatch):
 
 
 def test_ppl_and_pdv_of_known_distances():
-    ways = segments([1, 1, 4, 2, 2, 2], [0, 3, 6])
-    assert [way.tolist() for way in ways] == [[1, 1, 4], [2, 2, 2]]
+    rows = segments([1, 1, 4, 2, 2, 2], [0, 3, 6])
+    assert [row.tolist() for row in rows] == [[1, 1, 4], [2, 2, 2]]
     # Sums 6 and 6; variances (1 + 1 + 4) / 3 = 2 and 0.
-    assert (ppl(ways), pdv(ways)) == (6, 1)
+    assert (ppl(rows), pdv(rows)) == (6, 1)
     assert (ppl([[1, 2]]), pdv([[1, 2]])) == (3, 0.25)
 
 
-def test_a_slow_segment_after_a_fast_one_is_even_to_pdv_and_not_to_the_whole_way():
+def test_a_slow_segment_after_a_fast_one_is_even_to_pdv_and_not_over_the_whole_path():
     steps = [4.0] * 8 + [1.0] * 8
     assert pdv(segments(steps, [0, 8, 16])) == 0
     assert smoothness(steps).variance == 2.25
 
 
-def test_pdv_tells_a_jump_from_an_even_pace_and_ppl_tells_flicker():
+def test_pdv_shows_a_jump_and_ppl_shows_flicker():
     smooth = motion(9)
     jumpy = smooth[[0, 0, 0, 0, 0, 8, 8, 8, 8]]
     noisy = (smooth + 0.1 * torch.randn(smooth.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
     figures = {
-        name: (ppl([way]), pdv([way]))
+        name: (ppl([distances]), pdv([distances]))
         for name, frames in (("smooth", smooth), ("jumpy", jumpy), ("noisy", noisy))
-        for way in [neighbour_distances(frames)]
+        for distances in [neighbour_distances(frames)]
     }
     assert figures["jumpy"][1] > 10 * figures["smooth"][1]
     assert figures["jumpy"][0] < figures["smooth"][0] < figures["noisy"][0] / 1.5
@@ -160,7 +160,7 @@ def test_pdv_tells_a_jump_from_an_even_pace_and_ppl_tells_flicker():
 
 
 @pytest.mark.parametrize("stops", [[0], [0, 2], [1, 3], [0, 2, 2, 3], [0, 3, 2]])
-def test_stops_that_are_no_keyframes_of_the_way_are_refused(stops):
+def test_stops_that_do_not_rise_from_end_to_end_are_refused(stops):
     with pytest.raises(ValueError, match="rise from frame 0 to frame 3"):
         segments([1, 1, 1], stops)
 
