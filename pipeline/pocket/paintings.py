@@ -15,7 +15,7 @@ from pipeline.landscapes.textures import dead_leaves, spectral_noise
 from pipeline.landscapes.world import Scene, caption, draw_scene
 from pipeline.pocket.layout import SIDE
 
-Made = TypeVar("Made")
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def paint_texture(index: int, seed: int) -> NDArray[np.uint8]:
     return make(seed * 10_000_000 + index, SIDE, SIDE)
 
 
-def make_many(make: Callable[..., Made], count: int, *arguments: object, label: str, workers: int) -> Iterator[Made]:
+def make_many(make: Callable[..., Item], count: int, *arguments: object, label: str, workers: int) -> Iterator[Item]:
     """`make(index, *arguments)` for each index below `count`, in order, over processes, with a progress bar."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:

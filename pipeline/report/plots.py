@@ -131,7 +131,7 @@ def loss_plot(trainings: Mapping[str, Training], rates: ArrayLike, path: Path) -
             dash = DASHES[index // len(COLOURS) % len(DASHES)]
             faint = 0.35 / max(1, len(trainings) / 3)
             axes.plot(range(raw.size), raw, color=colour, linewidth=0.5, alpha=faint, zorder=2)
-            axes.plot(smooth, color=colour, linestyle=dash, linewidth=1.6, label=_shortened(name), zorder=3)
+            axes.plot(smooth, color=colour, linestyle=dash, linewidth=1.6, label=_truncated(name), zorder=3)
             dots = {"markersize": 6, "markeredgecolor": "white", "clip_on": False}
             dotted = training.validation
             axes.plot(list(dotted), list(dotted.values()), "o", color=colour, zorder=4, **dots)
@@ -194,7 +194,7 @@ def _mark_keyframes(axes: Axes, last: float) -> None:
         axes.set_xticks(keyframes)
 
 
-def _shortened(name: str, longest: int = 20) -> str:
+def _truncated(name: str, longest: int = 20) -> str:
     # Names of one set differ at the end more often than at the start.
     return name if len(name) <= longest else f"{name[:6]}…{name[7 - longest :]}"
 

@@ -15,20 +15,20 @@ def test_the_error_is_that_of_one_picture_and_one_timestep_at_a_time(tiny: Stabl
     latents = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(5))
     captions = tiny.condition(["a red hill", "a blue lake", ""])
     expected = []
-    for one, said in zip(latents, captions, strict=True):
+    for latent, embedding in zip(latents, captions, strict=True):
         errors = []
         for number, share in enumerate(SHARES):
             noise = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(number))
             at = torch.tensor([int(share * 1000)])
             with torch.no_grad():
-                found = tiny.predict(tiny.schedule.add_noise(one[None], noise[None], at), at, said[None])
-            errors.append(float((found - tiny.schedule.target(one[None], noise[None], at)).square().mean()))
+                found = tiny.predict(tiny.schedule.add_noise(latent[None], noise[None], at), at, embedding[None])
+            errors.append(float((found - tiny.schedule.target(latent[None], noise[None], at)).square().mean()))
         expected.append(sum(errors) / len(errors))
     for batch in (None, 2):
         assert denoising_errors(tiny, latents, captions, batch).tolist() == pytest.approx(expected, rel=1e-4)
 
 
-Shown = tuple[torch.Tensor, torch.Tensor]
+Captioned = tuple[torch.Tensor, torch.Tensor]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def pocket() -> StableDiffusion:
 
 
 @pytest.fixture(scope="module")
-def paintings(pocket: StableDiffusion) -> tuple[Shown, Shown]:
+def paintings(pocket: StableDiffusion) -> tuple[Captioned, Captioned]:
     """Two times eight paintings that the pocket has never seen, and their captions."""
     scenes = [draw_scene(HELD_OUT + 7_000_000 + number) for number in range(16)]
     pictures = torch.from_numpy(np.stack([paint(scene, 128, 128) for scene in scenes])).permute(0, 3, 1, 2).float()
@@ -46,9 +46,9 @@ def paintings(pocket: StableDiffusion) -> tuple[Shown, Shown]:
 
 
 def test_a_cross_fade_is_less_natural_than_pictures_of_the_base(
-    pocket: StableDiffusion, paintings: tuple[Shown, Shown]
+    pocket: StableDiffusion, paintings: tuple[Captioned, Captioned]
 ) -> None:
-    """Else the measure would be wrong."""
+    """Else the metric would be wrong."""
     ends, others = paintings
     faded = (ends[0] + others[0]) / 2, (ends[1] + others[1]) / 2
     assert naturalness(pocket, ends, ends) == 1
@@ -57,12 +57,12 @@ def test_a_cross_fade_is_less_natural_than_pictures_of_the_base(
     assert naturalness(pocket, others, ends) == pytest.approx(1, abs=0.25)
 
 
-def test_noise_and_broken_shapes_are_unnatural_and_blur_is_not_seen(
-    pocket: StableDiffusion, paintings: tuple[Shown, Shown]
+def test_noise_and_broken_shapes_are_unnatural_and_blur_is_not_noticed(
+    pocket: StableDiffusion, paintings: tuple[Captioned, Captioned]
 ) -> None:
     pictures, captions = paintings[0]
     grain = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(0))
-    shown = {
+    changed = {
         "as it is": pictures,
         "a little noise": (pictures + 0.05 * grain).clamp(0, 1),
         "much noise": (pictures + 0.2 * grain).clamp(0, 1),
@@ -70,10 +70,10 @@ def test_noise_and_broken_shapes_are_unnatural_and_blur_is_not_seen(
         "flat": pictures.mean((2, 3), keepdim=True).expand_as(pictures).contiguous(),
         "blurred": gaussian_blur(pictures),
     }
-    found = {name: naturalness(pocket, (changed, captions), paintings[0]) for name, changed in shown.items()}
+    found = {name: naturalness(pocket, (altered, captions), paintings[0]) for name, altered in changed.items()}
     assert 1 == found["as it is"] < found["a little noise"] < found["much noise"]
     assert min(found[name] for name in ("much noise", "upside down", "flat")) > 1.5
-    assert 0.8 < found["blurred"] < 1.05, "the docstring says that it does not see blur"
+    assert 0.8 < found["blurred"] < 1.05, "the docstring: soft frames come out a little below 1"
 
 
 def gaussian_blur(pictures: torch.Tensor) -> torch.Tensor:
