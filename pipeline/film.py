@@ -13,8 +13,8 @@ from typing import Literal
 import torch
 
 from pipeline.adapters.mixing import WeightedAdapter
-from pipeline.base.protocol import Base, Posterior
-from pipeline.base.seeds import keyed_seed
+from pipeline.base.posterior import Posterior, keyed_seed
+from pipeline.base.protocol import Base
 from pipeline.distances.perceptual import perceptual
 from pipeline.morphing.engine import Bars, EncodedKeyframe, Recipe, invert_keyframes, morph_segment, paced_alphas
 from pipeline.morphing.pacing import even

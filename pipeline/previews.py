@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from pipeline.base.conditioning import Conditioning
+from pipeline.base.posterior import keyed_seed
 from pipeline.base.protocol import Base
-from pipeline.base.seeds import keyed_seed
 from pipeline.frames.tensors import Frame, to_arrays
 from pipeline.sampling.captions import predictor
 from pipeline.sampling.solver import sample

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.base.protocol import Base, Posterior
+from pipeline.base.posterior import Posterior
+from pipeline.base.protocol import Base
 from pipeline.film import Film, FilmSettings, Keyframe, draw_latents
 from pipeline.morphing.engine import EncodedKeyframe, Recipe, invert_keyframes, morph_segment
 from tests.reference import random_adapters

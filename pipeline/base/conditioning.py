@@ -47,7 +47,7 @@ class Conditioning:
 
     @staticmethod
     def lerp(first: "Conditioning", second: "Conditioning", alphas: torch.Tensor) -> "Conditioning":
-        """(F,) mixtures of two single captions, for alphas (F,): the first at 0, the second at 1."""
-        one, two = first.repeat(len(alphas)), second.repeat(len(alphas))
+        """F mixtures, for alphas (F,): the first at 0, the second at 1. Each is one caption, or F."""
+        one, two = (part.repeat(len(alphas)) if len(part) == 1 else part for part in (first, second))
         weights = {name: alphas.to(t).view(-1, *[1] * (t.ndim - 1)) for name, t in one.tensors.items()}
         return Conditioning({name: torch.lerp(one[name], two[name], weights[name]) for name in one.tensors})

@@ -1,7 +1,6 @@
 """What the rest of the project asks of a base, whatever its family. A new family is one file beside this one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -10,19 +9,7 @@ from diffusers.models.attention_processor import Attention
 
 from pipeline.base.conditioning import Conditioning
 from pipeline.base.noise_path import NoisePath
-
-
-@dataclass(frozen=True)
-class Posterior:
-    """The autoencoder's distribution of latents for pictures: mean and std, scaled, each (B, C, h, w) float32."""
-
-    mean: torch.Tensor
-    std: torch.Tensor
-
-    def sample(self, generator: torch.Generator) -> torch.Tensor:
-        """One draw, with noise from a CPU generator so that every device draws the same."""
-        noise = torch.randn(self.mean.shape, generator=generator)
-        return self.mean + self.std * noise.to(self.mean.device)
+from pipeline.base.posterior import Posterior
 
 
 class Base(Protocol):

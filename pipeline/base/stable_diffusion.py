@@ -10,7 +10,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from pipeline.base.conditioning import Conditioning
 from pipeline.base.noise_path import NoisePath
-from pipeline.base.protocol import Posterior
+from pipeline.base.posterior import Posterior
 
 TILED_FROM = 1536
 """Longer side in pixels from which the autoencoder works in overlapping tiles: its memory grows with the picture."""

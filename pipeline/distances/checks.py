@@ -1,4 +1,4 @@
-"""What every measure here asks of the pictures handed to it."""
+"""Checks of the pictures that a metric gets."""
 
 from torch import Tensor
 
@@ -6,7 +6,7 @@ TOLERANCE = 1e-3  # a resampled picture may overshoot [0, 1] by rounding; one in
 
 
 def check_pictures(pictures: Tensor, name: str = "pictures") -> None:
-    """Refuse what would give a wrong figure in silence.
+    """Refuse pictures that would silently give a wrong figure.
 
     pictures: (N, 3, H, W), floating point, in [0, 1]. Raises ValueError that names the argument and the first wrong
     picture.

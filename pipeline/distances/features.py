@@ -1,9 +1,9 @@
-"""The embedded feature extractor: how a picture looks to simple and complex cells, without learned weights.
+"""The embedded feature extractor: a model of simple and complex cells of early vision, without learned weights.
 
 Four steps, each from the literature on early vision, at every octave of a pyramid:
 
 1. colour: CIELAB, where equal steps look about equally large (CIE 15:2004);
-2. oriented contrast: the answer of Gabor filters, squared to an energy (Adelson and Bergen 1985);
+2. oriented contrast: the response of Gabor filters, squared to an energy (Adelson and Bergen 1985);
 3. the mean energy of a neighbourhood, so that neither phase nor a small shift counts for much; the neighbourhood is
    wider than the filter's wave, and so the filter needs no partner a quarter of a wave aside;
 4. division by the contrast of the neighbourhood, so that a strong edge masks a weak change (Heeger 1992).
@@ -11,7 +11,7 @@ Four steps, each from the literature on early vision, at every octave of a pyram
 Beside them stands the neighbourhood's mean colour. The distance has the shape of LPIPS (Zhang et al. 2018, eq. 1): the
 difference of normalised features, its length taken over channels, its mean over places and octaves. Lengths are not
 squared, so the distance is a metric on features: it grows in proportion to a small change, it obeys the triangle
-inequality, a path is never shorter than the way between its ends, and twice as many frames do not halve the path.
+inequality, a path is never shorter than the distance of its ends, and twice as many frames do not halve the path.
 """
 
 import math
@@ -32,7 +32,7 @@ ORIENTATIONS = 4
 WAVELENGTH = 4.0  # px: as fine as a filter of 1.5 octaves can be without meeting the pixel grid
 ENVELOPE = 1.6  # px: 0.4 wavelengths give those 1.5 octaves
 RADIUS = 4  # px: 2.5 envelopes
-HALF_CONTRAST = 0.05  # contrast (CIELAB / 100) at which a cell gives half of its greatest answer
+HALF_CONTRAST = 0.05  # contrast (CIELAB / 100) at which a cell gives half of its greatest response
 CHROMA_WEIGHT = 0.5  # CIE 116:1995 divides differences of chroma by 1 + 0.045 C: about 2 for usual colours
 
 
@@ -66,9 +66,9 @@ def extract(pictures: Tensor) -> Features:
     if min(height, width) < SMALLEST_SIDE:
         raise ValueError(f"pictures of {width}x{height} px: features need {SMALLEST_SIDE} px on the shorter side")
     if len(pictures) == 0:
-        raise ValueError("no pictures to take features of")
+        raise ValueError("no pictures to extract features from")
     # One picture at a time: its figures cannot depend on its neighbours in the batch, memory stays small, and on a CPU
-    # the working set stays in the cache. Reduced precision that the caller set for his model has no business here.
+    # the working set stays in the cache. A reduced precision that the caller set for a model must not change them.
     with torch.autocast(pictures.device.type, enabled=False):
         each = [tuple(_octaves(_opponent(picture[None].float()))) for picture in pictures]
     return Features(tuple(torch.cat(octave) for octave in zip(*each, strict=True)))
@@ -139,7 +139,7 @@ def _halve(maps: Tensor) -> Tensor:
 
 @lru_cache
 def _gabors(device: torch.device) -> Tensor:
-    """(ORIENTATIONS, 1, side, side): even filters with no answer to a flat picture.
+    """(ORIENTATIONS, 1, side, side): even filters with no response to a flat picture.
 
     Scaled so that a grating of the filter's own wavelength and of amplitude 1 has a mean energy of 1.
     """

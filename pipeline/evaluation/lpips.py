@@ -30,8 +30,10 @@ COMMAND = (
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution of AlexNet: its name in the file, its shape (out, in, side, side), and how it moves. pooled: a
-    maximum over 3x3, every second one, comes before it."""
+    """A convolution of AlexNet: its name in the file, its weight's shape (out, in, side, side), stride and padding.
+
+    pooled: whether a max pooling of 3x3 with stride 2 comes before it.
+    """
 
     name: str
     shape: tuple[int, int, int, int]
@@ -61,7 +63,7 @@ def expected_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def find_lpips_problems(path: Path, digest: str | None) -> list[Problem]:
-    """Everything that would keep a file of weights from use: damage, other tensors, or another file than the pinned."""
+    """Why a file of weights cannot be used: damaged, other tensors, or not the pinned file."""
     if not path.is_file():
         fix = f"Write null, or make the file: {COMMAND}"
         return [Problem("params.yaml: evaluate.lpips", f"there is no file {str(path)!r}", fix)]
@@ -75,11 +77,13 @@ def find_lpips_problems(path: Path, digest: str | None) -> list[Problem]:
             fix = f"Expected a state dict of LPIPS with AlexNet, {key} of shape {shape}. Make it: {COMMAND}"
             return [Problem(str(path), found, fix)]
     with path.open("rb") as stream:
-        own = f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
-    if digest == own:
+        actual = f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
+    if digest == actual:
         return []
     found = "the weights must be pinned" if digest is None else f"{path} has changed"
-    return [Problem("params.yaml: evaluate.lpips_digest", found, f"If the file is right, write `lpips_digest: {own}`.")]
+    return [
+        Problem("params.yaml: evaluate.lpips_digest", found, f"If the file is right, write `lpips_digest: {actual}`.")
+    ]
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ class Lpips:
 
     @torch.no_grad()
     def features(self, pictures: Tensor) -> list[Tensor]:
-        """What each layer sees: (N, C, h, w) a layer, each place's channels scaled to length 1.
+        """Activations of each layer, (N, C, h, w), the channels of each place scaled to length 1.
 
         pictures: (N, 3, H, W) in [0, 1], at least 31 px on the shorter side. Raises ValueError for others.
         """
@@ -106,34 +110,34 @@ class Lpips:
             raise ValueError(f"pictures of {width}x{height} px: LPIPS needs {SMALLEST_SIDE} px on the shorter side")
         device = self.tensors["scaling_layer.shift"].device
         # The network was calibrated on pictures in [-1, 1]: left in [0, 1], every distance comes out too small.
-        shown = pictures.to(device).float() * 2 - 1
-        x = (shown - self.tensors["scaling_layer.shift"]) / self.tensors["scaling_layer.scale"]
-        found = []
+        scaled = pictures.to(device).float() * 2 - 1
+        x = (scaled - self.tensors["scaling_layer.shift"]) / self.tensors["scaling_layer.scale"]
+        activations = []
         for layer in LAYERS:
             x = F.max_pool2d(x, kernel_size=3, stride=2) if layer.pooled else x
             weight, bias = self.tensors[f"{layer.name}.weight"], self.tensors[f"{layer.name}.bias"]
             x = F.conv2d(x, weight, bias, layer.stride, layer.padding).relu()
-            found.append(x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10))
-        return found
+            activations.append(x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10))
+        return activations
 
     @torch.no_grad()
     def neighbour_distances(self, frames: Tensor) -> Tensor:
         """LPIPS between each frame and the next, (N - 1,) float64 on the CPU: 0 for equal frames, higher is farther.
 
         d(x, y) = sum over layers l of mean over places of w_l . (f_l(x) - f_l(y))^2 (Zhang et al. 2018, eq. 1). It is
-        squared, and so no metric: a path cut more finely is shorter. frames: as in `features`; each passes the network
-        once.
+        squared, and so no metric: a path cut more finely is shorter. frames: as in `features`; each passes through the
+        network once.
         """
         distances = torch.zeros(max(0, len(frames) - 1), dtype=torch.float64)
-        last: list[Tensor] = []
+        previous: list[Tensor] = []
         for number, frame in enumerate(frames):
-            seen = self.features(frame[None])
+            current = self.features(frame[None])
             if number:
-                layers = zip(last, seen, strict=True)
-                distances[number - 1] = sum(self._apart(at, x, y) for at, (x, y) in enumerate(layers))
-            last = seen
+                pairs = enumerate(zip(previous, current, strict=True))
+                distances[number - 1] = sum(self._layer_distance(layer, x, y) for layer, (x, y) in pairs)
+            previous = current
         return distances
 
-    def _apart(self, number: int, x: Tensor, y: Tensor) -> float:
+    def _layer_distance(self, number: int, x: Tensor, y: Tensor) -> float:
         weights = self.tensors[f"lin{number}.model.1.weight"]
         return float(((x - y).square() * weights).sum(1).mean())

@@ -1,4 +1,4 @@
-"""How much like a picture of its base a frame is, told by the base itself and by nothing that must be downloaded."""
+"""How natural a frame looks to the base itself: nothing has to be downloaded."""
 
 import torch
 
@@ -6,17 +6,17 @@ from pipeline.base.conditioning import Conditioning
 from pipeline.base.protocol import Base
 
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4)
-"""Timesteps, in shares of the schedule: low enough that the noise leaves a double exposure to be seen."""
+"""Timesteps, in shares of the schedule: low enough that a double exposure is still visible through the noise."""
 
 
 @torch.no_grad()
 def denoising_errors(
     base: Base, latents: torch.Tensor, conditioning: Conditioning, batch: int | None = None
 ) -> torch.Tensor:
-    """Mean squared error (N,) of the base's noise or v for clean latents (N, C, h, w) and captions (N, L, D).
+    """Mean squared error (N,) of the base's noise or v for clean latents (N, C, h, w) and N captions.
 
     At fixed timesteps and noise, the same for every picture, and without adapters, which would have learned the
-    keyframes. What the base finds likely, it denoises well.
+    keyframes. The base denoises well what it finds likely.
     """
     errors = torch.zeros(len(latents), dtype=torch.float64)
     for number, share in enumerate(SHARES):
@@ -42,11 +42,12 @@ def naturalness(
 ) -> float:
     """Mean denoising error of frames over that of the keyframes they lie between: 1 is as natural as those are.
 
-    Both as pictures (N, 3, H, W) and the embeddings of their captions (N, L, D). Above 1: less natural. A cross-fade
-    shows two pictures at once, which no picture of the base is; noise and broken shapes are no more likely. Blur is:
-    soft frames come out a little below 1, so that this figure says nothing about sharpness.
+    Both as pictures (N, 3, H, W) and their N captions. Above 1: less natural. A cross-fade
+    shows two pictures at once, which is unlikely to the base; so are noise and broken shapes. Blur is likely: soft
+    frames come out a little below 1, so this figure does not measure sharpness.
     """
-    found, own = (
-        denoising_errors(base, base.encode(shown).mean, said, batch).mean() for shown, said in (frames, keyframes)
+    of_frames, of_keyframes = (
+        denoising_errors(base, base.encode(pictures).mean, captions, batch).mean()
+        for pictures, captions in (frames, keyframes)
     )
-    return float(found / own)
+    return float(of_frames / of_keyframes)

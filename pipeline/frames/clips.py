@@ -1,4 +1,4 @@
-"""Frames as files that play: PNGs, animated WebP and GIF, and MP4. The same frames always give the same bytes."""
+"""Frames as files: PNGs, animated WebP and GIF, and MP4. The same frames always give the same bytes."""
 
 from collections.abc import Collection, Iterator, Sequence
 from fractions import Fraction
@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipeline.frames.tensors import Frame
 
-_MP4_SHORT_SIDE = 256  # players show a smaller clip as a stamp, and half of its colour resolution is lost in 4:2:0
+_MP4_SHORT_SIDE = 256  # players do not enlarge a smaller clip, and half of its colour resolution is lost in 4:2:0
 _BT709 = 1  # the number that H.264 has for this colour space, primaries and transfer, and for the narrow range
 
 
@@ -61,7 +61,7 @@ def write_mp4(
     odd sides get one more row or column of edge pixels.
     """
     _check(frames, hold_at)
-    height, width = _playable(frames[0], enlarge).shape[:2]
+    height, width = _fit_for_mp4(frames[0], enlarge).shape[:2]
     rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         # One thread: the number of threads is written into the stream.
@@ -69,8 +69,8 @@ def write_mp4(
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         codec = stream.codec_context
         codec.colorspace = codec.color_primaries = codec.color_trc = codec.color_range = _BT709
-        for frame in _held(frames, hold_at, round(hold * fps)):
-            picture = av.VideoFrame.from_ndarray(_playable(frame, enlarge), format="rgb24")
+        for frame in _repeated(frames, hold_at, round(hold * fps)):
+            picture = av.VideoFrame.from_ndarray(_fit_for_mp4(frame, enlarge), format="rgb24")
             picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
@@ -94,13 +94,13 @@ def _durations(count: int, fps: float, hold_at: Collection[int], hold: float, un
     return np.diff(ends).tolist()
 
 
-def _held(frames: Sequence[Frame], hold_at: Collection[int], repeats: int) -> Iterator[Frame]:
+def _repeated(frames: Sequence[Frame], hold_at: Collection[int], repeats: int) -> Iterator[Frame]:
     for number, frame in enumerate(frames):
         for _ in range(1 + (repeats if number in hold_at else 0)):
             yield frame
 
 
-def _playable(frame: Frame, enlarge: bool) -> Frame:
+def _fit_for_mp4(frame: Frame, enlarge: bool) -> Frame:
     height, width = frame.shape[:2]
     factor = -(-_MP4_SHORT_SIDE // min(height, width)) if enlarge else 1
     if factor > 1:

@@ -1,4 +1,4 @@
-"""Many pictures on one: strips of frames, and grids of samples, with labels."""
+"""Many pictures in one: strips of frames, and grids of samples, with labels."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
@@ -21,27 +21,27 @@ def strip(
 ) -> Image.Image:
     """Labelled rows of frames, about `columns` from each, that show whole morphs at a glance.
 
-    The keyframes (indices into each row's frames) are always among the frames shown, with a thin border, and the
-    others are evenly spread between them; all rows of one length show the same frames. Frames larger than `cell`
+    The keyframes (indices into each row's frames) are always among the selected frames, with a thin border, and the
+    others are evenly spread between them; rows of one length show the same frames. Frames larger than `cell`
     pixels on the longer side are shrunk to it.
     """
     font = _font(15, [label for label, _ in rows])
-    shown = [(label, *_choose(len(frames), keyframes, columns), frames) for label, frames in rows]
-    pictures = [[_fitted(frames[index], cell) for index in indices] for _, indices, _, frames in shown]
+    selected = [(label, *_select(len(frames), keyframes, columns), frames) for label, frames in rows]
+    pictures = [[_shrunk(frames[index], cell) for index in indices] for _, indices, _, frames in selected]
     wide, high = _largest(pictures)
     label_height = _line_height(font) + 4
     row_height = label_height + high + 2 * _GAP
     sheet, draw = _sheet(
         2 * _MARGIN + max(map(len, pictures)) * (wide + _GAP) - _GAP, 2 * _MARGIN + len(rows) * row_height - 2 * _GAP
     )
-    for number, ((label, _, marked, _), row) in enumerate(zip(shown, pictures, strict=True)):
+    for number, ((label, _, marked, _), row) in enumerate(zip(selected, pictures, strict=True)):
         top = _MARGIN + number * row_height
-        draw.text((_MARGIN, top), _shortened(label, font, sheet.width - 2 * _MARGIN), fill=_INK, font=font)
+        draw.text((_MARGIN, top), _truncated(label, font, sheet.width - 2 * _MARGIN), fill=_INK, font=font)
         for column, picture in enumerate(row):
             corner = (_MARGIN + column * (wide + _GAP), top + label_height)
             sheet.paste(picture, corner)
             if marked[column]:
-                _frame(draw, corner, picture.size)
+                _draw_border(draw, corner, picture.size)
     return sheet
 
 
@@ -55,7 +55,7 @@ def grid(
     if len(rows) != len(row_labels) or any(len(row) != len(column_labels) for row in rows):
         raise ValueError("a grid needs one label for each row and each column")
     font = _font(14, [*row_labels, *column_labels])
-    pictures = [[_fitted(frame, cell) for frame in row] for row in rows]
+    pictures = [[_shrunk(frame, cell) for frame in row] for row in rows]
     wide, high = _largest(pictures)
     left = _MARGIN + (_LABEL_WIDTH + _GAP if any(row_labels) else 0)
     top = _MARGIN + (_line_height(font) + 4 if any(column_labels) else 0)
@@ -64,7 +64,7 @@ def grid(
     )
     for column, label in enumerate(column_labels):
         centre = left + column * (wide + _GAP) + wide / 2
-        draw.text((centre, _MARGIN), _shortened(label, font, wide), fill=_INK, font=font, anchor="ma")
+        draw.text((centre, _MARGIN), _truncated(label, font, wide), fill=_INK, font=font, anchor="ma")
     for number, (label, row) in enumerate(zip(row_labels, pictures, strict=True)):
         y = top + number * (high + _GAP)
         lines = _wrapped(label, font, _LABEL_WIDTH, max(1, high // (_line_height(font) + 2)))
@@ -76,12 +76,12 @@ def grid(
     return sheet
 
 
-def _choose(count: int, keyframes: Sequence[int], columns: int) -> tuple[list[int], list[bool]]:
+def _select(count: int, keyframes: Sequence[int], columns: int) -> tuple[list[int], list[bool]]:
     """Indices of about `columns` of `count` frames, and which of them are keyframes."""
     stops = sorted({index for index in keyframes if 0 <= index < count})
     ends = sorted({0, count - 1, *stops})
     segments = len(ends) - 1
-    if segments + 1 > columns + 2:  # more keyframes than room: an even choice of them
+    if segments + 1 > columns + 2:  # more keyframes than columns: an even selection of them
         ends = [ends[round(i * segments / (columns - 1))] for i in range(columns)]
         segments = len(ends) - 1
     steps = max(1, round((columns - 1) / max(segments, 1)))
@@ -90,7 +90,7 @@ def _choose(count: int, keyframes: Sequence[int], columns: int) -> tuple[list[in
     return indices, [index in stops for index in indices]
 
 
-def _fitted(frame: Frame, cell: int) -> Image.Image:
+def _shrunk(frame: Frame, cell: int) -> Image.Image:
     picture = Image.fromarray(frame)
     scale = min(1, cell / max(picture.size))
     if scale == 1:
@@ -99,7 +99,7 @@ def _fitted(frame: Frame, cell: int) -> Image.Image:
     return picture.resize(size, Image.Resampling.LANCZOS)
 
 
-def _frame(draw: ImageDraw.ImageDraw, corner: tuple[int, int], size: tuple[int, int]) -> None:
+def _draw_border(draw: ImageDraw.ImageDraw, corner: tuple[int, int], size: tuple[int, int]) -> None:
     """A border around a picture, in the gap, so that it hides none of it."""
     (x, y), (width, height) = corner, size
     outer = (x - _BORDER, y - _BORDER, x + width + _BORDER - 1, y + height + _BORDER - 1)
@@ -119,7 +119,7 @@ def _largest(pictures: Sequence[Sequence[Image.Image]]) -> tuple[int, int]:
 
 
 def _font(size: int, labels: Iterable[str]) -> Font:
-    """Pillow's own font, or DejaVu, which matplotlib brings, for the letters that Pillow's cannot show."""
+    """Pillow's own font, or DejaVu, which matplotlib brings, for letters that Pillow's font lacks."""
     if all(label.isascii() for label in labels):
         return ImageFont.load_default(size)
     return ImageFont.truetype(str(files("matplotlib") / "mpl-data/fonts/ttf/DejaVuSans.ttf"), size - 1)
@@ -129,7 +129,7 @@ def _line_height(font: Font) -> int:
     return int(font.getbbox("Ág")[3])
 
 
-def _shortened(text: str, font: Font, width: int) -> str:
+def _truncated(text: str, font: Font, width: int) -> str:
     text = " ".join(text.split())
     if font.getlength(text) <= width:
         return text
@@ -145,6 +145,6 @@ def _wrapped(text: str, font: Font, width: int, most_lines: int) -> list[str]:
         taken = 1
         while taken < len(words) and font.getlength(" ".join(words[: taken + 1])) <= width:
             taken += 1
-        lines.append(_shortened(" ".join(words[:taken]), font, width))
+        lines.append(_truncated(" ".join(words[:taken]), font, width))
         words = words[taken:]
-    return [*lines, _shortened(" ".join(words), font, width)] if words else lines
+    return [*lines, _truncated(" ".join(words), font, width)] if words else lines

@@ -1,4 +1,4 @@
-"""Pictures as the models see them and as people do: tensors in [0, 1], and uint8 arrays."""
+"""Pictures as tensors in [0, 1], for models, and as uint8 arrays, for files."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path

@@ -125,11 +125,11 @@ def save_pocket(
     )
     pipe.save_pretrained(folder, safe_serialization=True)
     for config in folder.rglob("*.json"):
-        _forget_the_place(config)
+        _remove_local_path(config)
 
 
-def _forget_the_place(config: Path) -> None:
-    """Drop the path that the libraries note: nothing of this machine belongs into a model."""
+def _remove_local_path(config: Path) -> None:
+    """Remove the local path that the libraries write: a model must not name a folder of the machine it was made on."""
     content = json.loads(config.read_text(encoding="utf-8"))
     if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
         config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -5,7 +5,7 @@ from torch import nn
 
 
 class ViewedMuon(torch.optim.Muon):
-    """Muon (Jordan et al. 2024) for weights of any number of dimensions, each seen as a matrix of one row an output.
+    """Muon (Jordan et al. 2024) for weights of any number of dimensions, each viewed as a matrix, one row per output.
 
     torch's own takes matrices only. The views share the weights' memory, so a step moves the weights themselves. Its
     updates are scaled to AdamW's size (Liu et al. 2025, "Muon is Scalable for LLM Training", eq. 4).
@@ -14,10 +14,10 @@ class ViewedMuon(torch.optim.Muon):
     def __init__(self, weights: list[nn.Parameter], rate: float, weight_decay: float) -> None:
         self.weights = weights
         self.views = [nn.Parameter(as_matrix(weight.detach())) for weight in weights]
-        strangers = [
+        copies = [
             view for view, weight in zip(self.views, weights, strict=True) if view.data_ptr() != weight.data_ptr()
         ]
-        if strangers:
+        if copies:
             raise ValueError("a weight's memory layout allows no view of it as a matrix")
         super().__init__(self.views, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
 

@@ -1,4 +1,4 @@
-"""The pocket's sheet: what it paints from captions, below unseen paintings with the same ones."""
+"""The pocket's sample sheet: samples from captions, below unseen paintings with the same captions."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ ROW, ROWS = 8, 3
 def sample_scenes(
     base: Base, scenes: Sequence[Scene], steps: int, guidance: float, seed: int, progress: Progress = iter
 ) -> torch.Tensor:
-    """What the pocket makes of the scenes' captions: (N, 3, 128, 128) in [0, 1], the same for the same seed."""
+    """Samples of the pocket from the scenes' captions: (N, 3, 128, 128) in [0, 1], the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(len(scenes), LATENT_CHANNELS, LATENT_SIDE, LATENT_SIDE, generator=generator)
     conditioning = base.condition([caption(scene) for scene in scenes])
@@ -33,10 +33,10 @@ def sample_sheet(base: Base, progress: Progress = iter) -> Image.Image:
     """Three double rows of eight: unseen paintings, and below each a sample with its caption (30 steps, guidance 2)."""
     scenes = [draw_scene(HELD_OUT + 900 + index) for index in range(ROW * ROWS)]
     painted = [paint(scene, SIDE, SIDE) for scene in scenes]
-    made = to_arrays(sample_scenes(base, scenes, steps=30, guidance=2.0, seed=1, progress=progress))
+    samples = to_arrays(sample_scenes(base, scenes, steps=30, guidance=2.0, seed=1, progress=progress))
     return Image.fromarray(
         np.concatenate(
-            [_row(row[first : first + ROW]) for first in range(0, len(scenes), ROW) for row in (painted, made)]
+            [_row(row[first : first + ROW]) for first in range(0, len(scenes), ROW) for row in (painted, samples)]
         )
     )
 

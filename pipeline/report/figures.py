@@ -1,6 +1,6 @@
-"""The figures of a morph as a table to read: what each says in plain words, and which variant is best at it.
+"""The figures of a morph as a table to read: what each means in plain words, and which variant is best at it.
 
-Imports nothing else of the project, so that a page which shows figures does not depend on code that measures.
+Imports none of the code that measures, so that a new metric makes no page stale that does not show it.
 """
 
 import math
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-VARIANTS = ("morph", "without_adapters", "cross_fade")
+from pipeline.frames.variants import MORPH, VARIANTS
 
 Metrics = Mapping[str, Mapping[str, float | None]]
 """The figures by their names, of each variant by its name: reports/metrics/<morph>.json."""
@@ -16,14 +16,14 @@ Metrics = Mapping[str, Mapping[str, float | None]]
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure. name: in the metrics. digits: after the point. says: what it means to someone who reads it here."""
+    """One figure. name: in the metrics. digits: after the point. meaning: for a reader who sees it the first time."""
 
     name: str
     label: str
     unit: str
     better: Literal["higher", "lower", ""]
     digits: int
-    says: str
+    meaning: str
 
 
 FIGURES = (
@@ -41,8 +41,7 @@ FIGURES = (
         "dB",
         "",
         1,
-        "What is left of the prepared pictures when the base merely encodes and decodes them: endpoints cannot do much "
-        "better.",
+        "The prepared pictures, only encoded and decoded by the base: endpoints can hardly come nearer.",
     ),
     Figure(
         "endpoints_worst_psnr_gap",
@@ -50,16 +49,16 @@ FIGURES = (
         "dB below",
         "lower",
         2,
-        "How far the worst endpoint falls below that.",
+        "How far the worst endpoint lies below the autoencoder alone.",
     ),
-    Figure("endpoints_ssim", "Endpoints, SSIM", "", "higher", 3, "The same by structure: 1 is equal."),
+    Figure("endpoints_ssim", "Endpoints, SSIM", "", "higher", 3, "Nearness by structure: 1 is equal."),
     Figure(
         "endpoints_perceptual",
         "Endpoints, perceptual",
         "",
         "lower",
         3,
-        "The same by perceptual distance: 0 is equal, 1 is black against white.",
+        "Nearness by perceptual distance: 0 is equal, 1 is black against white.",
     ),
     Figure(
         "naturalness",
@@ -67,24 +66,24 @@ FIGURES = (
         "",
         "lower",
         2,
-        "How badly the base denoises the frames between keyframes, over how badly it denoises the keyframes: 1 is as "
-        "natural as those, a double exposure lies above. It does not see blur.",
+        "The base's denoising error on frames between keyframes, over its error on the keyframes: 1 is as natural as "
+        "those, a double exposure lies above. It does not notice blur.",
     ),
     Figure(
         "ppl",
-        "Way (PPL)",
+        "Path length (PPL)",
         "",
         "lower",
         3,
-        "Perceptual distance covered from one keyframe to the next: flicker and detours lengthen it.",
+        "Perceptual distance covered from one keyframe to the next: flicker and detours make it longer.",
     ),
     Figure(
         "pdv",
-        "Unevenness (PDV)",
+        "Step variance (PDV)",
         "",
         "lower",
         5,
-        "Variance of the steps from frame to frame: 0 is a perfectly even pace.",
+        "Variance of the distances from frame to frame: 0 is a perfectly even pace.",
     ),
     Figure(
         "neighbours_max_over_mean",
@@ -92,44 +91,60 @@ FIGURES = (
         "× the mean",
         "lower",
         2,
-        "A jump shows here: 1 is even.",
+        "Shows a jump: 1 is an even pace.",
     ),
     Figure(
         "directness",
-        "Way over straight way",
+        "Path over straight line",
         "",
         "",
         2,
-        "A cross-fade lies near 1, a motion above. No praise by itself.",
+        "Near 1 for a cross-fade, higher for motion: neither is better by itself.",
     ),
-    Figure("lpips_ppl", "Way, LPIPS", "", "lower", 3, "PPL with the learned distance that papers use."),
-    Figure("lpips_pdv", "Unevenness, LPIPS", "", "lower", 5, "PDV with the learned distance that papers use."),
+    Figure("lpips_ppl", "Path length, LPIPS", "", "lower", 3, "PPL with the learned distance that papers use."),
+    Figure("lpips_pdv", "Step variance, LPIPS", "", "lower", 5, "PDV with the learned distance that papers use."),
+)
+
+
+# Name in the summary, name in the metrics, digits.
+SUMMARY = (
+    ("endpoint_psnr", "endpoints_psnr", 3),
+    ("endpoint_gap", "endpoints_worst_psnr_gap", 3),
+    ("naturalness", "naturalness", 4),
+    ("path_length", "neighbours_sum", 4),
+    ("max_over_mean", "neighbours_max_over_mean", 4),
 )
 
 
 @dataclass(frozen=True)
-class Line:
-    """A line of the table: a figure, one cell a variant in the order of VARIANTS, and the places of the best."""
+class Row:
+    """A row of the table: a figure, one cell per variant in the order of VARIANTS, and which cells are the best."""
 
     figure: Figure
     cells: tuple[str, ...]
     best: tuple[int, ...]
 
 
-def table(metrics: Metrics) -> list[Line]:
-    """A line for each figure that at least one variant has."""
-    lines = [_line(figure, metrics) for figure in FIGURES]
-    return [line for line in lines if any(cell != "–" for cell in line.cells)]
+def table(metrics: Metrics) -> list[Row]:
+    """A row for each figure that at least one variant has."""
+    rows = [_row(figure, metrics) for figure in FIGURES]
+    return [row for row in rows if any(cell != "–" for cell in row.cells)]
 
 
-def _line(figure: Figure, metrics: Metrics) -> Line:
-    values = [metrics[variant].get(figure.name) for variant in VARIANTS]
+def summary(metrics: Metrics) -> dict[str, float | None]:
+    """The few figures of a morph that `dvc metrics diff` compares."""
+    values = {short: (metrics[MORPH.name][name], digits) for short, name, digits in SUMMARY}
+    return {short: None if value is None else round(value, digits) for short, (value, digits) in values.items()}
+
+
+def _row(figure: Figure, metrics: Metrics) -> Row:
+    values = [metrics[variant.name].get(figure.name) for variant in VARIANTS]
     cells = tuple(
         "–" if value is None or not math.isfinite(value) else f"{value:.{figure.digits}f}" for value in values
     )
-    # What reads the same is equally good: the digits that are not shown decide nothing.
-    shown = {place: float(cell) for place, cell in enumerate(cells) if cell != "–"}
-    if not figure.better or len(shown) < 2 or len(set(shown.values())) == 1:
-        return Line(figure, cells, ())
-    top = (max if figure.better == "higher" else min)(shown.values())
-    return Line(figure, cells, tuple(place for place, value in shown.items() if value == top))
+    # Cells that read the same are equally good: digits that are not displayed decide nothing.
+    displayed = {column: float(cell) for column, cell in enumerate(cells) if cell != "–"}
+    if not figure.better or len(displayed) < 2 or len(set(displayed.values())) == 1:
+        return Row(figure, cells, ())
+    best = (max if figure.better == "higher" else min)(displayed.values())
+    return Row(figure, cells, tuple(column for column, value in displayed.items() if value == best))

@@ -1,9 +1,9 @@
 """Curves of a morph and of a training as PNG. The same numbers give the same bytes on one machine.
 
-Imports nothing else of the project, so that a stage which draws does not depend on code that measures.
+Imports nothing else of the project, so that a stage which draws does not depend on the page or on code that measures.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ Floats = NDArray[np.float64]
 
 DPI = 150
 INK, FAINT = "#222222", "#d9d9d9"
-# Okabe and Ito's palette without its yellow, which is lost on white: told apart with every common colour blindness.
+# Okabe and Ito's palette without its yellow, which is lost on white: distinct with every common colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F")
 DASHES: tuple[str | tuple[int, tuple[float, ...]], ...] = ("-", (0, (5, 2)), (0, (1.2, 1.4)), (0, (6, 2, 1.2, 2)))
 MARKERS = ("o", "s", "^", "D")
@@ -53,7 +53,7 @@ class Curve:
 
 
 def smoothness_plot(curves: Mapping[str, Curve], path: Path) -> None:
-    """Write a PNG of the distance between neighbouring frames, and of the way covered, along position.
+    """Write a PNG of the distance between neighbouring frames, and of the distance covered, by position.
 
     curves: by the name in the legend, the morph first, then its baselines. A distance stands midway between its frames.
     Raises ValueError if a curve's positions and distances do not belong together, or hold NaN.
@@ -96,16 +96,16 @@ def smoothness_plot(curves: Mapping[str, Curve], path: Path) -> None:
 
 @dataclass(frozen=True)
 class Training:
-    """One adapter's training: losses (S,) of its steps, and its loss at fixed noise by step."""
+    """One adapter's training: losses (S,) of its steps, and by step its validation loss, which is at fixed noise."""
 
-    losses: ArrayLike
+    losses: Sequence[float]
     validation: Mapping[int, float] = field(default_factory=dict)
 
 
 def loss_plot(trainings: Mapping[str, Training], rates: ArrayLike, path: Path) -> None:
     """Write a PNG of the training loss of each adapter: a smoothed line over the faint raw one.
 
-    trainings: by adapter; one that ended early has fewer losses; losses at fixed noise are dots. rates: learning rates
+    trainings: by adapter; one that stopped early has fewer losses; validation losses are dots. rates: learning rates
     (S,) of the longest training, drawn below where they change. The smoothed line is `smoothed`. The axis ends where
     the smoothed lines, the dots and nine tenths of the raw values fit. Raises ValueError for more losses than rates, or
     one that is not finite.
@@ -131,11 +131,11 @@ def loss_plot(trainings: Mapping[str, Training], rates: ArrayLike, path: Path) -
             dash = DASHES[index // len(COLOURS) % len(DASHES)]
             faint = 0.35 / max(1, len(trainings) / 3)
             axes.plot(range(raw.size), raw, color=colour, linewidth=0.5, alpha=faint, zorder=2)
-            axes.plot(smooth, color=colour, linestyle=dash, linewidth=1.6, label=_shortened(name), zorder=3)
+            axes.plot(smooth, color=colour, linestyle=dash, linewidth=1.6, label=_truncated(name), zorder=3)
             dots = {"markersize": 6, "markeredgecolor": "white", "clip_on": False}
             dotted = training.validation
             axes.plot(list(dotted), list(dotted.values()), "o", color=colour, zorder=4, **dots)
-        axes.set_title("Training loss (dots: at fixed noise)" if _validated(trainings) else "Training loss")
+        axes.set_title("Training loss (dots: validation loss)" if _validated(trainings) else "Training loss")
         axes.set_ylabel("mean squared error of the prediction")
         # A few raw spikes, of timesteps that are hard by nature, would press all the lines onto the axis.
         axes.set_ylim(0, 1.15 * max(tops, default=0.0) or 1.0)
@@ -194,7 +194,7 @@ def _mark_keyframes(axes: Axes, last: float) -> None:
         axes.set_xticks(keyframes)
 
 
-def _shortened(name: str, longest: int = 20) -> str:
+def _truncated(name: str, longest: int = 20) -> str:
     # Names of one set differ at the end more often than at the start.
     return name if len(name) <= longest else f"{name[:6]}…{name[7 - longest :]}"
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from pipeline.adapters.mixing import Adapter
+from pipeline.base.posterior import keyed_seed
 from pipeline.base.protocol import Base
-from pipeline.base.seeds import keyed_seed
 from pipeline.sampling.captions import sample_captions
 from pipeline.sampling.solver import Progress
 

@@ -21,6 +21,7 @@ from pipeline.frames.clips import write_frames, write_mp4, write_webp
 from pipeline.frames.prepared import prepared_name, read_captions
 from pipeline.frames.sheets import strip
 from pipeline.frames.tensors import Frame, from_arrays, read_pictures, to_arrays
+from pipeline.frames.variants import CROSS_FADE, MORPH, WITHOUT_ADAPTERS, Variant
 from pipeline.morphing.diffmorpher import KeyframeAttention
 from pipeline.morphing.engine import Recipe, cross_fade
 from pipeline.morphing.interpolation import film_with_real_ends
@@ -29,8 +30,6 @@ from pipeline.outputs import atomic_folder, require_output
 from pipeline.params import MorphSection, load_params
 from pipeline.sampling.solver import Progress
 from pipeline.tracking import track
-
-FOLDERS = {"morph": "frames", "without adapters": "no-lora", "cross-fade": "cross-fade"}
 
 
 @dataclass(frozen=True)
@@ -58,28 +57,29 @@ def run(key: str) -> None:
         pictures = torch.stack([keyframe.picture for keyframe in keyframes])
         film_settings = settings_of(settings, base)
 
-        variants, noise_std = {}, {}
-        for label, with_adapters in (("morph", True), ("without adapters", False)):
-            own = keyframes if with_adapters else [replace(keyframe, adapters=()) for keyframe in keyframes]
-            film = Film(base, own, film_settings, batch=params.machine.batch, progress=partial(_bar, label))
+        variants: dict[Variant, VariantFrames] = {}
+        noise_std: dict[str, float] = {}
+        for variant in (MORPH, WITHOUT_ADAPTERS):
+            own = keyframes if variant == MORPH else [replace(keyframe, adapters=()) for keyframe in keyframes]
+            film = Film(base, own, film_settings, batch=params.machine.batch, progress=partial(_bar, variant.label))
             frames = [frame for made in film for frame in to_arrays(made.picture[None])]
-            variants[label] = VariantFrames(frames, film.alphas)
-            noise_std[label] = film.noise_std
-        variants["cross-fade"] = faded(pictures, film_settings)
+            variants[variant] = VariantFrames(frames, film.alphas)
+            noise_std[variant.label] = round(film.noise_std, 6)
+        variants[CROSS_FADE] = faded(pictures, film_settings)
 
         between = film_settings.frames_per_segment - 1
         stops = [index * between for index in range(len(names))]
         out = Path("data/morphs", key)
         with atomic_folder(out) as folder:
-            for label, made in variants.items():
-                (folder / FOLDERS[label]).mkdir()
-                write_frames(folder / FOLDERS[label], made.frames)
+            for variant, made in variants.items():
+                (folder / variant.folder).mkdir()
+                write_frames(folder / variant.folder, made.frames)
             (folder / "floor").mkdir()
             write_frames(folder / "floor", to_arrays(base.decode(base.encode(pictures).mean)))
-            clip = clip_frames(variants["morph"], pictures, stops, settings)
+            clip = clip_frames(variants[MORPH], pictures, stops, settings)
             write_webp(folder / "morph.webp", clip, settings.fps, stops, settings.hold)
             write_mp4(folder / "morph.mp4", clip, settings.fps, stops, settings.hold)
-            rows = [(label, made.frames) for label, made in variants.items()]
+            rows = [(variant.label, made.frames) for variant, made in variants.items()]
             strip(rows, keyframes=stops, columns=13).save(folder / "strip.png")
             facts = {
                 "set": spec.set,
@@ -88,13 +88,13 @@ def run(key: str) -> None:
                     {"file_name": name, "text": keyframe.caption, "frame": stop}
                     for name, keyframe, stop in zip(names, keyframes, stops, strict=True)
                 ],
-                "positions": [round(number / between, 9) for number in range(len(variants["morph"].frames))],
-                "alphas": {label: rounded(made.alphas) for label, made in variants.items()},
-                "inverted_noise_std": {label: round(std, 6) for label, std in noise_std.items()},
+                "positions": [round(number / between, 9) for number in range(len(variants[MORPH].frames))],
+                "alphas": {variant.label: rounded(made.alphas) for variant, made in variants.items()},
+                "inverted_noise_std": noise_std,
                 "settings": settings.model_dump(mode="json"),
             }
             (folder / "morph.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        tracker.metric("inverted_noise_std", noise_std["morph"])
+        tracker.metric("inverted_noise_std", noise_std[MORPH.label])
         tracker.picture("strip", out / "strip.png")
         tracker.show(out / "strip.png", f"{key}: the morph, the same without adapters, a cross-fade")
         for name in ("morph.webp", "morph.mp4", "morph.json"):

@@ -1,62 +1,36 @@
-"""Stage `report`: one page that a person would rather look at than read, and the figures in brief."""
+"""Stage `report`: one page to look at, and the few figures that decide."""
 
 import json
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from pipeline.outputs import atomic_file, require_output
 from pipeline.params import load_params
-from pipeline.report.figures import Metrics
-from pipeline.report.page import morph_part, set_part
+from pipeline.report.figures import summary
+from pipeline.report.page import morph_part, render, set_part
 from pipeline.tracking import close_parent, track
 
 REPORTS = Path("reports")
-
-# Name in brief, name in full, digits.
-BRIEF = (
-    ("endpoint_psnr", "endpoints_psnr", 3),
-    ("endpoint_gap", "endpoints_worst_psnr_gap", 3),
-    ("naturalness", "naturalness", 4),
-    ("path_length", "neighbours_sum", 4),
-    ("max_over_mean", "neighbours_max_over_mean", 4),
-)
 
 
 def run() -> None:
     """Write reports/index.html and reports/metrics.json from the outputs of the other stages."""
     params = load_params()
-    figures = {key: require_output(REPORTS / "metrics" / f"{key}.json", f"evaluate@{key}") for key in params.morphs}
+    files = {key: require_output(REPORTS / "metrics" / f"{key}.json", f"evaluate@{key}") for key in params.morphs}
     for key in params.sets:
         require_output(REPORTS / "samples" / f"{key}.png", f"sample@{key}")
     with track("report", params.tracking, {}) as tracker:
-        metrics: dict[str, Metrics] = {
-            key: json.loads(path.read_text(encoding="utf-8")) for key, path in figures.items()
-        }
-        brief = {key: in_brief(values) for key, values in metrics.items()}
+        metrics = {key: json.loads(path.read_text(encoding="utf-8")) for key, path in files.items()}
+        summaries = {key: summary(values) for key, values in metrics.items()}
         with atomic_file(REPORTS / "metrics.json") as path:
-            path.write_text(json.dumps(brief, indent=2) + "\n", encoding="utf-8")
-        environment = Environment(
-            loader=PackageLoader("pipeline", "report"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        page = environment.get_template("page.html").render(
-            morphs=[morph_part(key, metrics[key]) for key in params.morphs],
-            sets=[set_part(key, params.get_set(key), params.train) for key in params.sets],
-            base=params.base,
+            path.write_text(json.dumps(summaries, indent=2) + "\n", encoding="utf-8")
+        page = render(
+            [morph_part(key, metrics[key]) for key in params.morphs],
+            [set_part(key, params.get_set(key), params.train) for key in params.sets],
+            params.base,
         )
         with atomic_file(REPORTS / "index.html") as path:
             path.write_text(page, encoding="utf-8")
         tracker.artifact(REPORTS / "index.html")
-        flat = {f"{key}/{name}": value for key, values in brief.items() for name, value in values.items()}
-        tracker.metrics({name: value for name, value in flat.items() if value is not None})
+        figures = {f"{key}/{name}": value for key, values in summaries.items() for name, value in values.items()}
+        tracker.metrics({name: value for name, value in figures.items() if value is not None})
     close_parent(params.tracking)
-
-
-def in_brief(metrics: Metrics) -> dict[str, float | None]:
-    """The few figures of a morph that `dvc metrics diff` shows."""
-    full = {short: (metrics["morph"][name], digits) for short, name, digits in BRIEF}
-    return {short: None if value is None else round(value, digits) for short, (value, digits) in full.items()}

@@ -11,7 +11,7 @@ import torch
 
 from pipeline.base.conditioning import Conditioning
 from pipeline.base.noise_path import NoisePath
-from pipeline.base.seeds import keyed_seed
+from pipeline.base.posterior import keyed_seed
 from pipeline.params import TrainSection
 from pipeline.training.examples import Example
 

@@ -9,7 +9,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pipeline.base.conditioning import Conditioning
-from pipeline.base.protocol import Base, Posterior
+from pipeline.base.posterior import Posterior
+from pipeline.base.protocol import Base
 from pipeline.outputs import atomic_file
 from pipeline.training.code_digest import code_digest
 

@@ -8,8 +8,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 
 from pipeline.base.conditioning import Conditioning
+from pipeline.base.posterior import keyed_seed
 from pipeline.base.protocol import Base
-from pipeline.base.seeds import keyed_seed
 from pipeline.params import TrainSection
 from pipeline.training.checkpoints import TrainState
 from pipeline.training.denoising import denoising_errors

@@ -17,9 +17,10 @@ from tqdm import tqdm
 from pipeline.adapters.mixing import Adapter
 from pipeline.base.conditioning import Conditioning
 from pipeline.base.protocol import Base
-from pipeline.distances.perceptual import perceptual, psnr
-from pipeline.evaluation.metrics import smoothness
+from pipeline.distances.perceptual import perceptual
+from pipeline.evaluation.fidelity import psnr
 from pipeline.evaluation.naturalness import naturalness
+from pipeline.evaluation.smoothness import smoothness
 from pipeline.frames.sheets import strip
 from pipeline.frames.tensors import to_arrays
 from pipeline.morphing.diffmorpher import KeyframeAttention

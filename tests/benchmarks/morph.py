@@ -15,7 +15,8 @@ import torch
 from diffusers import DDIMScheduler
 
 from pipeline.base.protocol import Base
-from pipeline.distances.perceptual import perceptual, psnr
+from pipeline.distances.perceptual import perceptual
+from pipeline.evaluation.fidelity import psnr
 from pipeline.morphing.diffmorpher import KeyframeAttention
 from pipeline.morphing.engine import (
     EncodedKeyframe,

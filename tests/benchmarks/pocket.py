@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from pipeline.base.conditioning import Conditioning
 from pipeline.base.protocol import Base
-from pipeline.distances.perceptual import perceptual, psnr
+from pipeline.distances.perceptual import perceptual
+from pipeline.evaluation.fidelity import psnr
 from pipeline.landscapes.world import HELD_OUT, Scene, caption
 from pipeline.pocket.sheet import sample_scenes, sample_sheet
 from pipeline.sampling.captions import predictor

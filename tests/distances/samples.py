@@ -1,6 +1,6 @@
 """Pictures for the tests: photographs that scikit-image carries as package data, and painted ones. No download."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 import numpy as np
@@ -22,6 +22,11 @@ NAMES = (*PHOTOGRAPHS, "hills", "tiles")
 def tensor(picture: Floats) -> Tensor:
     """(H, W, 3) to (1, 3, H, W) float32, cut to [0, 1]."""
     return torch.from_numpy(np.clip(picture, 0, 1).astype(np.float32)).permute(2, 0, 1)[None].contiguous()
+
+
+def stack(pictures: Iterable[Floats]) -> Tensor:
+    """Pictures (H, W, 3) of one size to (N, 3, H, W) float32, cut to [0, 1]."""
+    return torch.cat([tensor(pixels) for pixels in pictures])
 
 
 @lru_cache

@@ -7,8 +7,9 @@ import torch
 from scipy.ndimage import convolve, convolve1d, gaussian_filter
 
 from pipeline.distances.features import extract, feature_distance, lab
-from pipeline.distances.perceptual import perceptual, psnr
-from tests.distances.samples import NAMES, PHOTOGRAPHS, distorted, picture, tensor, wide, window
+from pipeline.distances.perceptual import perceptual
+from pipeline.evaluation.fidelity import psnr
+from tests.distances.samples import NAMES, PHOTOGRAPHS, distorted, picture, stack, tensor, wide, window
 
 
 def distance(first, second):
@@ -16,7 +17,7 @@ def distance(first, second):
 
 
 def distances_from(plain, pictures):
-    return feature_distance(extract(tensor(plain)), extract(torch.cat([tensor(p) for p in pictures]))).tolist()
+    return feature_distance(extract(tensor(plain)), extract(stack(pictures))).tolist()
 
 
 def grating(angle, phase, wavelength=4.0, side=64):
@@ -25,7 +26,7 @@ def grating(angle, phase, wavelength=4.0, side=64):
     return np.repeat(0.5 + 0.3 * wave[..., None], 3, axis=2)
 
 
-# What a person would say
+# As a person would judge
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -101,7 +102,7 @@ def test_the_same_pair_is_about_equally_far_at_every_size():
     assert max(at.values()) < 1.2 * min(at.values()), at
 
 
-# What the definition says
+# By the definition
 
 
 def test_flat_pictures_differ_by_their_colour_alone():
@@ -114,7 +115,7 @@ def test_flat_pictures_differ_by_their_colour_alone():
     assert distance(white * one, white * two) == pytest.approx(expected, abs=1e-3)
 
 
-def seen_by_scipy(pixels):
+def features_by_scipy(pixels):
     """The features of one picture (H, W, 3) in float64, from the description in words: scikit-image for CIELAB, scipy
     for every filter, mirrored edges, four octaves of 9 maps for 96 px."""
 
@@ -144,7 +145,7 @@ def seen_by_scipy(pixels):
 @pytest.mark.parametrize("name", NAMES)
 def test_features_and_distance_equal_those_written_with_scipy(name):
     first, second = (np.clip(pixels, 0, 1).astype(np.float32) for pixels in (picture(name), distorted(name)["blur"][4]))
-    expected = [seen_by_scipy(pixels) for pixels in (first, second)]
+    expected = [features_by_scipy(pixels) for pixels in (first, second)]
     for ours, theirs in zip(extract(tensor(first)).octaves, expected[0], strict=True):
         assert np.abs(ours[0].numpy() - theirs).max() < 2e-3
     apart = [np.linalg.norm(x - y, axis=0).mean() for x, y in zip(*expected, strict=True)]
@@ -172,7 +173,7 @@ def test_a_grating_of_the_filters_own_wavelength_answers_as_worked_by_hand():
 
 
 def test_the_triangle_inequality_holds_so_no_path_is_shorter_than_straight():
-    features = extract(torch.cat([tensor(picture(name)) for name in NAMES]))
+    features = extract(stack(picture(name) for name in NAMES))
     table = torch.stack([feature_distance(features[i : i + 1], features) for i in range(len(NAMES))])
     for i, j, k in itertools.permutations(range(len(NAMES)), 3):
         assert table[i, k] <= table[i, j] + table[j, k] + 1e-6
@@ -202,7 +203,7 @@ def test_extremes_are_finite_and_a_speck_is_seen():
 
 
 def test_features_of_a_picture_do_not_depend_on_its_batch_or_on_reduced_precision_around():
-    pictures = torch.cat([tensor(picture(name)) for name in NAMES])
+    pictures = stack(picture(name) for name in NAMES)
     together = extract(pictures)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         alone = extract(pictures[3:4])
@@ -212,7 +213,7 @@ def test_features_of_a_picture_do_not_depend_on_its_batch_or_on_reduced_precisio
 
 
 def test_taking_features_once_gives_the_distances_of_taking_them_each_time():
-    pictures = torch.cat([tensor(picture(name)) for name in NAMES[:4]])
+    pictures = stack(picture(name) for name in NAMES[:4])
     features = extract(pictures)
     assert torch.equal(feature_distance(features[1:], features[:-1]), perceptual(pictures[:-1], pictures[1:]))
     assert feature_distance(features[:1], features).shape == (4,)

@@ -72,8 +72,8 @@ def by_loops(weights: dict[str, Tensor], first: Tensor, second: Tensor) -> float
     layers.append(("net.slice5.10", 1, 1))
     total = 0.0
     a, b = (
-        (shown.double().numpy() * 2 - 1 - w["scaling_layer.shift"][0]) / w["scaling_layer.scale"][0]
-        for shown in (first, second)
+        (picture.double().numpy() * 2 - 1 - w["scaling_layer.shift"][0]) / w["scaling_layer.scale"][0]
+        for picture in (first, second)
     )
     for number, (name, stride, padding) in enumerate(layers):
         if number in (1, 2):
@@ -96,16 +96,16 @@ def test_it_equals_loops_over_places(network: Lpips, weights: dict[str, Tensor])
     assert min(expected) > 0.01
 
 
-def test_equal_frames_are_no_way_apart_and_both_ways_are_equally_far(network: Lpips) -> None:
+def test_equal_frames_have_no_distance_and_both_ways_are_equally_far(network: Lpips) -> None:
     one, two = tensor(picture("coffee")), tensor(picture("rocket"))
-    there = network.neighbour_distances(torch.cat([one, two, one, one]))
-    assert there[2] == 0
-    assert there[0] == there[1] > 0
+    distances = network.neighbour_distances(torch.cat([one, two, one, one]))
+    assert distances[2] == 0
+    assert distances[0] == distances[1] > 0
     assert network.neighbour_distances(one).shape == (0,)
 
 
 def test_one_layer_of_one_weight_as_worked_by_hand(weights: dict[str, Tensor]) -> None:
-    """Only the first layer counts, and of it two channels that show red and green: grey gives both 1 / sqrt(2)."""
+    """Only the first layer counts, and of it two channels, for red and green: grey gives both 1 / sqrt(2)."""
     bare = {key: torch.zeros_like(value) for key, value in weights.items()}
     bare["scaling_layer.scale"] += 1
     bare["net.slice1.0.weight"][0, 0, 5, 5] = bare["net.slice1.0.weight"][1, 1, 5, 5] = 1
@@ -151,7 +151,7 @@ def test_a_right_file_is_pinned_by_its_digest(weights: dict[str, Tensor], tmp_pa
     assert "has changed" in str(changed)
 
 
-def test_a_missing_file_says_how_to_make_it(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_file_has_the_command_that_makes_it(tmp_path: Path) -> None:
     (problem,) = find_lpips_problems(tmp_path / "none.safetensors", None)
     assert "evaluate.lpips: there is no file" in str(problem) and "pip install lpips" in str(problem)
 

@@ -49,7 +49,7 @@ def paintings(pocket: Base) -> tuple[Captioned, Captioned]:
 def test_a_cross_fade_is_less_natural_than_pictures_of_the_base(
     pocket: Base, paintings: tuple[Captioned, Captioned]
 ) -> None:
-    """Else the measure would be wrong."""
+    """Else the metric would be wrong."""
     ends, others = paintings
     half = torch.tensor([0.5])
     halfway = [Conditioning.lerp(ends[1].take([row]), others[1].take([row]), half) for row in range(8)]
@@ -65,7 +65,7 @@ def test_noise_and_broken_shapes_are_unnatural_and_blur_is_not_seen(
 ) -> None:
     pictures, captions = paintings[0]
     grain = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(0))
-    shown = {
+    changed = {
         "as it is": pictures,
         "a little noise": (pictures + 0.05 * grain).clamp(0, 1),
         "much noise": (pictures + 0.2 * grain).clamp(0, 1),
@@ -73,10 +73,10 @@ def test_noise_and_broken_shapes_are_unnatural_and_blur_is_not_seen(
         "flat": pictures.mean((2, 3), keepdim=True).expand_as(pictures).contiguous(),
         "blurred": gaussian_blur(pictures),
     }
-    found = {name: naturalness(pocket, (changed, captions), paintings[0]) for name, changed in shown.items()}
+    found = {name: naturalness(pocket, (altered, captions), paintings[0]) for name, altered in changed.items()}
     assert 1 == found["as it is"] < found["a little noise"] < found["much noise"]
     assert min(found[name] for name in ("much noise", "upside down", "flat")) > 1.5
-    assert 0.8 < found["blurred"] < 1.05, "the docstring says that it does not see blur"
+    assert 0.8 < found["blurred"] < 1.05, "the docstring: soft frames come out a little below 1"
 
 
 def gaussian_blur(pictures: torch.Tensor) -> torch.Tensor:

@@ -79,13 +79,13 @@ def test_mp4_plays_every_frame_and_holds_the_keyframes(tmp_path: Path) -> None:
     frames, times, rate = _decoded(tmp_path / "a.mp4")
     assert rate == 8
     assert times == [number / 8 for number in range(14)]
-    shown = [0] * 5 + [1, 2, 3, 4] + [5] * 5  # half a second is four frames more
-    for decoded, number in zip(frames, shown, strict=True):
+    expected = [0] * 5 + [1, 2, 3, 4] + [5] * 5  # half a second is four frames more
+    for decoded, number in zip(frames, expected, strict=True):
         assert decoded.shape == (256, 320, 3)
         assert np.abs(decoded.astype(int) - _frames(6, 256, 320)[number]).mean() < 3
 
 
-def test_mp4_is_made_for_any_player(tmp_path: Path) -> None:
+def test_mp4_plays_in_any_player(tmp_path: Path) -> None:
     write_mp4(tmp_path / "a.mp4", _frames(), fps=8)
     data = (tmp_path / "a.mp4").read_bytes()
     assert data.index(b"moov") < data.index(b"mdat")  # plays before it is loaded
@@ -154,7 +154,9 @@ def test_the_same_frames_give_the_same_bytes(tmp_path: Path) -> None:
         ([np.zeros((8, 8, 3), np.uint8)], [1], r"hold_at names frames \[1\], but there are 1"),
     ],
 )
-def test_frames_that_make_no_clip(tmp_path: Path, frames: list[Frame], hold_at: list[int], message: str) -> None:
+def test_frames_that_make_no_clip_are_refused(
+    tmp_path: Path, frames: list[Frame], hold_at: list[int], message: str
+) -> None:
     for write in (write_webp, write_gif, write_mp4):
         with pytest.raises(ValueError, match=message):
             write(tmp_path / "a.clip", frames, 8, hold_at, 1)

@@ -16,7 +16,7 @@ def _plain(values: range, size: int = 64) -> list[Frame]:
 
 
 def _greys(sheet: Image.Image, height: int, size: int = 64) -> list[int]:
-    """The numbers of the plain frames that a line through the sheet meets, each only if it is `size` pixels wide."""
+    """The numbers of the plain frames along a line of the sheet, each only if it is `size` pixels wide."""
     line = np.asarray(sheet)[height].astype(int)
     numbers, start = [], 0
     for x in range(1, len(line) + 1):
@@ -38,7 +38,7 @@ def _rows(sheet: Image.Image) -> list[list[int]]:
 
 
 @pytest.mark.parametrize(
-    ("count", "keyframes", "shown"),
+    ("count", "keyframes", "expected"),
     [
         (9, [0, 8], [0, 1, 2, 3, 4, 5, 6, 7, 8]),
         (17, [0, 8, 16], [0, 2, 4, 6, 8, 10, 12, 14, 16]),
@@ -48,13 +48,13 @@ def _rows(sheet: Image.Image) -> list[list[int]]:
         (1, [0], [0]),
     ],
 )
-def test_a_strip_shows_keyframes_and_even_steps_between(count: int, keyframes: list[int], shown: list[int]) -> None:
-    assert _rows(strip([("", _plain(range(count)))], keyframes=keyframes)) == [shown]
+def test_a_strip_shows_keyframes_and_even_steps_between(count: int, keyframes: list[int], expected: list[int]) -> None:
+    assert _rows(strip([("", _plain(range(count)))], keyframes=keyframes)) == [expected]
 
 
 def test_many_keyframes_still_fit() -> None:
-    (shown,) = _rows(strip([("", _plain(range(31)))], keyframes=range(31)))
-    assert (len(shown), shown[0], shown[-1]) == (9, 0, 30)
+    (row,) = _rows(strip([("", _plain(range(31)))], keyframes=range(31)))
+    assert (len(row), row[0], row[-1]) == (9, 0, 30)
 
 
 def test_rows_stand_one_under_the_other_with_their_labels() -> None:
@@ -99,7 +99,7 @@ def test_long_labels_stay_out_of_the_pictures() -> None:
     assert (above[:, 78:82] == 255).all()  # the gap between the columns
 
 
-def test_sheets_that_cannot_be() -> None:
+def test_sheets_without_pictures_or_labels_are_refused() -> None:
     with pytest.raises(ValueError, match="one label for each"):
         grid([_plain(range(2))], ["a"], ["only one"])
     with pytest.raises(ValueError, match="at least one"):

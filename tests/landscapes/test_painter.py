@@ -64,8 +64,8 @@ def test_drawn_scenes_cover_the_world():
     assert {scene.ridges for scene in scenes} == set(RIDGES)
     assert {scene.foreground for scene in scenes} == set(FOREGROUNDS)
     assert not any(scene.orb for scene in scenes if scene.time == "overcast")
-    shown = np.mean([scene.orb for scene in scenes if scene.time != "overcast"])
-    assert 0.5 < shown < 0.8
+    share = np.mean([scene.orb for scene in scenes if scene.time != "overcast"])
+    assert 0.5 < share < 0.8
     assert draw_scene(12) == draw_scene(12)
 
 
@@ -94,7 +94,7 @@ def test_a_picture_is_a_function_of_its_scene_and_size():
     "change_",
     [{"time": "night"}, {"rock": "green"}, {"ridges": 1}, {"ridges": 3}, {"foreground": "meadow"}, {"orb": False}],
 )
-def test_every_attribute_shows(change_):
+def test_every_attribute_is_visible(change_):
     assert difference(paint(DAY, 64, 64), paint(dataclasses.replace(DAY, **change_), 64, 64)) > 1
 
 

@@ -1,4 +1,4 @@
-"""The pocket that ships with the repository is the one that its card tells of."""
+"""The pocket that ships with the repository is the one that its card describes."""
 
 import hashlib
 import json

@@ -82,13 +82,13 @@ def test_ppl_and_pdv_take_each_pair_of_keyframes_for_itself(ran: Path, key: str)
     rows = curves(ran, key)
     for variant in VARIANTS:
         steps = np.array([float(row[variant]) for row in rows])
-        ways = np.split(steps, 2) if key == "hills" else [steps]
+        segments = np.split(steps, 2) if key == "hills" else [steps]
         found = metrics(ran, key)[variant]
-        assert found["ppl"] == pytest.approx(np.mean([way.sum() for way in ways]), rel=1e-4)
-        assert found["pdv"] == pytest.approx(np.mean([((way - way.mean()) ** 2).mean() for way in ways]), abs=2e-6)
+        assert found["ppl"] == pytest.approx(np.mean([row.sum() for row in segments]), rel=1e-4)
+        assert found["pdv"] == pytest.approx(np.mean([((row - row.mean()) ** 2).mean() for row in segments]), abs=2e-6)
 
 
-def test_naturalness_is_the_base_own_error_of_the_frames_between_over_that_of_the_keyframes(ran: Path) -> None:
+def test_naturalness_is_the_denoising_error_of_frames_between_over_that_of_the_keyframes(ran: Path) -> None:
     base = open_tiny(ran / "bases/tiny")
     captions = base.condition(list(HILLS.values()))
     halfway = torch.tensor([0.5])
@@ -105,10 +105,10 @@ def test_naturalness_is_the_base_own_error_of_the_frames_between_over_that_of_th
         return total
 
     names = ("red hill", "großer See", "blue")
-    own = [error(ran / f"data/prepared/hills/{name}.png", captions.take([n])) for n, name in enumerate(names)]
+    of_keyframes = [error(ran / f"data/prepared/hills/{name}.png", captions.take([n])) for n, name in enumerate(names)]
     for variant, folder in VARIANTS.items():
-        # Three frames a segment: those between are 1 and 3, halfway.
-        between = [
+        # Three frames per segment: those between are 1 and 3, halfway.
+        of_frames = [
             error(
                 ran / f"data/morphs/hills/{folder}/000{frame}.png",
                 Conditioning.lerp(captions.take([n]), captions.take([n + 1]), halfway),
@@ -116,11 +116,11 @@ def test_naturalness_is_the_base_own_error_of_the_frames_between_over_that_of_th
             for n, frame in enumerate((1, 3))
         ]
         found = metrics(ran, "hills")[variant]["naturalness"]
-        assert found == pytest.approx(np.mean(between) / np.mean(own), rel=1e-3)
+        assert found == pytest.approx(np.mean(of_frames) / np.mean(of_keyframes), rel=1e-3)
 
 
-def copied(ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The project with everything made, to change."""
+def copy_of(ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the project with all outputs, to change."""
     project = tmp_path / "project"
     shutil.copytree(ran, project)
     monkeypatch.chdir(project)
@@ -130,7 +130,7 @@ def copied(ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_lpips_stands_beside_the_embedded_distance_where_its_weights_are_named(
     ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    project = copied(ran, tmp_path, monkeypatch)
+    project = copy_of(ran, tmp_path, monkeypatch)
     digest = write(project / "alex.safetensors", random_weights())
     edit(project / "params.yaml", lambda text: with_values(text, {"evaluate.lpips": "alex.safetensors"}))
     for stage in (check.run, lambda: evaluate.run("hills")):
@@ -142,18 +142,18 @@ def test_lpips_stands_beside_the_embedded_distance_where_its_weights_are_named(
     network = Lpips.read(project / "alex.safetensors", torch.device("cpu"))
     for variant, folder in VARIANTS.items():
         frames = [picture(project / f"data/morphs/hills/{folder}/{n:04}.png") for n in range(5)]
-        shown = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float()
-        steps = network.neighbour_distances(shown).numpy()
+        stacked = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float()
+        steps = network.neighbour_distances(stacked).numpy()
         found = metrics(project, "hills")[variant]
         assert found.pop("lpips_ppl") == pytest.approx(steps.sum() / 2, rel=1e-3)
         assert found.pop("lpips_pdv") == pytest.approx((steps[:2].var() + steps[2:].var()) / 2, abs=2e-6)
-        assert found == metrics(ran, "hills")[variant], "the other figures are what they were"
+        assert found == metrics(ran, "hills")[variant], "the other figures stay the same"
 
 
 def test_the_last_step_of_a_loop_leads_back_to_its_first_frame(
     ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    project = copied(ran, tmp_path, monkeypatch)
+    project = copy_of(ran, tmp_path, monkeypatch)
     edit(project / "params.yaml", lambda text: with_values(text, {"morph.loop": "true"}))
     morph.run("dots")
     evaluate.run("dots")
@@ -164,7 +164,7 @@ def test_the_last_step_of_a_loop_leads_back_to_its_first_frame(
     rows = curves(project, "dots")
     assert [float(row["position"]) for row in rows] == pytest.approx([(n + 0.5) / 3 for n in range(6)], abs=1e-5)
     assert float(rows[5]["morph"]) == pytest.approx(perceptual(frames[5], frames[0]).item(), rel=1e-4)
-    # There and back: the straight way is twice that between the two keyframes.
+    # There and back: the straight line is twice that between the two keyframes.
     found = metrics(project, "dots")["morph"]
     there = perceptual(frames[0], frames[3]).item()
     assert found["directness"] == pytest.approx(found["neighbours_sum"] / (2 * there), rel=1e-4)

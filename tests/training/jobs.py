@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.base.protocol import Base, Posterior
+from pipeline.base.posterior import Posterior
+from pipeline.base.protocol import Base
 from pipeline.params import TrainSection
 from pipeline.training import trainer
 from pipeline.training.checkpoints import Checkpoints, TrainState

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pipeline.base.protocol import Posterior
+from pipeline.base.posterior import Posterior
 from pipeline.training.draws import draw_batch, validation_batch
 from pipeline.training.examples import Example
 from tests.paths import PATHS

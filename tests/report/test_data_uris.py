@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.report.embedding import embedded, embedded_smaller
+from pipeline.report.data_uris import data_uri, thumbnail_uri
 
 
 def opened(uri: str) -> Image.Image:
@@ -25,12 +25,12 @@ def picture(tmp_path: Path) -> Path:
 
 
 def test_a_file_is_embedded_byte_for_byte(picture: Path) -> None:
-    assert base64.b64decode(embedded(picture).partition(",")[2]) == picture.read_bytes()
+    assert base64.b64decode(data_uri(picture).partition(",")[2]) == picture.read_bytes()
 
 
 def test_a_smaller_one_looks_the_same_and_never_grows(picture: Path) -> None:
-    for longest, size in ((200, (90, 60)), (45, (45, 30))):
-        found = opened(embedded_smaller(picture, longest))
+    for max_side, size in ((200, (90, 60)), (45, (45, 30))):
+        found = opened(thumbnail_uri(picture, max_side))
         assert found.size == size and found.format == "WEBP"
         with Image.open(picture) as image:
             expected = np.asarray(image.resize(size, Image.Resampling.LANCZOS), dtype=float)
@@ -38,4 +38,4 @@ def test_a_smaller_one_looks_the_same_and_never_grows(picture: Path) -> None:
 
 
 def test_the_same_picture_gives_the_same_bytes(picture: Path) -> None:
-    assert embedded_smaller(picture, 64) == embedded_smaller(picture, 64)
+    assert thumbnail_uri(picture, 64) == thumbnail_uri(picture, 64)

@@ -1,4 +1,4 @@
-from pipeline.base.seeds import keyed_seed
+from pipeline.base.posterior import keyed_seed
 
 
 def test_keyed_seeds_depend_on_every_part_and_its_place() -> None:

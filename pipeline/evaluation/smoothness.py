@@ -1,4 +1,4 @@
-"""What the distances say about a morph: how evenly it moves, how long a way it takes, how true its ends are.
+"""How smooth a morph is, from the distances between its frames: how evenly it moves, and how long its path is.
 
 Figures are Python floats and NumPy float64, always finite: they go to JSON and to a tracking server as they are.
 """
@@ -13,14 +13,13 @@ from torch import Tensor
 
 from pipeline.distances.checks import check_pictures
 from pipeline.distances.features import Features, extract, feature_distance
-from pipeline.distances.perceptual import perceptual, psnr, ssim
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Smoothness:
-    """How a path is spread over its steps, from the distances d_i between neighbouring frames.
+    """How evenly a path is spread over its steps, from the distances d_i between neighbouring frames.
 
     sum: the path's length, sum of d_i. variance: mean of (d_i - mean)^2, over the steps at hand and not an estimate for
     more. std: its root. max_over_mean: the longest step over the mean step; 1 for an even pace, N - 1 for one jump
@@ -31,24 +30,6 @@ class Smoothness:
     variance: float
     std: float
     max_over_mean: float
-
-
-@dataclass(frozen=True)
-class Fidelity:
-    """How near a generated endpoint comes to its prepared keyframe, and how near the autoencoder alone: the floor.
-
-    psnr, floor_psnr: dB. ssim, floor_ssim: at most 1. perceptual, floor_perceptual: at least 0. psnr_gap: floor_psnr -
-    psnr in dB, what inversion and sampling cost beyond the autoencoder; negative where the endpoint is nearer than the
-    floor.
-    """
-
-    psnr: float
-    ssim: float
-    perceptual: float
-    floor_psnr: float
-    floor_ssim: float
-    floor_perceptual: float
-    psnr_gap: float
 
 
 def neighbour_distances(frames: Tensor | Features) -> Floats:
@@ -68,16 +49,11 @@ def neighbour_distances(frames: Tensor | Features) -> Floats:
     return _checked(distances)
 
 
-def cumulative(distances: ArrayLike) -> Floats:
-    """Way covered at each frame, (N,), from 0 at the first: running sum of (N - 1,) distances."""
-    return np.concatenate([[0.0], np.cumsum(_checked(distances))])
-
-
 def smoothness(distances: ArrayLike) -> Smoothness:
     """Sum, variance, standard deviation and max over mean of the distances between neighbouring frames, (N - 1,).
 
-    Over the whole way, whatever lies between; `ppl` and `pdv` take each pair of keyframes for itself. Frames that are
-    all alike, and a single frame, move evenly by definition: everything 0 and max_over_mean 1. Raises ValueError for a
+    Over the whole path, across keyframes; `ppl` and `pdv` take each pair of keyframes for itself. Frames that are all
+    equal, and a single frame, move evenly by definition: everything 0 and max_over_mean 1. Raises ValueError for a
     distance that is NaN, infinite or negative, naming its frames.
     """
     steps = _checked(distances)
@@ -92,9 +68,9 @@ def smoothness(distances: ArrayLike) -> Smoothness:
 
 
 def segments(distances: ArrayLike, stops: Sequence[int]) -> list[Floats]:
-    """The distances (N - 1,) between neighbouring frames, cut at the frames `stops` (K,) into K - 1 segments.
+    """The distances (N - 1,) between neighbouring frames, split at the keyframes into K - 1 segments.
 
-    Raises ValueError unless the stops rise from the first frame to the last.
+    stops: (K,), which frame lies at each keyframe. Raises ValueError unless they rise from the first frame to the last.
     """
     steps = _checked(distances)
     if len(stops) < 2 or stops[0] != 0 or stops[-1] != steps.size or (np.diff(stops) <= 0).any():
@@ -102,35 +78,36 @@ def segments(distances: ArrayLike, stops: Sequence[int]) -> list[Floats]:
     return np.split(steps, list(stops[1:-1]))
 
 
-def ppl(ways: Sequence[ArrayLike]) -> float:
+def ppl(segments: Sequence[ArrayLike]) -> float:
     """Perceptual path length as DiffMorpher reports it (Zhang et al. 2024, sec. 4.4): lower is smoother.
 
-    The sum of the distances between neighbouring frames from one keyframe to the next; the mean over `ways`, one row of
-    distances for each pair of keyframes. The paper's distance is LPIPS with AlexNet and its ways have 17 frames; its
-    table is scaled by a constant that it does not name (a mean step of 1.3, which LPIPS does not reach).
+    The sum of the distances between neighbouring frames from one keyframe to the next; the mean over `segments`, one
+    row of distances for each pair of keyframes. The paper's distance is LPIPS with AlexNet and its segments have 17
+    frames; its table is scaled by a constant that it does not name (a mean step of 1.3, which LPIPS does not reach).
 
     StyleGAN's PPL (Karras et al. 2019, sec. 4.1) is another figure: the expectation of d(G(t), G(t + eps)) / eps^2 over
-    short random steps in a generator's latent space, not the length of a way.
+    short random steps in a generator's latent space, not the length of a path.
     """
-    return fmean(float(_checked(way).sum()) for way in ways)
+    return fmean(float(_checked(distances).sum()) for distances in segments)
 
 
-def pdv(ways: Sequence[ArrayLike]) -> float:
+def pdv(segments: Sequence[ArrayLike]) -> float:
     """Perceptual distance variance as DiffMorpher reports it (Zhang et al. 2024, sec. 4.4): lower is more even.
 
     The variance of the distances between neighbouring frames from one keyframe to the next, over the steps at hand and
-    not an estimate for more; the mean over `ways`. As for `ppl`, the paper's distance is LPIPS and its table scaled.
+    not an estimate for more; the mean over `segments`. As for `ppl`, the paper's distance is LPIPS and its table is
+    scaled.
     """
-    return fmean(float(_checked(way).var()) for way in ways)
+    return fmean(float(_checked(distances).var()) for distances in segments)
 
 
 def directness(distances: ArrayLike, keyframe_distances: ArrayLike) -> float | None:
-    """Length of the path over the length of the straight way: 1 is the shortest there is, more is a detour.
+    """Length of the path over the length of the straight line: 1 is the shortest there is, more is a detour.
 
     distances: (N - 1,) between neighbouring frames. keyframe_distances: (K - 1,), or one number, between each generated
-    keyframe and the next: with one segment the distance of the path's own ends, with more of them each segment counts
-    for itself, so that a morph which returns to its start has a straight way too. A cross-fade lies near 1, a motion
-    well above: a low figure alone is no praise.
+    keyframe and the next: with one segment the distance of the path's ends, with more of them each segment counts for
+    itself, so that a morph which returns to its start has a straight line too. A cross-fade lies near 1, a motion well
+    above: a low figure alone is no merit.
 
     A path of no length between equal keyframes gives 1. One that leaves and returns to an equal keyframe has no such
     figure: None. Raises ValueError for a distance that is NaN, infinite or negative.
@@ -140,24 +117,6 @@ def directness(distances: ArrayLike, keyframe_distances: ArrayLike) -> float | N
     if straight == 0:
         return 1.0 if path == 0 else None
     return path / straight
-
-
-def fidelity(generated: Tensor, reconstructed: Tensor, keyframes: Tensor) -> tuple[Fidelity, ...]:
-    """Fidelity of each generated endpoint, one a keyframe.
-
-    generated: endpoints as the sampler made them; reconstructed: keyframes encoded and decoded by the autoencoder;
-    keyframes: as prepared. All (K, 3, H, W) in [0, 1]. Raises ValueError, naming the picture, for other shapes and
-    values.
-    """
-    for name, pictures in (("generated", generated), ("reconstructed", reconstructed), ("keyframes", keyframes)):
-        check_pictures(pictures, name)
-    columns = [
-        measure(pictures, keyframes).double().cpu().tolist()
-        for pictures in (generated, reconstructed)
-        for measure in (psnr, ssim, perceptual)
-    ]
-    columns.append([floor - reached for reached, floor in zip(columns[0], columns[3], strict=True)])
-    return tuple(Fidelity(*row) for row in zip(*columns, strict=True))
 
 
 def _checked(distances: ArrayLike) -> Floats:

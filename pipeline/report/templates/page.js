@@ -2,17 +2,17 @@
 for (const viewer of document.querySelectorAll(".viewer")) {
   const slider = viewer.querySelector("input");
   const button = viewer.querySelector("button");
-  const place = viewer.querySelector(".place");
+  const position = viewer.querySelector(".position");
   const stacks = [...viewer.querySelectorAll(".stack")].map((stack) => [...stack.children]);
   let timer = 0;
 
   const show = () => {
     const number = slider.valueAsNumber;
-    for (const frames of stacks) frames.forEach((frame, at) => { frame.hidden = at !== number; });
-    const told = stacks[0][number].dataset;
-    place.querySelector("strong").textContent = told.place;
-    place.querySelector("span").textContent = told.said;
-    slider.setAttribute("aria-valuetext", `${told.place}: ${told.said}`);
+    for (const frames of stacks) frames.forEach((frame, index) => { frame.hidden = index !== number; });
+    const frame = stacks[0][number].dataset;
+    position.querySelector("strong").textContent = frame.position;
+    position.querySelector("span").textContent = frame.caption;
+    slider.setAttribute("aria-valuetext", `${frame.position}: ${frame.caption}`);
   };
   const stop = () => {
     clearInterval(timer);
@@ -39,9 +39,9 @@ for (const figure of document.querySelectorAll(".clip")) {
   const button = figure.querySelector("button");
   const moving = picture.src;
   const toggle = () => {
-    const still = picture.src === moving;
-    picture.src = still ? figure.dataset.still : moving;
-    button.textContent = still ? "Play clip" : "Pause clip";
+    const pause = picture.src === moving;
+    picture.src = pause ? figure.dataset.still : moving;
+    button.textContent = pause ? "Play clip" : "Pause clip";
   };
   button.addEventListener("click", toggle);
   button.hidden = false;

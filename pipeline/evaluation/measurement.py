@@ -1,0 +1,116 @@
+"""All figures of one variant of a morph, from its frames and what they are compared with."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.base.conditioning import Conditioning
+from pipeline.base.protocol import Base
+from pipeline.distances import features
+from pipeline.evaluation import lpips
+from pipeline.evaluation.captions import captions_between
+from pipeline.evaluation.fidelity import fidelity
+from pipeline.evaluation.naturalness import naturalness
+from pipeline.evaluation.smoothness import Floats, directness, neighbour_distances, pdv, ppl, segments, smoothness
+
+Figures = dict[str, float | None]
+"""Figures by name; None where a morph has no such figure."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the frames of every variant of a morph are compared with, for K keyframes.
+
+    keyframes: (K, 3, H, W) in [0, 1], as prepared. floor: the same, encoded and decoded by the autoencoder alone.
+    captions: of the K keyframes. stops: which frame lies at each keyframe. loop: whether one more
+    segment leads from the last keyframe back to the first.
+    """
+
+    keyframes: Tensor
+    floor: Tensor
+    captions: Conditioning
+    stops: Sequence[int]
+    loop: bool
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured of one variant.
+
+    distances: perceptual, between neighbouring frames, (N - 1,); of a loop (N,), the last one back to the first frame.
+    """
+
+    figures: Figures
+    distances: Floats
+
+
+def measure(
+    frames: Tensor,
+    alphas: Sequence[Sequence[float]],
+    reference: Reference,
+    base: Base,
+    *,
+    max_side: int,
+    batch: int | None = None,
+    learned: lpips.Lpips | None = None,
+    generated_ends: bool = True,
+) -> Measurement:
+    """Smoothness, fidelity and naturalness of the frames (N, 3, H, W) in [0, 1] of one variant.
+
+    alphas: by segment, both ends included. base: judges the naturalness, `batch` latents at a time. max_side: px, what
+    frames are shrunk to before distances between neighbours are measured. learned: measures those by LPIPS too.
+    generated_ends: whether the frames at keyframes were generated; a cross-fade's are the keyframes themselves.
+    """
+    closed = torch.cat([frames, frames[:1]]) if reference.loop else frames
+    stops = [*reference.stops, len(frames)] if reference.loop else reference.stops
+    distances, figures = smoothness_figures(closed, stops, max_side)
+    if learned:
+        figures |= lpips_figures(learned, closed, stops, max_side)
+    if generated_ends:
+        figures |= endpoint_figures(frames[list(reference.stops)], reference.floor, reference.keyframes)
+    between = [number for number in range(len(frames)) if number not in reference.stops]
+    captions = captions_between(reference.captions, alphas)
+    figures["naturalness"] = naturalness(
+        base, (frames[between], captions), (reference.keyframes, reference.captions), batch
+    )
+    return Measurement(figures, distances)
+
+
+def smoothness_figures(frames: Tensor, stops: Sequence[int], max_side: int) -> tuple[Floats, Figures]:
+    """Perceptual distances (N - 1,) between neighbouring frames (N, 3, H, W), and the figures that follow from them."""
+    small = shrink(frames, max_side, features.SMALLEST_SIDE)
+    distances = neighbour_distances(small)
+    by_segment = segments(distances, stops)
+    figures: Figures = {f"neighbours_{name}": value for name, value in asdict(smoothness(distances)).items()}
+    figures["directness"] = directness(distances, neighbour_distances(small[list(stops)]))
+    return distances, figures | {"ppl": ppl(by_segment), "pdv": pdv(by_segment)}
+
+
+def lpips_figures(network: lpips.Lpips, frames: Tensor, stops: Sequence[int], max_side: int) -> Figures:
+    """PPL and PDV with LPIPS, as papers report them."""
+    distances = network.neighbour_distances(shrink(frames, max_side, lpips.SMALLEST_SIDE)).numpy()
+    by_segment = segments(distances, stops)
+    return {"lpips_ppl": ppl(by_segment), "lpips_pdv": pdv(by_segment)}
+
+
+def endpoint_figures(generated: Tensor, floor: Tensor, keyframes: Tensor) -> Figures:
+    """Means over the generated endpoints (K, 3, H, W), and the worst of their gaps to the floor."""
+    rows = [asdict(row) for row in fidelity(generated, floor, keyframes)]
+    figures: Figures = {f"endpoints_{name}": fmean(row[name] for row in rows) for name in rows[0]}
+    return figures | {"endpoints_worst_psnr_gap": max(row["psnr_gap"] for row in rows)}
+
+
+def shrink(pictures: Tensor, max_side: int, min_side: int) -> Tensor:
+    """Pictures (N, 3, H, W) with the longer side at most `max_side`, averaged over areas; never enlarged.
+
+    Very wide ones stay larger: the metric needs `min_side` pixels on the shorter side.
+    """
+    height, width = pictures.shape[-2:]
+    scale = max(max_side / max(height, width), min_side / min(height, width))
+    if scale >= 1:
+        return pictures
+    return F.interpolate(pictures, size=(max(1, round(height * scale)), max(1, round(width * scale))), mode="area")

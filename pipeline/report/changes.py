@@ -1,0 +1,65 @@
+"""What changed between two states of params or figures, and whether a figure is better or worse for it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+# Which direction is better, by the end of a figure's name. The others get no verdict.
+LOWER = (
+    "neighbours_variance", "neighbours_std", "neighbours_max_over_mean", "perceptual", "psnr_gap", "directness", "loss",
+    "ppl", "pdv", "naturalness",
+)  # fmt: skip
+HIGHER = ("_psnr", "_ssim")
+# The floor is what the autoencoder alone can do: no merit of the morph.
+FLOOR = "_floor_"
+# More frames make shorter steps, and other keyframes another path: then these cannot be compared with earlier ones.
+STEPS = ("neighbours_variance", "neighbours_std", "pdv")
+# A smaller share of the figure than this is no difference: float rounding differs between machines.
+NEGLIGIBLE = 1e-3
+
+
+@dataclass(frozen=True)
+class Change:
+    """One key with its value before and now; None where it is absent."""
+
+    key: str
+    before: Any
+    now: Any
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
+    """Every key, dotted, whose value differs."""
+    old, new = dict(_flatten(before)), dict(_flatten(now))
+    return [Change(key, old.get(key), new.get(key)) for key in sorted(old | new) if old.get(key) != new.get(key)]
+
+
+def _flatten(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(content, Mapping) and content:
+        for key, value in content.items():
+            yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, content
+
+
+def difference(change: Change) -> float | None:
+    """Now minus before; None unless both are numbers."""
+    if isinstance(change.before, int | float) and isinstance(change.now, int | float):
+        return change.now - change.before
+    return None
+
+
+def steps_differ(params: Sequence[Change]) -> bool:
+    """Whether a change of params makes steps between frames incomparable: other frames, keyframes or morphs."""
+    return any(change.key.rpartition(".")[2] in ("frames", "keyframes", "loop") for change in params)
+
+
+def verdict(change: Change) -> str:
+    """Better, worse or an empty text, by the figure's name."""
+    gain = difference(change)
+    if gain is None or FLOOR in change.key or abs(gain) <= NEGLIGIBLE * max(abs(change.before), abs(change.now)):
+        return ""
+    if change.key.endswith(LOWER):
+        return "better" if gain < 0 else "worse"
+    if change.key.endswith(HIGHER):
+        return "better" if gain > 0 else "worse"
+    return ""

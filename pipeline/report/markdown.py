@@ -1,0 +1,100 @@
+"""The parts of the CI report as Markdown."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pipeline.report.changes import STEPS, Change, difference, verdict
+
+
+def stages_part(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Which stages ran, with changed or unchanged results, and which were skipped. before, now: stages of dvc.lock."""
+    ran = [name for name in now if now[name] != before.get(name)]
+    unchanged = [name for name in ran if now[name].get("outs") == before.get(name, {}).get("outs")]
+    parts = {
+        "Ran, results changed": [name for name in ran if name not in unchanged],
+        "Ran, results unchanged": unchanged,
+        "Skipped": [name for name in now if name not in ran],
+        "Removed": [name for name in before if name not in now],
+    }
+    return "  \n".join(f"**{title}:** {_names(names)}" for title, names in parts.items() if names)
+
+
+def params_part(rows: Sequence[Change]) -> str:
+    """A table of changed params."""
+    if not rows:
+        return "### Params\n\nunchanged"
+    lines = [f"| `{escape_cell(row.key)}` | {escape_cell(row.before)} | {escape_cell(row.now)} |" for row in rows]
+    return "\n".join(["### Params", "", "| key | before | now |", "|---|---|---|", *lines])
+
+
+def figures_part(rows: Sequence[Change], steps_differ: bool = False) -> str:
+    """Changed figures: those of morphs with a verdict, the worse ones first; the others folded away."""
+    if not rows:
+        return "### Figures\n\nunchanged"
+    judged, others = [], []
+    for row in rows:
+        found = "" if steps_differ and row.key.endswith(STEPS) else verdict(row)
+        # Whether a baseline got better is no merit of the change.
+        if found and ".morph." in row.key:
+            judged.append((found, row))
+        else:
+            others.append(("", row))
+    judged.sort(key=lambda item: (item[0] != "worse", item[1].key))
+    parts = ["### Figures", _figures(judged) if judged else "no figure of a morph is better or worse"]
+    if steps_differ:
+        parts.append("Variance and deviation of the steps get no verdict: the frames or keyframes changed.")
+    if others:
+        parts += [f"<details><summary>{len(others)} more, without a verdict</summary>", _figures(others), "</details>"]
+    return "\n\n".join(parts)
+
+
+def _figures(rows: Iterable[tuple[str, Change]]) -> str:
+    marks = {"worse": "🔴 worse", "better": "🟢 better", "": ""}
+    lines = []
+    for found, row in rows:
+        gain = difference(row)
+        cells = (
+            f"`{escape_cell(row.key)}`",
+            escape_cell(row.before),
+            escape_cell(row.now),
+            "" if gain is None else f"{gain:+.3g}",
+            marks[found],
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(["| figure | before | now | change | |", "|---|--:|--:|--:|---|", *lines])
+
+
+def strips_part(strips: Mapping[str, Mapping[str, str | None] | None], url: str | None) -> str:
+    """Strips of every morph, before and now.
+
+    strips: by morph their file names, None for one that is not there; None for a morph whose frames are unchanged. url:
+    of the folder with the files; None: the files are named.
+    """
+    parts = []
+    for morph, names in strips.items():
+        parts.append(f"### Morph `{morph}`")
+        if names is None:
+            parts.append("the same frames")
+            continue
+        for when, name in names.items():
+            if name is None:
+                parts.append(f"{when}: not in this machine's cache (`dvc pull` fetches it from a remote)")
+            elif url:
+                parts.append(f"{when}:\n\n![{morph}, {when}]({url.rstrip('/')}/{name})")
+            else:
+                parts.append(f"{when}: `{name}` among the run's artifacts")
+    return "\n\n".join(parts)
+
+
+def escape_cell(value: Any) -> str:
+    """A value as text that cannot break a table or become markup."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()  # as in params.yaml
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)

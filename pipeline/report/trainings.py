@@ -1,0 +1,62 @@
+"""The trainings of a set, from its curves: the losses of each adapter, and why it stopped."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.params import TrainSection
+from pipeline.report.plots import Training
+
+
+@dataclass(frozen=True)
+class AdapterRow:
+    """An adapter in the table of a set. first_validation, last_validation: loss; None where there was no validation."""
+
+    name: str
+    steps: int
+    first_validation: float | None
+    last_validation: float | None
+    stopped: str
+
+
+def read_trainings(path: Path) -> tuple[dict[str, Training], list[float]]:
+    """Each adapter's training from a set's curves, and the learning rate at each step of the longest."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = [column.removeprefix("loss ") for column in rows[0] if column.startswith("loss ")]
+    trainings = {
+        name: Training(
+            losses=[float(row[f"loss {name}"]) for row in rows if row[f"loss {name}"]],
+            validation={
+                int(row["step"]): float(row[f"validation loss {name}"])
+                for row in rows
+                if row[f"validation loss {name}"]
+            },
+        )
+        for name in names
+    }
+    return trainings, [float(row["learning_rate"]) for row in rows]
+
+
+def adapter_row(name: str, training: Training, settings: TrainSection) -> AdapterRow:
+    """How the training of an adapter went, and why it stopped."""
+    validation = list(training.validation.values())
+    steps = len(training.losses)
+    return AdapterRow(
+        name=name,
+        steps=steps,
+        first_validation=validation[0] if validation else None,
+        last_validation=validation[-1] if validation else None,
+        stopped=stop_reason(steps, validation, settings),
+    )
+
+
+def stop_reason(steps: int, validation: Sequence[float], settings: TrainSection) -> str:
+    """Why a training stopped after so many steps. validation: its validation losses, in order, as in the curves."""
+    if steps >= settings.steps:
+        return "all steps done"
+    # The curves have six digits.
+    if settings.target_loss is not None and validation and validation[-1] <= settings.target_loss * (1 + 1e-5):
+        return f"validation loss reached {settings.target_loss:g}"
+    return f"no lower validation loss {settings.patience} times in a row"

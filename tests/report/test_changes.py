@@ -1,0 +1,32 @@
+"""What changed, and whether for better or worse."""
+
+import pytest
+
+from pipeline.report.changes import Change, changes, verdict
+
+
+def test_only_keys_that_differ_are_listed_dotted_and_in_order() -> None:
+    before = {"train": {"steps": 10, "rank": 8}, "sets": {"a": {"train": {}}}, "gone": 1}
+    now = {"train": {"steps": 20, "rank": 8}, "sets": {"a": {"train": {"steps": 5}}}}
+    assert changes(before, now) == [
+        Change("gone", 1, None),
+        Change("sets.a.train", {}, None),
+        Change("sets.a.train.steps", None, 5),
+        Change("train.steps", 10, 20),
+    ]
+    assert changes(now, now) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "before", "now", "expected"),
+    [
+        ("alps.morph.endpoints_psnr", 20.0, 21.0, "better"), ("alps.morph.endpoints_psnr", 21.0, 20.0, "worse"),
+        ("alps.morph.endpoints_psnr_gap", 0.5, 0.7, "worse"), ("x.neighbours_max_over_mean", 3.0, 1.5, "better"),
+        ("x.endpoints_perceptual", 0.1, 0.2, "worse"), ("x.endpoints_ssim", 0.1, 0.2, "better"),
+        ("x.neighbours_sum", 1.0, 2.0, ""), ("x.endpoints_psnr", None, 2.0, ""),
+        ("x.endpoints_psnr", 2.0, 2.0 + 1e-9, ""), ("x.endpoints_psnr", 20.0, 20.019, ""),
+        ("x.endpoints_psnr", 20.0, 20.021, "better"), ("x.endpoints_floor_psnr", 20.0, 10.0, ""),
+    ],
+)  # fmt: skip
+def test_figures_are_better_or_worse_by_what_they_are(key: str, before: float, now: float, expected: str) -> None:
+    assert verdict(Change(key, before, now)) == expected

@@ -1,0 +1,63 @@
+"""The parts of the CI report."""
+
+import pytest
+
+from pipeline.report.changes import Change, steps_differ
+from pipeline.report.markdown import figures_part, params_part, stages_part, strips_part
+
+
+def test_the_worse_figures_come_first_and_nothing_breaks_the_table() -> None:
+    rows = [Change("a.morph.endpoints_psnr", 1.0, 2.0), Change("b.morph.endpoints_psnr", 2.0, 1.5)]
+    lines = figures_part([*rows, Change("c|d", "<b>", "x\ny")]).splitlines()
+    assert lines[4] == "| `b.morph.endpoints_psnr` | 2 | 1.5 | -0.5 | 🔴 worse |"
+    assert lines[5] == "| `a.morph.endpoints_psnr` | 1 | 2 | +1 | 🟢 better |"
+    assert "| `c\\|d` | &lt;b> | x y |  |  |" in lines
+    assert figures_part([]).endswith("unchanged")
+    assert "| `morph.adain` | true | false |" in params_part([Change("morph.adain", True, False)])
+
+
+def test_a_baseline_gets_no_verdict_and_is_folded_away() -> None:
+    text = figures_part([Change("a.cross_fade.neighbours_std", 1.0, 2.0)])
+    assert "no figure of a morph is better or worse" in text and "worse |" not in text
+    assert text.index("<details>") < text.index("cross_fade") < text.index("</details>")
+
+
+@pytest.mark.parametrize(
+    ("key", "other"),
+    [("morph.frames", True), ("morphs.a.morph.frames", True), ("morphs.a.keyframes", True), ("morph.adain", False)],
+)
+def test_steps_of_other_frames_or_keyframes_are_not_compared(key: str, other: bool) -> None:
+    assert steps_differ([Change("train.rank", 4, 8), Change(key, 1, 2)]) is other
+    rows = [Change("a.morph.neighbours_std", 0.1, 0.2), Change("a.morph.neighbours_max_over_mean", 2.0, 3.0)]
+    first = figures_part(rows, other).partition("<details>")[0]
+    assert "`a.morph.neighbours_max_over_mean` | 2 | 3 | +1 | 🔴 worse" in first
+    assert ("`a.morph.neighbours_std`" in first) is not other
+
+
+def test_stages_that_changed_ran_and_the_others_were_skipped() -> None:
+    before = {"prepare@a": {"outs": 1}, "train@a": {"deps": 1, "outs": 1}, "check": {"deps": 1, "outs": 1}, "old": {}}
+    now = {
+        "check": {"deps": 2, "outs": 1},
+        "prepare@a": {"outs": 1},
+        "train@a": {"deps": 2, "outs": 2},
+        "new": {"outs": 3},
+    }
+    assert stages_part(before, now).splitlines() == [
+        "**Ran, results changed:** `train@a`, `new`  ",
+        "**Ran, results unchanged:** `check`  ",
+        "**Skipped:** `prepare@a`  ",
+        "**Removed:** `old`",
+    ]
+    assert stages_part(before, before).splitlines()[0].startswith("**Skipped:**")
+
+
+def test_a_strip_that_is_not_there_does_not_hide_the_other() -> None:
+    strips = {"a": {"before": None, "now": "a-now.webp"}, "b": None}
+    assert strips_part(strips, "https://example.org/p/").split("\n\n") == [
+        "### Morph `a`",
+        "before: not in this machine's cache (`dvc pull` fetches it from a remote)",
+        "now:",
+        "![a, now](https://example.org/p/a-now.webp)",
+        "### Morph `b`",
+        "the same frames",
+    ]
