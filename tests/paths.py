@@ -37,8 +37,8 @@ class Flow(NoisePath):
         return -torch.ones_like(a), torch.ones_like(s)
 
 
-def diffusion_path(prediction_type: str) -> VariancePreserving:
-    return VariancePreserving.from_scheduler_config({**CONFIG, "prediction_type": prediction_type})
+def diffusion_path(prediction_type: str, **changes: object) -> VariancePreserving:
+    return VariancePreserving.from_scheduler_config({**CONFIG, "prediction_type": prediction_type, **changes})
 
 
 def scheduler_like(path: VariancePreserving) -> DDIMScheduler:

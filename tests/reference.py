@@ -1,6 +1,7 @@
 """Slow, obvious implementations that the fast ones must equal. Nothing here is shared with the package's own maths."""
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -153,7 +154,7 @@ def watched(unet: nn.Module, recipe: Recipe, make: Callable[[], AttnProcessor2_0
 
 
 Point = tuple[float, float, float]
-"""A timestep, maybe between two of the table, with a and s."""
+"""A timestep, maybe between two of the table, with its a and s."""
 
 
 def points(base: Base, steps: int) -> list[Point]:
@@ -164,11 +165,18 @@ def points(base: Base, steps: int) -> list[Point]:
     return [clean, *(point_at(base, index * stride + path.steps_offset) for index in range(steps))]
 
 
-def point_at(base: Base, timestep: float) -> Point:
-    low, share = int(timestep), timestep - int(timestep)
-    signal = [float(base.path.alphas_cumprod[place]) ** 0.5 for place in (low, min(low + 1, len(base.path) - 1))]
-    a = (1 - share) * signal[0] + share * signal[1]
-    return timestep, a, (1 - a * a) ** 0.5
+def point_at(base: Base, timestep: int) -> Point:
+    abar = float(base.path.alphas_cumprod[timestep])
+    return timestep, abar**0.5, (1 - abar) ** 0.5
+
+
+def between(base: Base, one: Point, other: Point) -> Point:
+    """Halfway by angle, where a is its cosine and s its sine; the timestep found by walking along the table."""
+    angle = (math.acos(one[1]) + math.acos(other[1])) / 2
+    angles = [math.acos(float(abar) ** 0.5) for abar in base.path.alphas_cumprod]
+    low = max(0, sum(known < angle for known in angles) - 1)
+    share = (angle - angles[low]) / (angles[low + 1] - angles[low])
+    return low + min(max(share, 0.0), 1.0), math.cos(angle), math.sin(angle)
 
 
 def pair_of(base: Base, x: torch.Tensor, out: torch.Tensor, at: Point) -> tuple[torch.Tensor, torch.Tensor]:
@@ -196,7 +204,7 @@ def midpoint_rule(
         at, to = way[number], way[number + 1]
         if number in (0, fresh):
             pair = pair_of(base, x, predict(x, at[0]), at)
-        middle = point_at(base, (at[0] + to[0]) / 2)
+        middle = between(base, at, to)
         there = moved(x, pair, at, middle)
         pair = pair_of(base, there, predict(there, middle[0]), middle)
         x = moved(x, pair, at, to)

@@ -9,7 +9,7 @@ from pipeline.base.conditioning import Conditioning
 from pipeline.base.noise_path import Level
 from pipeline.base.protocol import Base
 from pipeline.sampling.guidance import guided
-from pipeline.sampling.solver import Predict, Progress, sample
+from pipeline.sampling.solver import Predict, Progress, Solver, sample
 
 
 def predictor(base: Base, conditioning: Conditioning) -> Predict:
@@ -30,6 +30,7 @@ def sample_captions(
     *,
     steps: int,
     guidance: float = 1.0,
+    solver: Solver = "midpoint",
     progress: Progress = iter,
 ) -> torch.Tensor:
     """Clean latents (B, C, h, w) from noise (B, C, h, w) and B captions.
@@ -45,4 +46,4 @@ def sample_captions(
         # Both halves of the doubled batch see the same adapters.
         weights = torch.cat([weights, weights], dim=1)
     with mixed_adapters(base.denoiser, loaded, weights):
-        return sample(noise, predict, base.path, steps, progress)
+        return sample(noise, predict, base.path, steps, progress, solver)
