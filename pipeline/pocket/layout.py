@@ -64,7 +64,8 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def build_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's schedule with zero terminal SNR (Lin et al. 2024), so that nights come out dark."""
+    """Stable Diffusion's schedule with zero terminal SNR and steps that begin there (Lin et al. 2024), so that nights come
+    out dark."""
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
@@ -74,7 +75,7 @@ def build_scheduler() -> DDIMScheduler:
         set_alpha_to_one=False,
         steps_offset=1,
         prediction_type="v_prediction",
-        timestep_spacing="leading",
+        timestep_spacing="trailing",
         rescale_betas_zero_snr=True,
     )
 

@@ -34,7 +34,6 @@ from pipeline.morphing.engine import (
 )
 from pipeline.morphing.pacing import even
 from pipeline.params import load_params
-from pipeline.sampling.solver import FixedPoint
 from tests.benchmarks.pairs import scenes, trained_keyframes
 from tests.benchmarks.shared import open_pocket, paintings
 
@@ -72,7 +71,7 @@ ROWS = {
     "attention: all steps": Row(replace(ADAIN, attention=KeyframeAttention(("up",), 1.0, "inputs"))),
     "+ AdaIN + attention + perceptual pacing": Row(ATTENTION, paced=True),
     "slerp + perceptual pacing": Row(BARE, paced=True),
-    "+ fixed point (2)": Row(replace(BARE, fixed_point=FixedPoint(2, 0.5, 1e-3)), paced=True),
+    "DDIM, 20 steps": Row(replace(BARE, steps=20, inversion_steps=20, solver="ddim"), paced=True),
     "bfloat16": Row(BARE, paced=True, dtype="bfloat16"),
     "50 steps": Row(replace(BARE, steps=50, inversion_steps=50), paced=True),
     "30 steps": Row(replace(BARE, steps=30, inversion_steps=30), paced=True),
