@@ -43,7 +43,7 @@ class FilmSettings:
     recipe: Recipe = field(default_factory=Recipe)
     frames: int = 16
     pacing: Literal["linear", "perceptual"] | tuple[float, ...] = "perceptual"
-    pacing_steps: int = 8
+    pacing_steps: int = 4
     pacing_points: int = 17
     loop: bool = False
 

@@ -17,7 +17,7 @@ from pipeline.sampling.captions import predictor
 from pipeline.sampling.solver import sample
 from pipeline.training.loop import Job
 
-CAPTIONS, STEPS = 4, 20
+CAPTIONS, STEPS = 4, 10
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from pipeline.base.posterior import Posterior
 from pipeline.base.protocol import Base
 from pipeline.film import Film, FilmSettings, Keyframe, draw_latents
 from pipeline.morphing.engine import EncodedKeyframe, Recipe, invert_keyframes, morph_segment
+from tests.declarations import ROOT
 from tests.reference import random_adapters
 
 SETTINGS = FilmSettings(Recipe(steps=2, inversion_steps=2), frames=4, pacing="linear")
@@ -125,3 +126,10 @@ def test_keyframes_of_two_sizes_are_refused(tiny: Base) -> None:
     small = Keyframe(torch.zeros(3, 8, 8), "a hill")
     with pytest.raises(ValueError, match=r"found 2 of \(3, 8, 8\), \(3, 16, 24\)"):
         Film(tiny, [keyframes(tiny)[0], small], SETTINGS)
+
+
+def test_unasked_a_film_is_made_as_params_yaml_ships(tiny: Base) -> None:
+    from pipeline.params import load_params
+    from pipeline.stages.morph import settings_of
+
+    assert FilmSettings() == settings_of(load_params(ROOT / "params.yaml").morph, tiny)

@@ -73,7 +73,7 @@ def test_the_lines_of_python_make_a_film(ran: Path, tmp_path: Path, monkeypatch:
     revision = section(ran / "bases/tiny").revision
     for shipped, tiny in {
         'source="models/pocket", revision=None': f'source="bases/tiny", revision="{revision}"',
-        "/alps/": "/hills/", '"dawn"': '"red hill"', '"night"': '"blue"', "steps=20, inversion_steps=20": "2, 2",
+        "/alps/": "/hills/", '"dawn"': '"red hill"', '"night"': '"blue"', "steps=10, inversion_steps=10": "2, 2",
         "frames=16": "frames=4", '"film.mp4"': f'"{tmp_path / "film.mp4"}"',
     }.items():  # fmt: skip
         assert shipped in code

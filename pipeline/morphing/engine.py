@@ -40,8 +40,8 @@ class EncodedKeyframe:
 class Recipe:
     """How frames are made. negative: the caption (one row) that guidance leads away from, if it is not 1."""
 
-    steps: int = 20
-    inversion_steps: int = 20
+    steps: int = 10
+    inversion_steps: int = 10
     solver: Solver = "midpoint"
     use_adain: bool = False
     attention: KeyframeAttention | None = None

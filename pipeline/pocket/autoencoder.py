@@ -25,7 +25,7 @@ def train_autoencoder(
 
     The decoder always gets latents with noise of std `latent_noise` added, and that is the posterior's std afterwards.
     So the data that the UNet learns fills all of latent space, thinly but evenly. Without it latents lie on a surface:
-    DDIM inversion cannot tell how much noise belongs beside the surface, and comes out far too small. With
+    Inversion cannot tell how much noise belongs beside the surface, and comes out far too small. With
     `keep_encoder` only the decoder learns, and the latents that a UNet already knows stay as they are.
     """
     torch.manual_seed(settings.seed)
