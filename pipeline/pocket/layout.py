@@ -64,8 +64,10 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def build_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's schedule with zero terminal SNR and steps that begin there (Lin et al. 2024), so that nights come
-    out dark."""
+    """Stable Diffusion's schedule with zero terminal SNR and steps that begin there, so that nights come out dark.
+
+    Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed".
+    """
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
