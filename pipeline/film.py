@@ -17,7 +17,7 @@ from pipeline.base.posterior import Posterior, keyed_seed
 from pipeline.base.protocol import Base
 from pipeline.distances.perceptual import perceptual
 from pipeline.morphing.engine import Bars, EncodedKeyframe, Recipe, invert_keyframes, morph_segment, paced_alphas
-from pipeline.morphing.pacing import even
+from pipeline.morphing.pacing import even_alphas
 
 __all__ = ["Film", "FilmSettings", "Frame", "Keyframe", "Recipe", "draw_latents"]
 
@@ -139,7 +139,7 @@ class Film:
         if not isinstance(settings.pacing, str):
             return torch.tensor(settings.pacing, dtype=torch.float64)
         if settings.pacing == "linear":
-            return even(settings.frames)
+            return even_alphas(settings.frames)
 
         def distances(latents: torch.Tensor) -> torch.Tensor:
             pictures = self.base.decode(latents)

@@ -33,7 +33,7 @@ class Flow(NoisePath):
     def time_at(self, share: float) -> float:
         return share
 
-    def prediction(self, a: torch.Tensor, s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def target_coefficients(self, a: torch.Tensor, s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return -torch.ones_like(a), torch.ones_like(s)
 
 

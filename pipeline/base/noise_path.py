@@ -25,10 +25,12 @@ class Pair(NamedTuple):
 
 
 class NoisePath(Protocol):
-    """A noising path. A new one gives four things, `levels`, `at`, `draw_times` and `prediction`; the rest follows.
+    """A noising path. A new one gives `levels`, `at`, `draw_times`, `time_at`, `target_coefficients`; the rest follows.
 
-    The network predicts y = c x0 + d e, with c and d as `prediction` says for a and s: the noise (0, 1), v (-s, a), or
-    a flow's velocity (-1, 1). Times are (B,) tensors on the CPU, where they are drawn: so no GPU has to be waited for.
+    The network predicts y = c x0 + d e, with c and d as `target_coefficients` gives them for a and s: the noise (0, 1),
+    v (-s, a), or a flow's velocity (-1, 1). Others write alpha_t, sigma_t and epsilon for a, s and e. Times are in the
+    path's own unit, not to be compared between paths, and tensors (B,) on the CPU, where they are drawn: so no GPU has
+    to be waited for.
     """
 
     def levels(self, steps: int) -> tuple[Level, ...]:
@@ -50,7 +52,7 @@ class NoisePath(Protocol):
         """The time at a share of the path, 0 (clean) to below 1 (noise)."""
         ...
 
-    def prediction(self, a: torch.Tensor, s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def target_coefficients(self, a: torch.Tensor, s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """c and d of what the network predicts at a and s, all (B,)."""
         ...
 
@@ -69,7 +71,7 @@ class NoisePath(Protocol):
 
     def target(self, clean: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
         """What the network should predict of that x."""
-        return _combine(self.prediction(*self.at(times)), clean, noise)
+        return _combine(self.target_coefficients(*self.at(times)), clean, noise)
 
     def split(self, x: torch.Tensor, prediction: torch.Tensor, level: Level, x_at: Level | None = None) -> Pair:
         """The pair (clean, noise) that solves x = a x0 + s e and prediction = c x0 + d e.
@@ -77,18 +79,26 @@ class NoisePath(Protocol):
         level: where the prediction was made. x_at: where x lies, if elsewhere (a step that is solved for its far end).
         """
         a, s = (level.a, level.s) if x_at is None else (x_at.a, x_at.s)
-        c, d = (float(part) for part in self.prediction(torch.tensor(level.a).double(), torch.tensor(level.s).double()))
+        c, d = (
+            float(part)
+            for part in self.target_coefficients(torch.tensor(level.a).double(), torch.tensor(level.s).double())
+        )
         determinant = a * d - s * c
         return Pair((d * x - s * prediction) / determinant, (a * prediction - c * x) / determinant)
 
-    def clean_error(self, times: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(signal-to-noise ratio, squared error of x0 for a squared error of 1 in the prediction), both (B,).
+    def snr(self, times: torch.Tensor) -> torch.Tensor:
+        """Signal-to-noise ratio (a / s)^2, (B,) float64, at times (B,)."""
+        a, s = self.at(times)
+        return (a / s).square()
 
-        From `split` with x known: x0 = (d x - s y) / (a d - s c), so the error is (s / (a d - s c))^2.
+    def clean_error_scale(self, times: torch.Tensor) -> torch.Tensor:
+        """The squared error of x0 for a squared error of 1 in the prediction, (B,) float64.
+
+        From `split` with x known: x0 = (d x - s y) / (a d - s c), so it is (s / (a d - s c))^2.
         """
         a, s = self.at(times)
-        c, d = self.prediction(a, s)
-        return (a / s).square(), (s / (a * d - s * c)).square()
+        c, d = self.target_coefficients(a, s)
+        return (s / (a * d - s * c)).square()
 
 
 def _combine(factors: tuple[torch.Tensor, torch.Tensor], clean: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
@@ -177,7 +187,7 @@ class VariancePreserving(NoisePath):
         """The timestep at that share of the table."""
         return int(share * len(self))
 
-    def prediction(self, a: torch.Tensor, s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def target_coefficients(self, a: torch.Tensor, s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The noise, or v."""
         if self.prediction_type == "epsilon":
             return torch.zeros_like(a), torch.ones_like(s)

@@ -10,7 +10,7 @@ SHARES = (0.05, 0.1, 0.2, 0.3, 0.4)
 
 
 @torch.no_grad()
-def denoising_errors(
+def mean_errors(
     base: Base, latents: torch.Tensor, conditioning: Conditioning, batch: int | None = None
 ) -> torch.Tensor:
     """Mean squared error (N,) of the base's noise or v for clean latents (N, C, h, w) and N captions.
@@ -47,7 +47,7 @@ def naturalness(
     frames come out a little below 1, so this figure does not measure sharpness.
     """
     of_frames, of_keyframes = (
-        denoising_errors(base, base.encode(pictures).mean, captions, batch).mean()
+        mean_errors(base, base.encode(pictures).mean, captions, batch).mean()
         for pictures, captions in (frames, keyframes)
     )
     return float(of_frames / of_keyframes)

@@ -28,7 +28,7 @@ class CaptionAttention:
 
 
 @contextmanager
-def captions_once(layers: Sequence[Attention]) -> Iterator[None]:
+def cached_captions(layers: Sequence[Attention]) -> Iterator[None]:
     """While it lasts, these cross-attention layers must be called with the same captions and adapter weights."""
     with replaced_processor(layers, CaptionAttention()):
         yield

@@ -14,11 +14,11 @@ import torch
 from pipeline.adapters.mixing import Adapter, WeightedAdapter, mixed_adapters, mixing_weights
 from pipeline.base.conditioning import Conditioning
 from pipeline.base.protocol import Base
-from pipeline.morphing.attention import captions_once
+from pipeline.morphing.attention import cached_captions
 from pipeline.morphing.chunks import in_chunks
 from pipeline.morphing.diffmorpher import KeyframeAttention, above, adain, endpoint_attention
 from pipeline.morphing.interpolation import lerp, slerp
-from pipeline.morphing.pacing import evenly_apart
+from pipeline.morphing.pacing import repaced_alphas
 from pipeline.sampling.captions import predictor
 from pipeline.sampling.guidance import guided
 from pipeline.sampling.solver import Progress, Solver, invert, sample
@@ -66,7 +66,7 @@ def invert_keyframes(
     def inverted(chunk: slice) -> torch.Tensor:
         some = keyframes[chunk]
         adapters, weights = mixing_weights([keyframe.adapters for keyframe in some])
-        with mixed_adapters(base.denoiser, adapters, weights), captions_once(base.cross_attention()):
+        with mixed_adapters(base.denoiser, adapters, weights), cached_captions(base.cross_attention()):
             predict = predictor(base, Conditioning.stack([keyframe.conditioning for keyframe in some]))
             latents = torch.stack([keyframe.latents for keyframe in some])
             return invert(latents, predict, base.path, recipe.inversion_steps, progress("invert"), recipe.solver)
@@ -131,7 +131,7 @@ def _sample_rows(
         weights = torch.cat([weights, weights], dim=1)
     with ExitStack() as stack:
         stack.enter_context(mixed_adapters(base.denoiser, adapters, weights))
-        stack.enter_context(captions_once(base.cross_attention()))
+        stack.enter_context(cached_captions(base.cross_attention()))
         predict, restarts = predictor(base, conditioning), list[int]()
         if with_guidance:
             predict = guided(predict, recipe.guidance, recipe.rescale)
@@ -170,7 +170,7 @@ def paced_alphas(
     """
     measured = torch.linspace(0, 1, points)
     latents = morph_segment(base, first, second, noise, measured, coarse, batch, progress)
-    return evenly_apart(measured, distances(latents), frames)
+    return repaced_alphas(measured, distances(latents), frames)
 
 
 def cross_fade(first: torch.Tensor, second: torch.Tensor, alphas: Iterable[float]) -> torch.Tensor:

@@ -3,12 +3,12 @@
 import torch
 
 
-def even(frames: int) -> torch.Tensor:
+def even_alphas(frames: int) -> torch.Tensor:
     """Evenly spaced alphas, both ends included, (frames,) float64."""
     return torch.linspace(0, 1, frames, dtype=torch.float64)
 
 
-def evenly_apart(alphas: torch.Tensor, distances: torch.Tensor, frames: int) -> torch.Tensor:
+def repaced_alphas(alphas: torch.Tensor, distances: torch.Tensor, frames: int) -> torch.Tensor:
     """Alphas (frames,) at which the way measured so far is equally long between neighbours.
 
     alphas: (n,) rising from 0 to 1, where it was measured; distances: (n - 1,) between neighbours there. Between the
@@ -17,11 +17,11 @@ def evenly_apart(alphas: torch.Tensor, distances: torch.Tensor, frames: int) -> 
     """
     steps = torch.where(distances.isfinite(), distances, 0).double().clamp_min(0)
     if not distances.isfinite().all() or float(steps.sum()) == 0:
-        return even(frames)
+        return even_alphas(frames)
     # A stretch without any change still takes its turn, or the positions on it would have no order.
     steps = steps + 1e-6 * steps.sum()
     way = torch.cat([torch.zeros(1, dtype=torch.float64), steps.cumsum(0)])
-    wanted = even(frames) * way[-1]
+    wanted = even_alphas(frames) * way[-1]
     after = torch.searchsorted(way, wanted, right=True).clamp(1, len(way) - 1)
     share = (wanted - way[after - 1]) / (way[after] - way[after - 1])
     found = torch.lerp(alphas.double()[after - 1], alphas.double()[after], share.clamp(0, 1))

@@ -136,7 +136,7 @@ def loss_plot(trainings: Mapping[str, Training], rates: ArrayLike, path: Path) -
             dotted = training.validation
             axes.plot(list(dotted), list(dotted.values()), "o", color=colour, zorder=4, **dots)
         axes.set_title("Training loss (dots: validation loss)" if _validated(trainings) else "Training loss")
-        axes.set_ylabel("mean squared error of the prediction")
+        axes.set_ylabel("loss")
         # A few raw spikes, of timesteps that are hard by nature, would press all the lines onto the axis.
         axes.set_ylim(0, 1.15 * max(tops, default=0.0) or 1.0)
         if rate.size > 1:

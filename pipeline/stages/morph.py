@@ -25,7 +25,7 @@ from pipeline.frames.variants import CROSS_FADE, MORPH, WITHOUT_ADAPTERS, Varian
 from pipeline.morphing.diffmorpher import KeyframeAttention
 from pipeline.morphing.engine import Recipe, cross_fade
 from pipeline.morphing.interpolation import film_with_real_ends
-from pipeline.morphing.pacing import even
+from pipeline.morphing.pacing import even_alphas
 from pipeline.outputs import atomic_folder, require_output
 from pipeline.params import MorphSection, load_params
 from pipeline.sampling.solver import Progress
@@ -138,7 +138,7 @@ def settings_of(settings: MorphSection, base: Base) -> FilmSettings:
 
 def faded(pictures: torch.Tensor, settings: FilmSettings) -> VariantFrames:
     """The cross-fade through pictures (K, 3, H, W), evenly paced."""
-    evenly = even(settings.frames_per_segment)
+    evenly = even_alphas(settings.frames_per_segment)
     way = torch.cat([pictures, pictures[:1]]) if settings.loop else pictures
     segments = [cross_fade(a, b, evenly.tolist()) for a, b in pairwise(way)]
     frames = torch.cat([part if number == 0 else part[1:] for number, part in enumerate(segments)])

@@ -20,16 +20,16 @@ from pipeline.base.opening import open_base
 from pipeline.base.protocol import Base
 from pipeline.frames.prepared import read_prepared_pixels
 from pipeline.outputs import atomic_folder, require_output
-from pipeline.params import Params, load_params
+from pipeline.params import Params, SetSpec, load_params
 from pipeline.previews import preview_sheet
 from pipeline.tracking import Tracker, track
+from pipeline.training.cache import AdapterCache
 from pipeline.training.checkpoints import Checkpoints, training_lock
-from pipeline.training.code_digest import code_digest
-from pipeline.training.denoising import Denoising
+from pipeline.training.code_digest import TRAINING, code_digest
 from pipeline.training.examples import Example, encode_example
-from pipeline.training.finished import FinishedAdapters
 from pipeline.training.history import curves_of, learned_little, write_curves
-from pipeline.training.loop import Callbacks, Job, Run, train_adapters
+from pipeline.training.loop import Callbacks, Job, TrainingSetup, train_adapters
+from pipeline.training.objective import objective_of
 from pipeline.training.processes import is_launched, join_processes, process_count, relaunch
 
 WORK = Path(".work/adapters")
@@ -47,92 +47,110 @@ def run(key: str) -> None:
 
 
 def train_set(key: str, params: Params, accelerator: Accelerator) -> None:
-    """What each process does. Adapters of single pictures are shared out; one for all is trained by all together."""
+    """What each process does. The first tracks the run and writes the outputs."""
     spec = params.get_set(key)
-    prepared, out = require_output(Path("data/prepared", key), f"prepare@{key}"), Path("models/adapters", key)
+    prepared = require_output(Path("data/prepared", key), f"prepare@{key}")
     section = {"base": params.base.model_dump(), "train": spec.train.model_dump(), "adapter": spec.adapter}
     tracked: AbstractContextManager[Tracker | None] = nullcontext()
     if accelerator.is_main_process:
         tracked = track(f"train@{key}", params.tracking, section, datasets={key: prepared}, tags=params.base.tags())
-    with tracked as tracker, ExitStack() as locks:
+    with tracked as tracker:
         base = open_base(params.base, accelerator.device)
         examples = [
             encode_example(base, row.file_name, pixels, row.text, spec.train.flip, LATENTS)
             for row, pixels in tqdm(read_prepared_pixels(prepared), desc="encode", unit="picture")
         ]
-        empty = base.condition([""])
-        base.move_encoders(torch.device("cpu"))
         jobs = jobs_of(base, examples, spec.adapter == "image", section)
+        train_missing(base, jobs, params, spec, accelerator, tracker)
+        if tracker:
+            height, width = (side * base.pixels_per_latent for side in examples[0].posterior.mean.shape[-2:])
+            write_outputs(key, jobs, spec, params, tracker, (width, height))
 
-        finished, checkpoints = FinishedAdapters(WORK), Checkpoints(WORK)
-        known = {job.name for job in jobs if params.machine.reuse and finished.has(job.identity)}
-        accelerator.wait_for_everyone()  # until all have looked, and before any has written one
-        if known and accelerator.is_main_process:
-            tqdm.write(f"{len(known)} of {len(jobs)} adapters are reused: same picture, caption, params and base")
-        unknown = [job for job in jobs if job.name not in known]
-        together = accelerator if spec.adapter == "set" and accelerator.num_processes > 1 else None
-        with accelerator.split_between_processes(unknown) as share:
-            mine = unknown if together else share
-        writes = together is None or accelerator.is_main_process
-        if writes:
-            for job in mine:
-                locks.enter_context(training_lock(WORK / job.identity))
 
-        if spec.train.gradient_checkpointing:
-            base.denoiser.enable_gradient_checkpointing()
-        training = Run(
-            base,
-            spec.train,
-            empty,
-            checkpoints,
-            objective=Denoising(spec.train.min_snr_gamma),
-            pack_size=params.machine.pack,
-            checkpoint_every=params.machine.checkpoint_every,
-            callbacks=callbacks(base, tracker, params.tracking.pictures_every) if tracker else Callbacks(),
-            accelerator=together,
-        )
-        states = train_adapters(training, mine)
-        # Kept only when all are trained: after a kill in between, the same adapters are unknown as before, and so are
+def train_missing(
+    base: Base, jobs: Sequence[Job], params: Params, spec: SetSpec, accelerator: Accelerator, tracker: Tracker | None
+) -> None:
+    """Train the adapters that are not in the cache, and put them there.
+
+    Those of single pictures are shared out over the processes; one for a whole set is trained by all of them together.
+    """
+    cache, checkpoints, machine = AdapterCache(WORK), Checkpoints(WORK), params.machine
+    cached = {job.name for job in jobs if machine.reuse and cache.has(job.digest)}
+    accelerator.wait_for_everyone()  # until all have looked, and before any has written one
+    if cached and accelerator.is_main_process:
+        tqdm.write(f"{len(cached)} of {len(jobs)} adapters are reused: same picture, caption, params and base")
+    missing = [job for job in jobs if job.name not in cached]
+    together = spec.adapter == "set" and accelerator.num_processes > 1
+    with accelerator.split_between_processes(missing) as share:
+        own = missing if together else share
+    writing = own if accelerator.is_main_process or not together else []
+
+    empty_caption = base.condition([""])
+    base.move_encoders(torch.device("cpu"))  # an accelerator's memory is for training from here on
+    if spec.train.gradient_checkpointing:
+        base.denoiser.enable_gradient_checkpointing()
+    setup = TrainingSetup(
+        base,
+        spec.train,
+        empty_caption,
+        objective_of(spec.train),
+        checkpoints,
+        pack_size=machine.pack,
+        checkpoint_every=machine.checkpoint_every,
+        callbacks=callbacks(base, tracker, params.tracking.pictures_every) if tracker else Callbacks(),
+        accelerator=accelerator if together else None,
+    )
+    with ExitStack() as locks:
+        for job in writing:
+            locks.enter_context(training_lock(WORK / job.digest))
+        states = train_adapters(setup, own)
+        # Cached only when all are trained: after a kill in between, the same adapters are missing as before, and so are
         # shared out and packed as before.
         accelerator.wait_for_everyone()
-        for job in mine if writes else ():
+        for job in writing:
             if warning := learned_little(curves_of(states[job.name], spec.train)):
                 tqdm.write(f"{job.name}: {warning}")
             source = {"source": params.base.source, "revision": params.base.revision}
-            finished.add(base, job, states[job.name], source, spec.train)
-            checkpoints.forget(job.identity)
-        accelerator.wait_for_everyone()
-        if tracker is None:
-            return
+            cache.add(base, job, states[job.name], source, spec.train)
+            checkpoints.forget(job.digest)
+    accelerator.wait_for_everyone()
 
-        with atomic_folder(out) as folder:
-            for job in jobs:
-                shutil.copyfile(finished.adapter(job.identity), folder / f"{job.name}.safetensors")
-            write_index(folder, {e.name: f"{job.name}.safetensors" for job in jobs for e in job.examples})
-        curves = {job.name: curves_of(finished.state(job.identity), spec.train) for job in jobs}
-        write_curves(Path("reports/curves/sets", f"{key}.csv"), curves, spec.train)
-        tracker.metrics({"final_loss": fmean(curve.final_loss for curve in curves.values())})
-        height, width = (side * base.pixels_per_latent for side in examples[0].posterior.mean.shape[-2:])
+
+def write_outputs(
+    key: str, jobs: Sequence[Job], spec: SetSpec, params: Params, tracker: Tracker, size: tuple[int, int]
+) -> None:
+    """Copy the adapters from the cache to models/adapters/<set>, write their curves, and log both.
+
+    size: width and height of the pictures, for who paints with a logged adapter.
+    """
+    cache, out = AdapterCache(WORK), Path("models/adapters", key)
+    with atomic_folder(out) as folder:
         for job in jobs:
-            tracker.adapter(
-                out / f"{job.name}.safetensors",
-                params.base.source,
-                params.base.revision,
-                f"{key}-{job.name}",
-                size=(width, height),
-            )
+            shutil.copyfile(cache.adapter(job.digest), folder / f"{job.name}.safetensors")
+        write_index(folder, {e.name: f"{job.name}.safetensors" for job in jobs for e in job.examples})
+    curves = {job.name: curves_of(cache.state(job.digest), spec.train) for job in jobs}
+    write_curves(Path("reports/curves/sets", f"{key}.csv"), curves, spec.train)
+    tracker.metrics({"final_loss": fmean(curve.final_loss for curve in curves.values())})
+    for job in jobs:
+        tracker.adapter(
+            out / f"{job.name}.safetensors",
+            params.base.source,
+            params.base.revision,
+            f"{key}-{job.name}",
+            size=size,
+        )
 
 
 def jobs_of(base: Base, examples: Sequence[Example], one_each: bool, section: Mapping[str, Any]) -> list[Job]:
     """A job for each picture, named as it is, or one for the whole set."""
     groups = {Path(e.name).stem: [e] for e in examples} if one_each else {"set": list(examples)}
-    return [Job(name, identity(base, group, section), group) for name, group in groups.items()]
+    return [Job(name, digest_of(base, group, section), group) for name, group in groups.items()]
 
 
-def identity(base: Base, examples: Sequence[Example], section: Mapping[str, Any]) -> str:
+def digest_of(base: Base, examples: Sequence[Example], section: Mapping[str, Any]) -> str:
     """A digest of everything that an adapter depends on: only if all is the same, it is continued or reused."""
     inputs = [f"{example.name} {example.digest}" for example in examples]
-    parts = [code_digest(), base.digest, json.dumps(section, sort_keys=True), *inputs]
+    parts = [code_digest(TRAINING), base.digest, json.dumps(section, sort_keys=True), *inputs]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pipeline
 
-ROOMS = ("adapters", "base", "training")
+ENCODING = ("base/*.py", "training/examples.py")
+TRAINING = (*ENCODING, "adapters/*.py", "training/*.py")
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate")
 
 
 @cache
-def code_digest() -> str:
-    """A digest of the code of the rooms that encode and train, and of the libraries' versions."""
+def code_digest(patterns: tuple[str, ...]) -> str:
+    """A digest of the project's files that match, and of the libraries' versions."""
     root = Path(pipeline.__file__).parent
-    code = [path.read_text(encoding="utf-8") for room in ROOMS for path in sorted((root / room).glob("*.py"))]
+    files = sorted({path for pattern in patterns for path in root.glob(pattern)})
+    code = [path.read_text(encoding="utf-8") for path in files]
     parts = [*(f"{name} {version(name)}" for name in LIBRARIES), *code]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -25,10 +25,14 @@ class Denoising:
 
 def denoising_errors(base: Base, batch: Batch) -> torch.Tensor:
     """Mean squared error (B,) of the base's prediction for each noised sample."""
+    return prediction_residuals(base, batch).square().mean(dim=(1, 2, 3))
+
+
+def prediction_residuals(base: Base, batch: Batch) -> torch.Tensor:
+    """What the base predicts of the noised samples less what it should, (B, C, h, w)."""
     noisy = base.path.add_noise(batch.clean, batch.noise, batch.times)
     prediction = base.predict(noisy, batch.times, batch.conditioning)
-    target = base.path.target(batch.clean, batch.noise, batch.times)
-    return (prediction - target).square().mean(dim=(1, 2, 3))
+    return prediction - base.path.target(batch.clean, batch.noise, batch.times)
 
 
 def min_snr_weights(path: NoisePath, times: torch.Tensor, gamma: float) -> torch.Tensor:
@@ -37,6 +41,6 @@ def min_snr_weights(path: NoisePath, times: torch.Tensor, gamma: float) -> torch
     Hang et al. 2023, "Min-SNR Weighting Strategy", section 3.4: min(SNR, gamma) / SNR for noise, / (SNR + 1) for v.
     Where nothing of the picture is left, SNR is 0, and noise has weight 1.
     """
-    snr, error = path.clean_error(times)
+    snr, error = path.snr(times), path.clean_error_scale(times)
     # Below gamma the product of SNR and error: for noise it is 1, also where they are 0 and infinite.
     return torch.where(snr > gamma, gamma * error, (snr * error).nan_to_num(nan=1.0))

@@ -21,7 +21,10 @@ VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 @dataclass(frozen=True)
 class Batch:
-    """Clean latents and noise (B, C, h, w), times (B,) on the CPU (see `NoisePath`), and B captions."""
+    """Clean latents and noise (B, C, h, w), times (B,) on the CPU, and B captions.
+
+    Times are in the path's own unit (timesteps 0 to 999, or 0 to 1 of a flow): for weights, take `path.snr(times)`.
+    """
 
     clean: torch.Tensor
     noise: torch.Tensor
@@ -55,20 +58,22 @@ def draw_batch(
     examples: Sequence[Example],
     settings: TrainSection,
     path: NoisePath,
-    empty: Conditioning,
+    empty_caption: Conditioning,
     step: int,
     places: Sequence[int],
 ) -> Batch:
     """The given places of an optimizer step's samples, of `batch * accumulation` in all.
 
-    empty: the empty caption (one row), for caption dropout.
+    empty_caption: one row, for caption dropout.
     """
     order = epoch_order(len(examples), settings, step)
-    return Batch.concatenate([_draw(examples[order[place]], settings, path, empty, step, place) for place in places])
+    return Batch.concatenate(
+        [_draw(examples[order[place]], settings, path, empty_caption, step, place) for place in places]
+    )
 
 
 def _draw(
-    example: Example, settings: TrainSection, path: NoisePath, empty: Conditioning, step: int, place: int
+    example: Example, settings: TrainSection, path: NoisePath, empty_caption: Conditioning, step: int, place: int
 ) -> Batch:
     generator = torch.Generator().manual_seed(keyed_seed(settings.seed, example.digest, step, place))
     flip = settings.flip and float(torch.rand((), generator=generator)) < 0.5
@@ -77,7 +82,7 @@ def _draw(
     latents = posterior.sample(generator)
     noise = noise_like(latents, settings.noise_offset, generator)
     times = path.draw_times(1, generator)
-    return Batch(latents, noise, times, empty if dropped else example.conditioning)
+    return Batch(latents, noise, times, empty_caption if dropped else example.conditioning)
 
 
 def noise_like(latents: torch.Tensor, offset: float, generator: torch.Generator) -> torch.Tensor:

@@ -12,7 +12,7 @@ from pipeline.base.conditioning import Conditioning
 from pipeline.base.posterior import Posterior
 from pipeline.base.protocol import Base
 from pipeline.outputs import atomic_file
-from pipeline.training.code_digest import code_digest
+from pipeline.training.code_digest import ENCODING, code_digest
 
 CAPTION = "conditioning/"
 
@@ -39,7 +39,7 @@ def encode_example(base: Base, name: str, pixels: torch.Tensor, caption: str, fl
     flip: encode the mirrored picture too. Latents stay on the CPU, where noise is drawn.
     """
     digest = hashlib.sha256(pixels.contiguous().numpy().tobytes() + caption.encode()).hexdigest()
-    inputs = f"{code_digest()} {base.digest} {base.dtype} {tuple(pixels.shape)} {digest} {flip}"
+    inputs = f"{code_digest(ENCODING)} {base.digest} {base.dtype} {tuple(pixels.shape)} {digest} {flip}"
     key = hashlib.sha256(inputs.encode()).hexdigest()
     path = cache / f"{key[:32]}.safetensors"
     tensors = _read(path)

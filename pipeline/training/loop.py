@@ -16,7 +16,6 @@ from pipeline.base.conditioning import Conditioning
 from pipeline.base.protocol import Base
 from pipeline.params import TrainSection
 from pipeline.training.checkpoints import Checkpoints, TrainState
-from pipeline.training.denoising import Denoising
 from pipeline.training.examples import Example
 from pipeline.training.history import ended
 from pipeline.training.objective import Objective
@@ -29,10 +28,10 @@ REPORT_EVERY = 20
 
 @dataclass(frozen=True)
 class Job:
-    """One adapter to train. identity: a digest of everything that its result depends on."""
+    """One adapter to train. digest: of everything that its result depends on; it names checkpoints and cached files."""
 
     name: str
-    identity: str
+    digest: str
     examples: Sequence[Example]
 
 
@@ -52,18 +51,18 @@ class Callbacks:
 
 
 @dataclass(frozen=True)
-class Run:
-    """What all packs of a run have in common.
+class TrainingSetup:
+    """What all packs have in common.
 
-    empty: the empty caption (one row), for caption dropout. pack_size: adapters side by side, None for as many as fit.
+    empty_caption: one row, for caption dropout. pack_size: adapters side by side, None for as many as fit.
     accelerator: of the processes that train each adapter together; None where each process trains its own.
     """
 
     base: Base
     settings: TrainSection
-    empty: Conditioning
+    empty_caption: Conditioning
+    objective: Objective
     checkpoints: Checkpoints
-    objective: Objective = field(default_factory=Denoising)
     pack_size: int | None = None
     checkpoint_every: int = 50
     callbacks: Callbacks = field(default_factory=Callbacks)
@@ -75,7 +74,7 @@ class Run:
         return self.accelerator is None or self.accelerator.is_main_process
 
 
-def train_adapters(run: Run, jobs: Sequence[Job]) -> dict[str, TrainState]:
+def train_adapters(setup: TrainingSetup, jobs: Sequence[Job]) -> dict[str, TrainState]:
     """Train every job to its end, from its checkpoint if there is one; the finished states by the jobs' names.
 
     Raises:
@@ -83,15 +82,15 @@ def train_adapters(run: Run, jobs: Sequence[Job]) -> dict[str, TrainState]:
         Stopped: after a Ctrl-C or SIGTERM, when all is saved.
         torch.OutOfMemoryError: when not even one adapter fits.
     """
-    size = run.pack_size or max(1, 64 // run.settings.batch)
-    states = resumed_states(jobs, run.checkpoints, size)
-    while unfinished := [job for job in jobs if not ended(states[job.name], run.settings)]:
+    size = setup.pack_size or max(1, 64 // setup.settings.batch)
+    states = resumed_states(jobs, setup.checkpoints, size)
+    while unfinished := [job for job in jobs if not ended(states[job.name], setup.settings)]:
         steps = sorted({states[job.name].step for job in unfinished})
         pack = [job for job in unfinished if states[job.name].step == steps[0]][:size]
         # Those that are behind catch up with the next, and go on together with them.
-        until = steps[1] if len(steps) > 1 else run.settings.steps
+        until = steps[1] if len(steps) > 1 else setup.settings.steps
         try:
-            train_pack(run, pack, states, until)
+            train_pack(setup, pack, states, until)
         except torch.OutOfMemoryError:
             if len(pack) == 1:
                 raise
@@ -110,26 +109,26 @@ def resumed_states(jobs: Sequence[Job], checkpoints: Checkpoints, size: int) -> 
     states: dict[str, TrainState] = {}
     for start in range(0, len(jobs), size):
         pack = jobs[start : start + size]
-        last = {job.name: checkpoints.load(job.identity) or TrainState(0, {}) for job in pack}
+        last = {job.name: checkpoints.load(job.digest) or TrainState(0, {}) for job in pack}
         behind = min(state.step for state in last.values())
         for job in pack:
             if last[job.name].step > behind:
-                last[job.name] = checkpoints.load_at(job.identity, behind) or last[job.name]
+                last[job.name] = checkpoints.load_at(job.digest, behind) or last[job.name]
         states |= last
     return states
 
 
-def train_pack(run: Run, jobs: Sequence[Job], states: dict[str, TrainState], until: int) -> None:
+def train_pack(setup: TrainingSetup, jobs: Sequence[Job], states: dict[str, TrainState], until: int) -> None:
     """Train jobs that are at one step until step `until`, or until one of them ends; their states go into `states`."""
-    settings, callbacks = run.settings, run.callbacks
+    settings, callbacks = setup.settings, setup.callbacks
     trainer = PackTrainer(
-        run.base,
+        setup.base,
         [job.examples for job in jobs],
         [states[job.name] for job in jobs],
         settings,
-        run.objective,
-        run.empty,
-        run.accelerator,
+        setup.objective,
+        setup.empty_caption,
+        setup.accelerator,
     )
     first = reported = trainer.step
 
@@ -159,11 +158,11 @@ def train_pack(run: Run, jobs: Sequence[Job], states: dict[str, TrainState], unt
         require_finite()
         for row, job in enumerate(jobs):
             states[job.name] = trainer.state(row)
-            if run.is_main:
-                run.checkpoints.save(job.identity, states[job.name])
+            if setup.is_main:
+                setup.checkpoints.save(job.digest, states[job.name])
 
     label = jobs[0].name if len(jobs) == 1 else f"{len(jobs)} adapters"
-    bar = tqdm(total=settings.steps, initial=first, desc=label, unit="step", disable=not run.is_main, smoothing=0.05)
+    bar = tqdm(total=settings.steps, initial=first, desc=label, unit="step", disable=not setup.is_main, smoothing=0.05)
     try:
         with bar, trainer.attached(), stop_signals() as stop:
             if is_validation_due(settings, first) and not trainer.history.is_validated(first):
@@ -176,13 +175,13 @@ def train_pack(run: Run, jobs: Sequence[Job], states: dict[str, TrainState], unt
                 last = stopping or step == until
                 if due:
                     validate()
-                if callbacks.preview_every and step % callbacks.preview_every == 0 and run.is_main:
+                if callbacks.preview_every and step % callbacks.preview_every == 0 and setup.is_main:
                     with trainer.evaluating():
                         callbacks.preview(jobs, step)
                 if last or due or step % REPORT_EVERY == 0:
                     report()
                     reported = step
-                if last or due or step % run.checkpoint_every == 0:
+                if last or due or step % setup.checkpoint_every == 0:
                     save()
                 if stopping:
                     raise Stopped(stop.signal, f"stopped after step {step} of {settings.steps}")

@@ -72,7 +72,9 @@ class LossScales:
         return finite.tolist()
 
 
-def row_tensors(pack: AdapterPack, optimizer: RowOptimizer, scales: LossScales, place: int) -> dict[str, torch.Tensor]:
+def adapter_state(
+    pack: AdapterPack, optimizer: RowOptimizer, scales: LossScales, place: int
+) -> dict[str, torch.Tensor]:
     """All that one adapter's training needs to go on, but for its curves: CPU tensors by name."""
     tensors = {"weight/down": pack.down[place], "weight/up": pack.up[place]}
     for name, row in optimizer.rows.items():
@@ -84,10 +86,10 @@ def row_tensors(pack: AdapterPack, optimizer: RowOptimizer, scales: LossScales, 
     return {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
 
 
-def load_rows(
+def load_adapter_state(
     pack: AdapterPack, optimizer: RowOptimizer, scales: LossScales, place: int, tensors: dict[str, torch.Tensor]
 ) -> None:
-    """Put what `row_tensors` gave back in its place."""
+    """Put what `adapter_state` gave back in its place."""
     pack.down[place] = tensors["weight/down"].to(pack.down)
     pack.up[place] = tensors["weight/up"].to(pack.up)
     for name, row in optimizer.rows.items():

@@ -17,7 +17,7 @@ from pipeline.training.draws import Batch, draw_batch, validation_batch
 from pipeline.training.examples import Example
 from pipeline.training.history import History
 from pipeline.training.objective import Objective
-from pipeline.training.optimizers import LossScales, RowOptimizer, load_rows, row_tensors
+from pipeline.training.optimizers import LossScales, RowOptimizer, adapter_state, load_adapter_state
 from pipeline.training.pack import AdapterPack
 from pipeline.training.rates import learning_rate
 
@@ -35,11 +35,11 @@ class PackTrainer:
         states: Sequence[TrainState],
         settings: TrainSection,
         objective: Objective,
-        empty: Conditioning,
+        empty_caption: Conditioning,
         accelerator: Accelerator | None,
     ) -> None:
         self.base, self.examples, self.settings = base, examples, settings
-        self.objective, self.empty, self.accelerator = objective, empty, accelerator
+        self.objective, self.empty_caption, self.accelerator = objective, empty_caption, accelerator
         seeds = [keyed_seed(settings.seed, *(example.digest for example in own)) for own in examples]
         self.pack = AdapterPack(base.denoiser, seeds, settings)
         self.optimizers = [RowOptimizer(self.pack, row, settings) for row in range(len(examples))]
@@ -48,7 +48,7 @@ class PackTrainer:
         self.step = states[0].step
         for row, state in enumerate(states):
             if state.step:
-                load_rows(self.pack, self.optimizers[row], self.scales, row, state.tensors)
+                load_adapter_state(self.pack, self.optimizers[row], self.scales, row, state.tensors)
 
     def train_step(self) -> None:
         """One optimizer step of every adapter."""
@@ -75,7 +75,7 @@ class PackTrainer:
     def _draw(self, step: int, places: Sequence[int]) -> Batch:
         """The samples of all adapters, those of the first first."""
         settings, path = self.settings, self.base.path
-        drawn = [draw_batch(own, settings, path, self.empty, step, places) for own in self.examples]
+        drawn = [draw_batch(own, settings, path, self.empty_caption, step, places) for own in self.examples]
         return Batch.concatenate(drawn).to(self.base.device)
 
     def _own_share(self, places: range) -> list[int]:
@@ -137,7 +137,7 @@ class PackTrainer:
 
     def state(self, row: int) -> TrainState:
         """All that one adapter's training needs to go on from here."""
-        tensors = row_tensors(self.pack, self.optimizers[row], self.scales, row)
+        tensors = adapter_state(self.pack, self.optimizers[row], self.scales, row)
         return TrainState(self.step, tensors | self.history.tensors(row, self.step))
 
     @contextmanager

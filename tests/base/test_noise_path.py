@@ -39,7 +39,8 @@ def test_an_error_of_the_prediction_is_that_error_of_the_clean_picture(name: str
     level = path.level(path.time_at(0.4))
     x = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
     off = path.split(x, x + 1, level).clean - path.split(x, x, level).clean
-    snr, error = path.clean_error(torch.tensor([level.time]))
+    times = torch.tensor([level.time])
+    snr, error = path.snr(times), path.clean_error_scale(times)
     assert float(error) == pytest.approx(float(off) ** 2)
     assert float(snr) == pytest.approx((level.a / level.s) ** 2)
 

@@ -32,7 +32,7 @@ from pipeline.morphing.engine import (
     morph_segment,
     paced_alphas,
 )
-from pipeline.morphing.pacing import even
+from pipeline.morphing.pacing import even_alphas
 from pipeline.params import load_params
 from tests.benchmarks.pairs import scenes, trained_keyframes
 from tests.benchmarks.shared import open_pocket, paintings
@@ -93,7 +93,7 @@ class Pair:
 def morphed(base: Base, pair: Pair, row: Row, frames: int) -> tuple[torch.Tensor, torch.Tensor, int]:
     """Frames (F, 3, H, W), their alphas, and the evaluations of single samples that they cost."""
     if row.recipe is None:
-        alphas = even(frames)
+        alphas = even_alphas(frames)
         return cross_fade(*pair.pictures, alphas.tolist()), alphas, 0
     keyframes = pair.longer if row.long else pair.keyframes
     first, second = (k if row.adapters != "none" else replace(k, adapters=()) for k in keyframes)
@@ -112,7 +112,7 @@ def morphed(base: Base, pair: Pair, row: Row, frames: int) -> tuple[torch.Tensor
     if row.adapters == "fixed":
         blend = half_of_each(first, second)
         first, second = (replace(keyframe, adapters=((blend, 1.0),)) for keyframe in (first, second))
-    alphas = even(frames)
+    alphas = even_alphas(frames)
     if row.paced:
         alphas = paced_alphas(base, first, second, noise, frames, replace(row.recipe, steps=10), 17, apart)
     latents = morph_segment(base, first, second, noise, alphas, row.recipe)

@@ -25,7 +25,7 @@ from pipeline.morphing.engine import (
     morph_segment,
     paced_alphas,
 )
-from pipeline.morphing.pacing import even, evenly_apart
+from pipeline.morphing.pacing import even_alphas, repaced_alphas
 from pipeline.params import load_params
 from pipeline.stages.morph import settings_of
 from tests.benchmarks.pairs import scenes, trained_keyframes
@@ -98,8 +98,10 @@ def main() -> None:
     def reference() -> torch.Tensor:
         scheduler = DDIMScheduler.from_pretrained(arguments.base, subfolder="scheduler")
         way = FrameByFrame(base, first, second, recipe, scheduler)
-        measured_at = even(arguments.frames)
-        return way.frames(evenly_apart(measured_at, apart(way.frames(measured_at.tolist())), arguments.frames).tolist())
+        measured_at = even_alphas(arguments.frames)
+        return way.frames(
+            repaced_alphas(measured_at, apart(way.frames(measured_at.tolist())), arguments.frames).tolist()
+        )
 
     def ours(
         recipe: Recipe, keyframes: tuple[EncodedKeyframe, EncodedKeyframe], points: int, coarse_steps: int

@@ -12,7 +12,8 @@ from pipeline.morphing.engine import EncodedKeyframe
 from pipeline.params import TrainSection
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.examples import encode_example
-from pipeline.training.loop import Job, Run, train_adapters
+from pipeline.training.loop import Job, TrainingSetup, train_adapters
+from pipeline.training.objective import objective_of
 from pipeline.training.pack import AdapterPack
 from tests.benchmarks.shared import paintings, scenes_from
 
@@ -33,7 +34,8 @@ def trained_keyframes(base: Base, of: Sequence[Scene], settings: TrainSection) -
             for i, (picture, scene) in enumerate(zip(pictures, of, strict=True))
         ]
         jobs = [Job(example.name, example.name, [example]) for example in examples]
-        states = train_adapters(Run(base, settings, base.condition([""]), Checkpoints(Path(folder))), jobs)
+        setup = TrainingSetup(base, settings, base.condition([""]), objective_of(settings), Checkpoints(Path(folder)))
+        states = train_adapters(setup, jobs)
     keyframes = []
     for example, latents in zip(examples, draw_latents(base, pictures.float() / 255), strict=True):
         pack = AdapterPack(base.denoiser, [0], settings)

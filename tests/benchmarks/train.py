@@ -22,7 +22,8 @@ from pipeline.landscapes.world import HELD_OUT, caption
 from pipeline.params import TrainSection, load_params
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.examples import Example, encode_example
-from pipeline.training.loop import Job, Run, train_adapters
+from pipeline.training.loop import Job, TrainingSetup, train_adapters
+from pipeline.training.objective import objective_of
 from tests.benchmarks.shared import open_pocket, paintings, scenes_from
 from tests.peft_adapters import adapter_weights, add_adapter
 
@@ -71,7 +72,8 @@ def ours(base: Base, examples: Sequence[Example], settings: TrainSection, pack: 
     """The trainer of the pipeline, checkpoints and validation included."""
     with TemporaryDirectory() as folder:
         jobs = [Job(example.name, example.name, [example]) for example in examples]
-        train_adapters(Run(base, settings, empty, Checkpoints(Path(folder)), pack_size=pack), jobs)
+        checkpoints = Checkpoints(Path(folder))
+        train_adapters(TrainingSetup(base, settings, empty, objective_of(settings), checkpoints, pack_size=pack), jobs)
 
 
 def _generator() -> torch.Generator:

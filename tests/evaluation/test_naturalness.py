@@ -5,7 +5,7 @@ from scipy.ndimage import gaussian_filter
 
 from pipeline.base.conditioning import Conditioning
 from pipeline.base.protocol import Base
-from pipeline.evaluation.naturalness import SHARES, denoising_errors, naturalness
+from pipeline.evaluation.naturalness import SHARES, mean_errors, naturalness
 from pipeline.landscapes.painter import paint
 from pipeline.landscapes.world import HELD_OUT, caption, draw_scene
 from tests.declarations import ROOT
@@ -26,7 +26,7 @@ def test_the_error_is_that_of_one_picture_and_one_timestep_at_a_time(tiny: Base)
             errors.append(float((found - tiny.path.target(one[None], noise[None], at)).square().mean()))
         expected.append(sum(errors) / len(errors))
     for batch in (None, 2):
-        assert denoising_errors(tiny, latents, captions, batch).tolist() == pytest.approx(expected, rel=1e-4)
+        assert mean_errors(tiny, latents, captions, batch).tolist() == pytest.approx(expected, rel=1e-4)
 
 
 Captioned = tuple[torch.Tensor, Conditioning]

@@ -103,7 +103,7 @@ def mixture(path: NoisePath) -> Predict:
         weights = torch.softmax(-off.square().sum(-1) / (2 * variance), 1)[..., None]
         clean = (weights * (means + a * std**2 / variance * off)).sum(1)
         noise = (weights * (s / variance * off)).sum(1)
-        c, d = path.prediction(torch.tensor(a).double(), torch.tensor(s).double())
+        c, d = path.target_coefficients(torch.tensor(a).double(), torch.tensor(s).double())
         return (c * clean + d * noise)[..., None, None]
 
     return predict
@@ -114,7 +114,7 @@ def gaussian_model(path: NoisePath, std: float) -> Predict:
 
     def predict(latents: torch.Tensor, level: Level) -> torch.Tensor:
         variance = level.a**2 * std**2 + level.s**2
-        c, d = path.prediction(torch.tensor(level.a).double(), torch.tensor(level.s).double())
+        c, d = path.target_coefficients(torch.tensor(level.a).double(), torch.tensor(level.s).double())
         return (c * level.a * std**2 + d * level.s) / variance * latents
 
     return predict

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from pipeline.stages import prepare, train
 from pipeline.tracking import Tracker
 from pipeline.training.checkpoints import TrainState
-from pipeline.training.loop import Job, Run
+from pipeline.training.loop import Job, TrainingSetup
 from tests.project import DOTS, HILLS, contents, edit, paint, paint_set, with_entries, with_values
 
 
@@ -168,9 +168,9 @@ def test_a_known_adapter_is_reused_and_only_the_new_one_is_trained(
     curves = (project / "reports/curves/sets/hills.csv").read_bytes()
     plain, trained = train.train_adapters, []
 
-    def spy(run: Run, jobs: list[Job]) -> dict[str, TrainState]:
+    def spy(setup: TrainingSetup, jobs: list[Job]) -> dict[str, TrainState]:
         trained.append([job.name for job in jobs])
-        return plain(run, jobs)
+        return plain(setup, jobs)
 
     monkeypatch.setattr(train, "train_adapters", spy)
     train.run("hills")

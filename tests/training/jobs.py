@@ -12,7 +12,8 @@ from pipeline.params import TrainSection
 from pipeline.training import trainer
 from pipeline.training.checkpoints import Checkpoints, TrainState
 from pipeline.training.examples import Example
-from pipeline.training.loop import Job, Run, train_adapters
+from pipeline.training.loop import Job, TrainingSetup, train_adapters
+from pipeline.training.objective import objective_of
 from tests.training.settings import SETTINGS
 
 Fresh = Callable[[], Base]
@@ -42,9 +43,10 @@ def trained(
     every: int = 2,
     **options: object,
 ) -> dict[str, TrainState]:
-    """The states of a run's jobs at its end. options: as `Run` takes them."""
-    run = Run(base, settings, base.condition([""]), Checkpoints(folder), checkpoint_every=every, **options)
-    return train_adapters(run, wanted or jobs(base))
+    """The states of a run's jobs at its end. options: as `TrainingSetup` takes them."""
+    options = {"objective": objective_of(settings), "checkpoint_every": every, **options}
+    setup = TrainingSetup(base, settings, base.condition([""]), checkpoints=Checkpoints(folder), **options)
+    return train_adapters(setup, wanted or jobs(base))
 
 
 def weights(states: Mapping[str, TrainState]) -> dict[str, torch.Tensor]:

@@ -27,7 +27,7 @@ def test_encoded_pictures_are_kept_until_the_picture_the_caption_or_the_code_is_
     assert torch.equal(one.flipped.mean, base.encode(pixels.flip(-1)[None].float() / 255).mean)
     examples.encode_example(base, "a", pixels, "a lake", True, tmp_path)
     examples.encode_example(base, "a", pixels.flip(0), "a hill", True, tmp_path)
-    monkeypatch.setattr(examples, "code_digest", lambda: "other code")
+    monkeypatch.setattr(examples, "code_digest", lambda patterns: "other code")
     examples.encode_example(base, "a", pixels, "a red hill", True, tmp_path)
     assert encoded == ["a lake", "a hill", "a red hill"]
     for path in tmp_path.iterdir():

@@ -5,7 +5,7 @@ import torch
 
 from pipeline.training import loop
 from pipeline.training.checkpoints import Checkpoints, TrainState
-from pipeline.training.loop import Job, Run
+from pipeline.training.loop import Job, TrainingSetup
 from tests.tiny import in_double
 from tests.training.jobs import Fresh, Killed, kill_at, trained, weights
 from tests.training.settings import SETTINGS
@@ -48,9 +48,9 @@ def test_adapters_at_different_steps_catch_up_and_go_on_together(
         path.unlink()
     packs, plain = [], loop.train_pack
 
-    def spy(run: Run, group: list[Job], states: dict[str, TrainState], until: int) -> None:
+    def spy(setup: TrainingSetup, group: list[Job], states: dict[str, TrainState], until: int) -> None:
         packs.append((len(group), states[group[0].name].step))
-        plain(run, group, states, until)
+        plain(setup, group, states, until)
 
     monkeypatch.setattr(loop, "train_pack", spy)
     resumed = weights(trained(in_double(fresh_tiny()), tmp_path / "killed"))
@@ -74,9 +74,9 @@ def test_a_pack_killed_while_it_was_saved_goes_back_to_where_all_of_it_was(
         last.unlink()
     packs, plain = [], loop.train_pack
 
-    def spy(run: Run, group: list[Job], states: dict[str, TrainState], until: int) -> None:
+    def spy(setup: TrainingSetup, group: list[Job], states: dict[str, TrainState], until: int) -> None:
         packs.append((len(group), {states[job.name].step for job in group}))
-        plain(run, group, states, until)
+        plain(setup, group, states, until)
 
     monkeypatch.setattr(loop, "train_pack", spy)
     resumed = trained(fresh_tiny(), tmp_path / "killed")

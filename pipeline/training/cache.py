@@ -17,28 +17,28 @@ from pipeline.training.pack import AdapterPack
 
 
 @dataclass(frozen=True)
-class FinishedAdapters:
-    """Adapters that were trained before, each in a folder of its identity; they may be deleted at any time."""
+class AdapterCache:
+    """Adapters that were trained before, each in a folder of its job's digest; they may be deleted at any time."""
 
     folder: Path
 
-    def has(self, identity: str) -> bool:
+    def has(self, digest: str) -> bool:
         """Whether that adapter is there and whole."""
         try:
-            with safe_open(self.adapter(identity), framework="pt") as file:
+            with safe_open(self.adapter(digest), framework="pt") as file:
                 whole = bool(list(file.keys()))
         except (SafetensorError, OSError):
             return False
-        return whole and read_state(self._curves(identity)) is not None
+        return whole and read_state(self._curves(digest)) is not None
 
-    def adapter(self, identity: str) -> Path:
+    def adapter(self, digest: str) -> Path:
         """Its file."""
-        return self.folder / identity / "adapter.safetensors"
+        return self.folder / digest / "adapter.safetensors"
 
-    def state(self, identity: str) -> TrainState:
+    def state(self, digest: str) -> TrainState:
         """The step where its training ended, and its curves."""
-        state = read_state(self._curves(identity))
-        assert state is not None, f"{self._curves(identity)} was deleted while it was in use"
+        state = read_state(self._curves(digest))
+        assert state is not None, f"{self._curves(digest)} was deleted while it was in use"
         return state
 
     def add(self, base: Base, job: Job, state: TrainState, source: Mapping[str, Any], settings: TrainSection) -> None:
@@ -59,9 +59,9 @@ class FinishedAdapters:
         }
         curves = {key: value for key, value in state.tensors.items() if key.startswith(("curve/", "validation/"))}
         # The adapter last: where it is, all is there.
-        with atomic_file(self.adapter(job.identity)) as path:
-            write_state(self._curves(job.identity), TrainState(state.step, curves))
+        with atomic_file(self.adapter(job.digest)) as path:
+            write_state(self._curves(job.digest), TrainState(state.step, curves))
             save_adapter(path, pack.tensors(0), lora_config(settings), notes, base.adapter_prefix)
 
-    def _curves(self, identity: str) -> Path:
-        return self.folder / identity / "curves.safetensors"
+    def _curves(self, digest: str) -> Path:
+        return self.folder / digest / "curves.safetensors"
