@@ -87,6 +87,7 @@ def main() -> None:
     recipe = Recipe(
         steps=arguments.steps,
         inversion_steps=arguments.steps,
+        solver="ddim",
         use_adain=True,
         attention=KeyframeAttention(("up",), 0.6, "inputs"),
     )
