@@ -229,43 +229,42 @@ def ci_report(
 
 @partial(command, group=tracking)
 def sync() -> None:
-    """Send to the tracking server what stages kept in .work/tracking while it was away. Safe at any time, and twice.
+    """Bring to the tracking server whatever it lacks of the project's runs. Safe at any time, and twice.
 
-    Exit code 0: nothing is left but what stages at work will send themselves; 1: something is, and why.
+    Exit code 0: it has everything but what stages at work will bring themselves; 1: something is left, and why.
 
     Example: morphline track sync
     """
     from pipeline.params import load_params
-    from pipeline.tracking import kept_files, redacted, refused_files, sync, tracking_uri
+    from pipeline.tracking import redacted, server_uri, sync
 
     params = load_params().tracking
-    print(f"Runs kept in .work/tracking: {len(kept_files())}, to be sent to {redacted(tracking_uri(params))}")
     failed = 0
     for outcome in sync(params):
         print(f"  {outcome}")
         failed += outcome.failed
-    for file in refused_files():
-        print(f"  refused for good, to be read and deleted: {file}")
+    if not failed:
+        print(f"{redacted(server_uri(params) or '')} has all runs of this project")
     raise typer.Exit(1 if failed else 0)
 
 
 @command
 def ui(port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 5000) -> None:
-    """Open the MLflow dashboard of all runs in a local server.
+    """Open the MLflow dashboard of all runs of this project in a local server.
 
     Example: morphline ui --port 5001
     """
     import subprocess
 
     from pipeline.params import load_params
-    from pipeline.tracking import dashboard_command, runs_page
+    from pipeline.tracking import dashboard_command, redacted, runs_page, server_uri
 
     params = load_params().tracking
-    page = runs_page(params)
-    command = dashboard_command(params, port, page)
-    if "--port" in command:
-        print(f"Open http://127.0.0.1:{port}{page}", flush=True)
+    command, folder = dashboard_command(params, port)
+    print(f"Open http://127.0.0.1:{port}{runs_page(params)}", flush=True)
+    if uri := server_uri(params):
+        print(f"The runs of all who share it: {redacted(uri)}", flush=True)
     try:
-        raise typer.Exit(subprocess.call(command))
+        raise typer.Exit(subprocess.call(command, cwd=folder))
     except KeyboardInterrupt:
         raise typer.Exit(0) from None

@@ -1,6 +1,7 @@
 """Stage `check`: everything is validated before anything is made or removed."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 from pipeline.base.checking import config_folder, find_base_problems
@@ -9,6 +10,7 @@ from pipeline.errors import Problem, UserError
 from pipeline.outputs import atomic_file
 from pipeline.params import Params, load_params
 from pipeline.pictures.imagefolder import CaptionLength, find_problems, read_rows
+from pipeline.tracking import check_ran
 
 CHECKED = Path("data/checked.txt")
 RAW = Path("data/raw")
@@ -40,6 +42,8 @@ def run() -> None:
         raise UserError(*problems)
     with atomic_file(CHECKED) as path:
         path.write_text("params, sets, morphs and base are in order\n", encoding="utf-8")
+    if warning := check_ran(params.tracking):
+        print(f"Warning: {warning}", file=sys.stderr)
 
 
 def _place_problems() -> list[Problem]:

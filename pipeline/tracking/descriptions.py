@@ -4,14 +4,14 @@ MLflow's page lets relative addresses of pictures through and drops data URIs an
 shows a picture out of its run's artifacts, and says in words where it lies, for readers that cannot show it.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
+from urllib.parse import quote
 
-from pipeline.tracking.legal import LONGEST_TAG, cut
+from pipeline.tracking.names import LONGEST_TAG, cut, stage_key
 from pipeline.tracking.state import PipelineState
 
 NOTE = "mlflow.note.content"
-RUN_ID = "{run}"  # in a text: MLflow's id of the run, which is known when the text is sent
-PREVIEW = "pictures/preview.png"
 PREVIEW_WIDTH = 640  # wider ones are cut off on the page
 
 PICTURE, RAN, NOT_RUN = "![", "Ran: ", "Did not need to run: "
@@ -39,22 +39,29 @@ def of_stage(state: PipelineState, stage: str) -> str:
     return f"Make it again: {return_to(state)}, then `dvc repro {stage}` {pull}\n\n{force}"
 
 
-def with_picture(text: str, caption: str) -> str:
-    """A stage's description below its picture, which is the run's artifact `PREVIEW`."""
-    address = f"get-artifact?path={PREVIEW.replace('/', '%2F')}&run_uuid={RUN_ID}"
-    return f"{PICTURE}{caption}]({address})\n\n{caption} (no picture above? It is `{PREVIEW}` in Artifacts.)\n\n{text}"
+def preview_of(stage: str) -> str:
+    """Where the picture of a stage's description lies, in its run's artifacts and in those of its parent."""
+    return f"pictures/previews/{stage_key(stage)}.png"
 
 
-def of_parent(begun: str, stages: Mapping[str, str], unneeded: Sequence[str]) -> str:
+def with_picture(text: str, caption: str, stage: str, run_id: str) -> str:
+    """A stage's description below its picture. run_id: of the run that the description is for."""
+    path = preview_of(stage)
+    address = f"get-artifact?path={quote(path, safe='')}&run_uuid={run_id}"
+    return f"{PICTURE}{caption}]({address})\n\n{caption} (no picture above? It is `{path}` in Artifacts.)\n\n{text}"
+
+
+def of_parent(begun: str, notes: Sequence[str], ran: Sequence[str], unneeded: Sequence[str], run_id: str) -> str:
     """A parent's description, brought up to date; what people wrote into it stays.
 
-    begun: the description as it is. stages: what ran, in order, with the stages' own descriptions, whose pictures are
-    shown here too.
+    begun: the description as it is. notes: its stages', whose pictures are shown here too, out of the parent's own
+    artifacts. run_id: the parent's.
     """
     made = (PICTURE, RAN, NOT_RUN)
     kept = [part for part in begun.split("\n\n") if part and not part.startswith(made)]
-    pictures = [text.partition("\n")[0] for text in stages.values() if text.startswith(PICTURE)]
-    lists = [f"{label}{listed(names)}" for label, names in ((RAN, list(stages)), (NOT_RUN, unneeded)) if names]
+    tops = [note.partition("\n")[0] for note in notes if note.startswith(PICTURE)]
+    pictures = [re.sub(r"run_uuid=\w+", f"run_uuid={run_id}", top) for top in tops]
+    lists = [f"{label}{listed(names)}" for label, names in ((RAN, ran), (NOT_RUN, unneeded)) if names]
     return cut("\n\n".join([*kept[:1], *pictures, *kept[1:], *lists]), LONGEST_TAG)
 
 
