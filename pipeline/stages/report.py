@@ -2,13 +2,15 @@
 
 import json
 from pathlib import Path
+from statistics import fmean
+from typing import cast
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.outputs import atomic_file, require_output
-from pipeline.params import load_params
+from pipeline.params import Params, load_params
 from pipeline.report.figures import Metrics
-from pipeline.report.page import morph_part, set_part
+from pipeline.report.page import morph_part, read_trainings, set_part
 from pipeline.tracking import close_parent, track
 
 REPORTS = Path("reports")
@@ -53,7 +55,21 @@ def run() -> None:
         tracker.artifact(REPORTS / "index.html")
         flat = {f"{key}/{name}": value for key, values in brief.items() for name, value in values.items()}
         tracker.metrics({name: value for name, value in flat.items() if value is not None})
+        tracker.metrics(figures_of_state(params))
     close_parent(params.tracking)
+
+
+def figures_of_state(params: Params) -> dict[str, float]:
+    """The single figures of training and morphing by their names in a parent run, whichever of these stages ran."""
+    figures = {}
+    for key in params.sets:
+        trainings, _ = read_trainings(REPORTS / "curves/sets" / f"{key}.csv")
+        losses = [cast(list[float], training.losses) for training in trainings.values()]
+        figures[f"train.{key}/final_loss"] = fmean(fmean(each[-max(1, len(each) // 10) :]) for each in losses)
+    for key in params.morphs:
+        facts = json.loads(Path("data/morphs", key, "morph.json").read_text(encoding="utf-8"))
+        figures[f"morph.{key}/inverted_noise_std"] = facts["inverted_noise_std"]["morph"]
+    return figures
 
 
 def in_brief(metrics: Metrics) -> dict[str, float | None]:

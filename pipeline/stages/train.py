@@ -100,6 +100,8 @@ def train_set(key: str, params: Params, processes: Processes, device: torch.devi
             write_index(folder, {s.name: f"{job.name}.safetensors" for job in jobs for s in job.samples})
         curves = {job.name: curves_of(finished.state(job.identity), spec.train) for job in jobs}
         write_curves(Path("reports/curves/sets", f"{key}.csv"), curves, spec.train)
+        others = {job.name: curves[job.name] for job in unknown if job.name not in states}
+        log_curves(tracker, others, spec.train)
         tracker.metrics({"final_loss": fmean(last_loss(curve) for curve in curves.values())})
         height, width = (side * base.pixels_per_latent for side in samples[0].posterior.mean.shape[-2:])
         for name in groups:
@@ -243,6 +245,16 @@ def keep(
     }
     with finished.writing(job.identity, state) as path:
         save_adapter(path, pack.tensors(0), lora_config(settings), notes)
+
+
+def log_curves(tracker: Tracker, curves: Mapping[str, Curves], settings: TrainSection) -> None:
+    """The curves of adapters that other processes trained, as `watching` logs those of this one."""
+    for name, curve in curves.items():
+        for step, (loss, norm) in enumerate(zip(curve.loss.tolist(), curve.grad_norm.tolist(), strict=True)):
+            rate = learning_rate(settings, step)
+            tracker.metrics({f"loss/{name}": loss, f"grad_norm/{name}": norm, f"learning_rate/{name}": rate}, step)
+        for step, losses in curve.validation.items():
+            tracker.metric(f"validation/{name}", float(losses.mean()), step)
 
 
 def last_loss(curve: Curves) -> float:
