@@ -41,6 +41,8 @@ from pipeline.training.rates import learning_rate
 WORK = Path(".work/adapters")
 LATENTS = Path(".work/latents")
 PREVIEWED, PREVIEW_STEPS = 4, 20
+# Names in MLflow, whose charts come in the order of the alphabet: the loss first.
+CURVES = {"loss": "loss/{}", "grad_norm": "optimizer/grad_norm/{}", "learning_rate": "optimizer/learning_rate/{}"}
 
 
 def run(key: str) -> None:
@@ -185,7 +187,7 @@ def watching(base: StableDiffusion, tracker: Tracker, pictures_every: int | None
     """Every step of every adapter, each picture's loss at fixed noise, and pictures on the way, to MLflow."""
 
     def steps(name: str, step: int, values: Mapping[str, float]) -> None:
-        tracker.metrics({f"{measure}/{name}": value for measure, value in values.items()}, step)
+        tracker.metrics({CURVES[measure].format(name): value for measure, value in values.items()}, step)
 
     def validated(job: Job, step: int, losses: Mapping[str, float]) -> None:
         tracker.metrics({f"validation/{job.name}": fmean(losses.values())}, step)
@@ -251,8 +253,8 @@ def log_curves(tracker: Tracker, curves: Mapping[str, Curves], settings: TrainSe
     """The curves of adapters that other processes trained, as `watching` logs those of this one."""
     for name, curve in curves.items():
         for step, (loss, norm) in enumerate(zip(curve.loss.tolist(), curve.grad_norm.tolist(), strict=True)):
-            rate = learning_rate(settings, step)
-            tracker.metrics({f"loss/{name}": loss, f"grad_norm/{name}": norm, f"learning_rate/{name}": rate}, step)
+            values = {"loss": loss, "grad_norm": norm, "learning_rate": learning_rate(settings, step)}
+            tracker.metrics({CURVES[measure].format(name): value for measure, value in values.items()}, step)
         for step, losses in curve.validation.items():
             tracker.metric(f"validation/{name}", float(losses.mean()), step)
 

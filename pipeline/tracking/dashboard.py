@@ -1,20 +1,34 @@
 """The MLflow dashboard of this machine, which shows the project's database."""
 
+import json
 import os
 import sys
 from pathlib import Path
 
 from pipeline.params import TrackingSection
+from pipeline.tracking.runs import PARENT, STATE
 from pipeline.tracking.store import ARTIFACTS, database_of, open_store
+
+COLUMNS = 7
 
 
 def runs_page(params: TrackingSection) -> str:
-    """The address of the table of runs, below the server's own: by itself MLflow opens on its pages for chat agents.
+    """The address of the table of runs, below the server's own: by itself MLflow opens on its pages for chat agents,
+    and shows no figure. The columns are those of the newest state that has any, as a view that MLflow calls shared.
 
     Raises:
         UserError: the database cannot be opened.
     """
-    return f"/#/experiments/{open_store(params).experiment_id}/runs?workflowType=machine_learning"
+    store = open_store(params)
+    page = f"/#/experiments/{store.experiment_id}/runs?workflowType=machine_learning"
+    figures: dict[str, float] = next((run.data.metrics for run in store.search(f"tags.`{STATE}` != ''")
+                    if PARENT not in run.data.tags and run.data.metrics), {})  # fmt: skip
+    if not figures:
+        return page
+    ordered = sorted(figures, key=lambda name: "." in name.partition("/")[0])[:COLUMNS]  # the report's first
+    view = {"selectedColumns": [f"metrics.`{name}`" for name in ordered]}
+    store.client.set_experiment_tag(store.experiment_id, "mlflow.sharedViewState.morphline", json.dumps(view))
+    return f"{page}&viewStateShareKey=morphline"
 
 
 def dashboard_command(params: TrackingSection, port: int = 5000) -> tuple[list[str], Path]:

@@ -128,22 +128,22 @@ def params_of(params: Params) -> dict[str, str]:
 
 
 def _complete(store: Store, parent: str, params: Params) -> None:
-    """The datasets of all stages, and their pictures under fixed paths, so that Compare puts them side by side."""
-    folder = store.place(store.client.get_run(parent).info.artifact_uri) / "pictures"
-    pictures: dict[Path, Path] = {}
+    """The datasets of all stages, and their pictures: files at the top, which alone Compare puts side by side."""
     data, reports = workspace() / "data", workspace() / "reports"
+    pictures: dict[str, Path] = {}
     for key in params.sets:
         log_dataset(store, parent, f"raw {key}", data / "raw" / key)
         log_dataset(store, parent, key, data / "prepared" / key)
-        pictures[folder / "sets" / key / "samples.png"] = reports / "samples" / f"{key}.png"
+        pictures[f"sample.{key}.png"] = reports / "samples" / f"{key}.png"
     for key in params.morphs:
         log_dataset(store, parent, f"morph {key}", data / "morphs" / key)
-        for name in ("strip.png", "morph.mp4"):
-            pictures[folder / "morphs" / key / name] = data / "morphs" / key / name
-        pictures[folder / "morphs" / key / "smoothness.png"] = reports / "smoothness" / f"{key}.png"
-    for copy, path in pictures.items():
+        pictures[f"morph.{key}.strip.png"] = data / "morphs" / key / "strip.png"
+        pictures[f"morph.{key}.mp4"] = data / "morphs" / key / "morph.mp4"
+        pictures[f"evaluate.{key}.png"] = reports / "smoothness" / f"{key}.png"
+    folder = store.place(store.client.get_run(parent).info.artifact_uri)
+    for name, path in pictures.items():
         if path.is_file():
-            with atomic_file(copy) as partial:
+            with atomic_file(folder / name) as partial:
                 shutil.copyfile(path, partial)
 
 

@@ -56,7 +56,7 @@ def check_runs(database: str, key: str, names: list[str], steps: int) -> None:
     order = ["attributes.start_time DESC"]
     for run in client.search_runs([experiment], f"attributes.run_name = 'train@{key}'", max_results=3, order_by=order):
         for name in names:
-            for curve in ("loss", "grad_norm", "learning_rate"):
+            for curve in ("loss", "optimizer/grad_norm", "optimizer/learning_rate"):
                 history = client.get_metric_history(run.info.run_id, legal_key(f"{curve}/{name}"))
                 assert [metric.step for metric in history] == list(range(steps)), (curve, name)
         models = [client.get_logged_model(output.model_id) for output in run.outputs.model_outputs]
