@@ -1,8 +1,6 @@
 """`morphline track sync`: what a server lacks arrives there once, whenever and however often it is brought."""
 
 import os
-import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -10,8 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -27,6 +23,7 @@ from pipeline.tracking.mirror import Mirror
 from pipeline.tracking.store import open_store
 from tests.project import tiny_params
 from tests.tracking.conftest import ROOT, Book, open_book, section, wait_a_moment
+from tests.tracking.server import Mlflow, check_equal
 from tests.tracking.stub import Stub
 
 THREE = [(0, 0), (1, 0.125), (2, 0.25)]
@@ -275,45 +272,6 @@ def full_stage(project: Path) -> Book:
     return open_book(project, "morphline")
 
 
-def check_equal(here: Book, there: Book) -> None:
-    """Everything is there, and once."""
-    runs = {run.data.tags["morphline.run"]: run for run in there.runs()}
-    assert len(runs) == len(there.runs()) == len(here.runs())
-    for mine in here.runs():
-        theirs = runs[mine.info.run_id]
-        assert (theirs.info.status, theirs.info.run_name) == (mine.info.status, mine.info.run_name)
-        assert (theirs.info.start_time, theirs.info.end_time) == (mine.info.start_time, mine.info.end_time)
-        assert theirs.data.params == mine.data.params and theirs.data.metrics == mine.data.metrics
-        for key in mine.data.metrics:
-            assert sorted(there.history(theirs, key)) == sorted(here.history(mine, key))
-        for key in ("stages.ran", "dvc.stage", "mlflow.loggedImages", "morphline.state"):
-            assert theirs.data.tags.get(key) == mine.data.tags.get(key)
-        mine_note, their_note = (run.data.tags["mlflow.note.content"] for run in (mine, theirs))
-        assert their_note == mine_note.replace(mine.info.run_id, theirs.info.run_id)
-        if parent := mine.data.tags.get("mlflow.parentRunId"):
-            assert theirs.data.tags["mlflow.parentRunId"] == runs[parent].info.run_id
-        used = [[(one.dataset.name, one.dataset.digest) for one in run.inputs.dataset_inputs] for run in (mine, theirs)]
-        assert sorted(used[0]) == sorted(used[1])
-        assert len(theirs.outputs.model_outputs) == len(mine.outputs.model_outputs)
-        files = [listed(book.client, run.info.run_id) for book, run in ((here, mine), (there, theirs))]
-        assert files[0] == files[1]
-    models = [book.client.search_logged_models([book.runs()[0].info.experiment_id]) for book in (here, there)]
-    assert [model.name for model in models[1]] == [model.name for model in models[0]]
-    for model in models[1]:
-        assert str(model.status) == "READY" and model.source_run_id in {run.info.run_id for run in there.runs()}
-
-
-def listed(client: MlflowClient, run_id: str, path: str | None = None) -> dict[str, int]:
-    """Paths and sizes of a run's files; the artifacts of its models are not among them."""
-    found: dict[str, int] = {}
-    for item in client.list_artifacts(run_id, path):
-        if item.is_dir and not item.path.startswith("alps-dawn"):
-            found |= listed(client, run_id, item.path)
-        elif not item.is_dir:
-            found[item.path] = item.file_size
-    return found
-
-
 @pytest.mark.parametrize("heard", [False, True], ids=["before the call", "before its answer"])
 def test_a_kill_between_any_two_calls_leaves_nothing_out_and_nothing_twice(
     migrated: Path, tmp_path: Path, heard: bool
@@ -359,44 +317,6 @@ def bring_all(uri: str, client: Any) -> None:
         store.search("tags.`morphline.state` != ''"), key=lambda run: "mlflow.parentRunId" in run.data.tags
     ):
         mirror.bring(run.info.run_id)
-
-
-class Mlflow:
-    """`mlflow server` on loopback, as docs/teams.md has it, to be killed and started again."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.folder = folder
-        self.process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def uri(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        store = ["--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}"]
-        self.process = subprocess.Popen(
-            [*command, "--workers", "1", *store, "--artifacts-destination", str(self.folder / "artifacts")],
-            start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
-        )  # fmt: skip
-        for _ in range(1200):
-            try:
-                with urlopen(f"{self.uri}/health", timeout=5):
-                    return
-            except (URLError, OSError):
-                assert self.process.poll() is None, "mlflow server has ended"
-                time.sleep(0.1)
-        pytest.fail("mlflow server does not start")
-
-    def kill(self) -> None:
-        if self.process:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-        self.process = None
 
 
 @pytest.fixture
@@ -454,3 +374,42 @@ def test_a_real_server_down_at_the_start_midway_and_at_the_end(
     assert file.read_bytes() == (project / "dawn.safetensors").read_bytes()
     card = (adapter.parent / "MLmodel").read_text(encoding="utf-8")
     assert f"model_id: {model.model_id}" in card and f"run_id: {model.source_run_id}" in card
+
+
+WRITER = """
+import sys, time
+from PIL import Image
+from pipeline.params import TrackingSection
+from pipeline.tracking import track
+section = TrackingSection(
+    uri=sys.argv[1], experiment="morphline", required=False, pictures_every=None, system_every=0.5
+)
+with track(f"train@{sys.argv[2]}", section, {"rank": 8}) as tracker:
+    for step in range(200):
+        tracker.metric("loss", step / 8, step)
+        if step % 50 == 0:
+            tracker.picture("training", Image.new("RGB", (8, 8)), step)
+            tracker._flush()
+        time.sleep(0.05)
+"""
+
+
+def test_a_real_server_killed_and_started_under_four_stages_has_everything_once(
+    mlflow_server: Mlflow, project: Path
+) -> None:
+    """tests/benchmarks/outages.py does the same to four real trainings, ten times."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+    four = [
+        subprocess.Popen([sys.executable, "-c", WRITER, mlflow_server.uri, key], env=environment)
+        for key in ("alps", "hills", "woodcut", "dots")
+    ]
+    while any(process.poll() is None for process in four):
+        mlflow_server.start()
+        time.sleep(1)
+        mlflow_server.kill()
+    assert [process.returncode for process in four] == [0] * 4
+    mlflow_server.start()
+    assert not [str(outcome) for outcome in sync(section(mlflow_server.uri)) if outcome.failed]
+    here = open_book(project, "morphline")
+    check_equal(here, Book(section(mlflow_server.uri), MlflowClient(mlflow_server.uri)))
+    assert here.history(here.only("train@dots"), "loss") == [(step, step / 8) for step in range(200)]
