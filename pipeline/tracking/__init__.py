@@ -15,14 +15,4 @@ from pipeline.tracking.store import server_uri
 from pipeline.tracking.sync import sync
 from pipeline.tracking.tracker import Tracker
 
-__all__ = [
-    "Tracker",
-    "check_ran",
-    "close_parent",
-    "dashboard_command",
-    "redacted",
-    "runs_page",
-    "server_uri",
-    "sync",
-    "track",
-]
+__all__ = ["Tracker", "check_ran", "close_parent", "dashboard_command", "redacted", "runs_page", "server_uri", "sync", "track"]  # fmt: skip  # noqa: E501

@@ -1,6 +1,5 @@
 """A LoRA as an MLflow model, logged to the project's database and brought to a server."""
 
-import json
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -36,9 +35,8 @@ def log_adapter(
     card = Model(artifact_path=model.artifact_location, run_id=runs[0], model_id=model.model_id)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "model")
-        signature = _signature(size or _trained_size(base))
         # An absolute path keeps save_model from asking the Hub; the true reference is written over it.
-        mlflow.diffusers.save_model(str(path), str(folder), "/", mlflow_model=card, signature=signature)
+        mlflow.diffusers.save_model(str(path), str(folder), "/", mlflow_model=card, signature=_signature(size))
         flavor = card.flavors[mlflow.diffusers.FLAVOR_NAME]
         flavor["base_model"] = base_reference(base)
         if revision and not _local(base):
@@ -115,17 +113,6 @@ def base_reference(base: str) -> str:
 
 def _local(base: str) -> bool:
     return base.startswith(("/", "./", "../")) or (project_top() / base).exists()
-
-
-def _trained_size(base: str) -> tuple[int, int] | None:
-    """The picture size that a local base's configs name."""
-    folder = project_top() / base
-    try:
-        side = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))["sample_size"]
-        blocks = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))["block_out_channels"]
-        return (int(side) * 2 ** (len(blocks) - 1),) * 2
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _signature(size: tuple[int, int] | None) -> Any:

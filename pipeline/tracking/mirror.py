@@ -8,6 +8,7 @@ tags, so that nothing is kept here, and a kill between any two requests does no 
 
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -157,11 +158,13 @@ class Mirror:
 
         run_id, id_there, refused = run.info.run_id, there.info.run_id, len(self.refused)
         last, count = map(int, there.data.tags.get(ROWS, "0 0").split())
-        if self.store.count_rows(run_id, last) != count:
+        known = "SELECT COUNT(*) FROM metrics WHERE run_uuid = ? AND rowid <= ?"
+        new = "SELECT rowid, key, value, is_nan, timestamp, step FROM metrics WHERE run_uuid = ? AND rowid > ?"
+        if self.store.query(known, run_id, last) != [(count,)]:
             last = count = 0  # rows were deleted here, and others may have their numbers now: all once more
-        while rows := self.store.rows(run_id, last, BATCH):
+        while rows := self.store.query(f"{new} ORDER BY rowid LIMIT ?", run_id, last, BATCH):
             last, count = rows[-1][0], count + len(rows)
-            metrics = [Metric(key, value, at, step) for _, key, value, at, step in rows]
+            metrics = [Metric(key, math.nan if nan else value, at, step) for _, key, value, nan, at, step in rows]
             self.send("metric", metrics, lambda part: self.client.log_batch(id_there, metrics=part), BATCH)
             if len(self.refused) == refused:  # else all since are sent again, until it is taken
                 self.client.set_tag(id_there, ROWS, f"{last} {count}")

@@ -5,9 +5,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 
-LONGEST_KEY = 250
-LONGEST_PARAM = 6000
-LONGEST_TAG = 8000
+LONGEST_KEY, LONGEST_PARAM, LONGEST_TAG = 250, 6000, 8000
 
 _REFUSED = re.compile(
     r"[^\w.\- /]"  # what is no letter of any script, no digit and none of these
@@ -22,7 +20,7 @@ def legal_key(name: str) -> str:
 
     Different names give different keys; of names too long, the end becomes a hash.
     """
-    key = _REFUSED.sub(lambda found: f"_x{ord(found[0]):x}_", name) or "_x_"
+    key = _REFUSED.sub(_escaped, name) or "_x_"
     if len(key) <= LONGEST_KEY:
         return key
     return f"{key[: LONGEST_KEY - 17].rstrip('/.')}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
@@ -30,12 +28,7 @@ def legal_key(name: str) -> str:
 
 def model_name(name: str) -> str:
     """A name for a logged model, whose rules are stricter: no dots and slashes."""
-    return re.sub(r"[./]", lambda found: f"_x{ord(found[0]):x}_", legal_key(name))
-
-
-def stage_key(stage: str) -> str:
-    """A stage's name in keys: `train.alps` for `train@alps`; keys of sets and morphs hold no dots."""
-    return legal_key(stage.replace("@", "."))
+    return re.sub(r"[./]", _escaped, legal_key(name))
 
 
 def parent_param(stage: str, key: str) -> str:
@@ -43,25 +36,25 @@ def parent_param(stage: str, key: str) -> str:
     section, _, rest = key.partition(".")
     if section == "base":
         return key
-    return f"{stage_key(stage)}.{rest if rest and section == stage.partition('@')[0] else key}"
+    return f"{stage.replace('@', '.')}.{rest if rest and section == stage.partition('@')[0] else key}"
 
 
 def parent_metric(stage: str, key: str) -> str:
     """A stage's single figure in its parent; the report's are those of `dvc metrics diff`, and need no prefix."""
-    return key if stage == "report" else f"{stage_key(stage)}/{key}"
+    return key if stage == "report" else f"{stage.replace('@', '.')}/{key}"
 
 
 def flatten(section: Mapping[str, object]) -> dict[str, str]:
     """Nested params as MLflow wants them: dotted keys, text values, lists as JSON, null for None."""
-    return {legal_key(key): cut(_text(value), LONGEST_PARAM) for key, value in _leaves(section, "")}
+    texts = {key: value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+             for key, value in _leaves(section, "")}  # fmt: skip
+    return {legal_key(key): cut(text, LONGEST_PARAM) for key, text in texts.items()}
 
 
 def cut(text: str, longest: int) -> str:
     """At most `longest` characters; a text that was cut ends with how long it was."""
-    if len(text) <= longest:
-        return text
     note = f" ... [cut: {len(text)} characters in all]"
-    return text[: longest - len(note)] + note
+    return text if len(text) <= longest else text[: longest - len(note)] + note
 
 
 def _leaves(section: Mapping[str, object], prefix: str) -> Iterator[tuple[str, object]]:
@@ -72,5 +65,5 @@ def _leaves(section: Mapping[str, object], prefix: str) -> Iterator[tuple[str, o
             yield f"{prefix}{key}", value
 
 
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+def _escaped(found: re.Match[str]) -> str:
+    return f"_x{ord(found[0]):x}_"

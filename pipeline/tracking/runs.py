@@ -25,9 +25,8 @@ from pipeline.tracking.store import Store
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-OPEN, STATE, PLACE = "morphline.open", "morphline.state", "morphline.place"
+OPEN, STATE, PLACE, PARENT = "morphline.open", "morphline.state", "morphline.place", "mlflow.parentRunId"
 RAN, NOT_RUN = "stages.ran", "stages.not_run"
-PARENT = "mlflow.parentRunId"
 
 
 def begin(
@@ -39,7 +38,9 @@ def begin(
     """
     with store.hold("database"):
         found = store.search(f"tags.`{OPEN}` = '{state.digest}'")
-        parent = _reopen(store, found[0]) if found else _new_parent(store, state, above)
+        parent = str(found[0].info.run_id) if found else _new_parent(store, state, above)
+        close_dead(store, parent)
+        store.client.update_run(parent, status="RUNNING")
         own = {**tags, PARENT: parent, STATE: state.digest}
         child = str(store.client.create_run(store.experiment_id, now(), own, stage).info.run_id)
         locks.enter_context(store.hold(child))
@@ -50,9 +51,10 @@ def finish(store: Store, child: str, parent: str, status: str) -> None:
     """The stage is over, and its parent rests until another stage starts, unless one is at work."""
     with store.hold("database"):
         store.client.set_terminated(child, status, now())
-        if all(run.info.status != "RUNNING" for run in children(store, parent)):
+        last = _last_runs(store, parent)
+        if all(run.info.status != "RUNNING" for run in last.values()):
             store.client.set_terminated(parent, status, now())
-        _describe(store, parent)
+        _describe(store, parent, list(last), [])
 
 
 def close(store: Store, state: PipelineState) -> str | None:
@@ -61,41 +63,35 @@ def close(store: Store, state: PipelineState) -> str | None:
         found = store.search(f"tags.`{OPEN}` = '{state.digest}'")
         if not found:
             return None
-        parent = str(found[0].info.run_id)
-        last, params = _last_runs(store, parent), _read_params()
-        if params:
+        parent, checked = str(found[0].info.run_id), _checked(state)
+        if params := _read_params():
             _complete(store, parent, params)
-        ran = [*(["check"] if _checked(state).exists() else []), *last]
+        last = _last_runs(store, parent)
+        ran = [*(["check"] if checked.exists() else []), *last]
         unneeded = [name for name in locked_stages() if name not in ran]
         for tag, names in ((RAN, ran), (NOT_RUN, unneeded)):
             store.client.set_tag(parent, tag, cut(", ".join(names), LONGEST_TAG))
-        _describe(store, parent)
+        _describe(store, parent, ran, unneeded)
         store.client.set_terminated(parent, _worst({run.info.status for run in last.values()}), now())
         store.client.delete_tag(parent, OPEN)
-        _checked(state).unlink(missing_ok=True)
+        checked.unlink(missing_ok=True)
     return parent
 
 
 def close_dead(store: Store, parent: str) -> set[str]:
     """Mark the runs of a parent whose process is gone as killed when they wrote last; the statuses of all."""
     statuses = set()
-    for run in children(store, parent):
+    for run in store.search(f"tags.`{PARENT}` = '{parent}'"):
         status = run.info.status
         if status == "RUNNING":
             with store.hold(run.info.run_id, wait=0) as held:
                 if held:
-                    status = "KILLED"
-                    times = [metric.timestamp for metric in run.data._metric_objs]
+                    status, times = "KILLED", [metric.timestamp for metric in run.data._metric_objs]
                     store.client.set_terminated(run.info.run_id, status, max([run.info.start_time, *times]))
         statuses.add(status)
     if store.client.get_run(parent).info.status == "RUNNING" and "RUNNING" not in statuses:
         store.client.set_terminated(parent, _worst(statuses), now())
     return statuses
-
-
-def children(store: Store, parent: str) -> "list[Run]":
-    """The runs of a parent's stages, newest first."""
-    return store.search(f"tags.`{PARENT}` = '{parent}'")
 
 
 def log_dataset(store: Store, run_id: str, name: str, path: Path) -> None:
@@ -154,13 +150,6 @@ def _read_params() -> Params | None:
         return None
 
 
-def _reopen(store: Store, parent: "Run") -> str:
-    run_id = str(parent.info.run_id)
-    close_dead(store, run_id)
-    store.client.update_run(run_id, status="RUNNING")
-    return run_id
-
-
 def _new_parent(store: Store, state: PipelineState, tags: Mapping[str, str]) -> str:
     place = os.path.relpath(workspace(), store.database.parent).replace("'", "_")
     for other in store.search(f"tags.`{PLACE}` = '{place}' and tags.`{OPEN}` != ''"):
@@ -173,17 +162,15 @@ def _new_parent(store: Store, state: PipelineState, tags: Mapping[str, str]) -> 
     return run_id
 
 
-def _describe(store: Store, parent: str) -> None:
-    tags, last = store.client.get_run(parent).data.tags, _last_runs(store, parent)
-    notes = [run.data.tags.get(NOTE, "") for run in last.values()]
-    ran = [*(["check"] if tags.get(RAN, "").startswith("check") else []), *last]
-    unneeded = [name for name in tags.get(NOT_RUN, "").split(", ") if name]
-    store.client.set_tag(parent, NOTE, of_parent(tags.get(NOTE, ""), notes, ran, unneeded, parent))
+def _describe(store: Store, parent: str, ran: list[str], unneeded: list[str]) -> None:
+    before = store.client.get_run(parent).data.tags.get(NOTE, "")
+    notes = [run.data.tags.get(NOTE, "") for run in _last_runs(store, parent).values()]
+    store.client.set_tag(parent, NOTE, of_parent(before, notes, ran, unneeded, parent))
 
 
 def _last_runs(store: Store, parent: str) -> "dict[str, Run]":
     """The newest run of each stage, in the order in which they ran first."""
-    return {run.info.run_name: run for run in reversed(children(store, parent))}
+    return {run.info.run_name: run for run in reversed(store.search(f"tags.`{PARENT}` = '{parent}'"))}
 
 
 def _worst(statuses: set[str]) -> str:

@@ -26,13 +26,9 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def track(
-    stage: str,
-    params: TrackingSection,
-    section: Mapping[str, object],
-    *,
-    datasets: Mapping[str, Path] = {},
-    tags: Mapping[str, str] = {},
-) -> Iterator[Tracker]:
+    stage: str, params: TrackingSection, section: Mapping[str, object],
+    *, datasets: Mapping[str, Path] = {}, tags: Mapping[str, str] = {},
+) -> Iterator[Tracker]:  # fmt: skip
     """Track one stage instance, such as `train@alps`, for as long as the block runs.
 
     section: the stage's own params, nested. datasets: name -> a file or folder that the stage reads. An error in the
@@ -41,9 +37,9 @@ def track(
     Raises:
         UserError: the database or the server cannot be used at the start, and `tracking.required` is true.
     """
-    with ExitStack() as stack:
+    with ExitStack() as locks:
         try:
-            tracker = _begin(stage, params, tags, stack)
+            tracker = _begin(stage, params, tags, locks)
         except UserError as error:
             if params.required:
                 raise
@@ -85,21 +81,21 @@ def check_ran(params: TrackingSection) -> str:
     return f"the MLflow database lies on a network file system ({kind}), which may damage it: {fix}" if kind else ""
 
 
-def _begin(stage: str, params: TrackingSection, tags: Mapping[str, str], stack: ExitStack) -> Tracker:
-    store, uri = open_store(params), server_uri(params)
+def _begin(stage: str, params: TrackingSection, tags: Mapping[str, str], locks: ExitStack) -> Tracker:
+    store, uri, state = open_store(params), server_uri(params), read_state()
     mirror = Mirror(store, uri) if uri else None
-    if mirror:
-        try:
+    try:
+        if mirror:
             mirror.open(params.experiment)
-        except Exception as error:
-            if params.required:
-                raise UserError(unusable(mirror.uri, error)) from None
-            mirror.pause(error)
-    state = read_state()
-    own = {**_tags(state), "dvc.stage": os.environ.get("DVC_STAGE", stage), NOTE: of_stage(state, stage), **tags}
+    except Exception as error:
+        if params.required:
+            raise UserError(unusable(str(uri), error)) from None
+        mirror.pause(error)  # type: ignore[union-attr]
+    common = _tags(state)
+    own = {**common, "dvc.stage": os.environ.get("DVC_STAGE", stage), NOTE: of_stage(state, stage), **tags}
     own = {legal_key(key): cut(str(text), LONGEST_TAG) for key, text in own.items()}
     try:
-        child, parent = runs.begin(store, state, stage, own, {**_tags(state), NOTE: of_state(state)}, stack)
+        child, parent = runs.begin(store, state, stage, own, {**common, NOTE: of_state(state)}, locks)
     except Exception as error:
         raise UserError(unusable(f"sqlite:///{store.database}", error)) from None
     tracker = Tracker(stage, store, child, parent, mirror)
@@ -109,7 +105,6 @@ def _begin(stage: str, params: TrackingSection, tags: Mapping[str, str], stack: 
 
 
 def _tags(state: PipelineState) -> dict[str, str]:
-    """Who, and the state of the code."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name

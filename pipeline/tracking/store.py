@@ -9,10 +9,10 @@ import os
 import re
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
 from pipeline.params import TrackingSection
@@ -57,25 +57,14 @@ class Store:
         for start in range(0, len(items), 100):  # as many as MLflow takes at once
             self.client.log_batch(run_id, params=items[start : start + 100])
 
-    def rows(self, run_id: str, after: int, most: int) -> list[tuple[int, str, float, int, int]]:
-        """Metrics of a run in the order in which they were written, from behind a row number: row number, name, value
-        (NaN where it was not finite), milliseconds since 1970, step."""
-        query = "SELECT rowid, key, value, is_nan, timestamp, step FROM metrics WHERE run_uuid = ? AND rowid > ?"
+    def query(self, query: str, *values: object) -> list[Any]:
+        """Rows of the database that MLflow's own client does not give."""
         with closing(sqlite3.connect(self.database, timeout=LOCK_SECONDS)) as connection:
-            found = connection.execute(f"{query} ORDER BY rowid LIMIT ?", (run_id, after, most)).fetchall()
-        return [(row, key, float("nan") if nan else value, at, step) for row, key, value, nan, at, step in found]
+            return connection.execute(query, values).fetchall()
 
-    def count_rows(self, run_id: str, until: int) -> int:
-        """How many metrics a run has up to a row number."""
-        query = "SELECT COUNT(*) FROM metrics WHERE run_uuid = ? AND rowid <= ?"
-        with closing(sqlite3.connect(self.database, timeout=LOCK_SECONDS)) as connection:
-            return int(connection.execute(query, (run_id, until)).fetchone()[0])
-
-    @contextmanager
-    def hold(self, name: str, wait: float = LOCK_SECONDS) -> Iterator[bool | None]:
+    def hold(self, name: str, wait: float = LOCK_SECONDS) -> AbstractContextManager[bool | None]:
         """See `hold`."""
-        with hold(self.database.parent, name, wait) as held:
-            yield held
+        return hold(self.database.parent, name, wait)
 
 
 def server_uri(params: TrackingSection) -> str | None:

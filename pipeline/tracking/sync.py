@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from pipeline.errors import Problem, UserError
 from pipeline.params import TrackingSection
@@ -9,6 +10,9 @@ from pipeline.tracking.connection import redacted, why
 from pipeline.tracking.mirror import Mirror
 from pipeline.tracking.runs import PARENT, STATE, close_dead
 from pipeline.tracking.store import open_store, server_uri
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 
 @dataclass(frozen=True)
@@ -35,35 +39,33 @@ def sync(params: TrackingSection) -> Iterator[Outcome]:
     if uri is None:
         fix = "Name it in tracking.uri, or in MLFLOW_TRACKING_URI. Without one, all runs are in the project's database."
         raise UserError(Problem("tracking.uri", "no tracking server is named", fix))
-    store = open_store(params)
-    mirror = Mirror(store, uri)
+    mirror = Mirror(open_store(params), uri)
     try:
         mirror.open(params.experiment)
     except Exception as error:
         fix = "Start it or correct the address, and run `morphline track sync` again. All runs stay in the project."
         raise UserError(Problem(f"tracking server {redacted(uri)}", f"cannot be used ({why(error)})", fix)) from None
-    for experiment in store.client.search_experiments():
-        here = replace(store, experiment_id=experiment.experiment_id)
-        runs = here.search(f"tags.`{STATE}` != ''")
+    for experiment in mirror.store.client.search_experiments():
+        mirror.store = replace(mirror.store, experiment_id=experiment.experiment_id)
+        runs = mirror.store.search(f"tags.`{STATE}` != ''")
         for run in runs:
             if PARENT not in run.data.tags and run.info.status == "RUNNING":
-                close_dead(here, run.info.run_id)
-        mirror.store = here
+                close_dead(mirror.store, run.info.run_id)
         for run in sorted(reversed(runs), key=lambda run: PARENT in run.data.tags):
-            yield from _bring(mirror, run.info.run_id, run.info.run_name, PARENT in run.data.tags)
+            outcome = _bring(mirror, run)
+            if outcome.sent or outcome.problem:
+                yield outcome
 
 
-def _bring(mirror: Mirror, run_id: str, name: str, is_child: bool) -> Iterator[Outcome]:
-    before, refused = mirror.count, set(mirror.refused)
+def _bring(mirror: Mirror, run: "Run") -> Outcome:
+    before, refused, name = mirror.count, len(mirror.refused), run.info.run_name
+    lock = run.info.run_id if PARENT in run.data.tags else f"{run.info.run_id}-copy"
     try:
-        with mirror.store.hold(run_id if is_child else f"{run_id}-copy", wait=0.0) as held:
+        with mirror.store.hold(lock, wait=0) as held:
             if held is False:
-                yield Outcome(name, 0, "left to the process that is at work on it")
-                return
-            mirror.bring(run_id)
+                return Outcome(name, 0, "left to the process that is at work on it")
+            mirror.bring(run.info.run_id)
     except Exception as error:
-        yield Outcome(name, mirror.count - before, why(error), failed=True)
-        return
-    news = [f"refused: {what} ({reason})" for what, reason in mirror.refused.items() if what not in refused]
-    if news or mirror.count > before:
-        yield Outcome(name, mirror.count - before, ", ".join(news), failed=bool(news))
+        return Outcome(name, mirror.count - before, why(error), failed=True)
+    news = [f"refused: {what} ({reason})" for what, reason in list(mirror.refused.items())[refused:]]
+    return Outcome(name, mirror.count - before, ", ".join(news), failed=bool(news))

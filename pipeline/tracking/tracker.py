@@ -7,14 +7,13 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 
 from pipeline.outputs import atomic_file, atomic_folder
 from pipeline.tracking import runs
 from pipeline.tracking.adapters import log_adapter
-from pipeline.tracking.connection import is_refusal, now, why
+from pipeline.tracking.connection import now, why
 from pipeline.tracking.descriptions import NOTE, PREVIEW_WIDTH, of_failure, preview_of, with_picture
 from pipeline.tracking.mirror import Mirror
 from pipeline.tracking.names import LONGEST_TAG, cut, flatten, legal_key, model_name, parent_metric, parent_param
@@ -52,12 +51,10 @@ class Tracker:
         self._stage, self._child, self._parent = stage, child, parent
         self._store: Store = store
         self._mirror: Mirror | None = mirror
-        self._rows: list[Metric] = []
-        self._figures: list[Metric] = []
-        self._calls: list[Callable[[], object]] = []
+        self._rows: dict[str, list[Metric]] = {child: [], parent: []}
         self._flushed = time.monotonic()
-        self.stop: Callable[[], object] = lambda: None
         self._not_finite: dict[str, str] = {}
+        self.stop: Callable[[], object] = lambda: None
 
     def metric(self, name: str, value: float, step: int | None = None) -> None:
         """Cheap enough for every training step: written in batches of 1000, or after 5 seconds.
@@ -78,10 +75,10 @@ class Tracker:
             if not math.isfinite(value):
                 self._not_finite.setdefault(name, f"{name} ({value} at step {step or 0})")
                 value = math.nan
-            self._rows.append(Metric(key, value, at, step or 0))
+            self._rows[self._child].append(Metric(key, value, at, step or 0))
             if step is None and compared:
-                self._figures.append(Metric(parent_metric(self._stage, key), value, at, 0))
-        if len(self._rows) >= BATCH or time.monotonic() - self._flushed > SECONDS:
+                self._rows[self._parent].append(Metric(parent_metric(self._stage, key), value, at, 0))
+        if len(self._rows[self._child]) >= BATCH or time.monotonic() - self._flushed > SECONDS:
             self._flush()
 
     @_never_raises
@@ -138,7 +135,7 @@ class Tracker:
         """One LoRA .safetensors as a model that `mlflow.diffusers.load_model` loads.
 
         base_source, base_revision: as in params.yaml. size: (width, height) in pixels of the pictures that it makes
-        unless asked otherwise; None: as a local base's configs say, else 512 by 512.
+        unless asked otherwise; None: 512 by 512.
         """
         shown_in = (self._child, self._parent)
         log_adapter(self._store, shown_in, path, base_source, base_revision, model_name(name), size)
@@ -150,17 +147,17 @@ class Tracker:
         from mlflow.entities import RunTag
 
         items = [RunTag(legal_key(key), cut(str(text), LONGEST_TAG)) for key, text in tags.items()]
-        self._write(partial(self._store.client.log_batch, self._child, tags=items))
+        self._store.client.log_batch(self._child, tags=items)
 
     @_never_raises
     def begin(self, section: Mapping[str, object], datasets: Mapping[str, Path]) -> None:
         """For `track`: params (to the parent too, under the stage's name) and datasets."""
         values = flatten(section)
-        prefixed = {parent_param(self._stage, key): text for key, text in values.items()}
-        for run_id, params in ((self._child, values), (self._parent, prefixed)):
-            self._write(partial(self._store.log_params, run_id, params))
+        above = {parent_param(self._stage, key): text for key, text in values.items()}
+        for run_id, params in ((self._child, values), (self._parent, above)):
+            self._store.log_params(run_id, params)
             for name, path in datasets.items():
-                self._write(partial(runs.log_dataset, self._store, run_id, name, path))
+                runs.log_dataset(self._store, run_id, name, path)
         self._report()
 
     @_never_raises
@@ -172,36 +169,23 @@ class Tracker:
         if error is not None:
             kind, note = type(error).__name__, of_failure(error, self._stage)
             self.set_tags({"error": str(error) or kind, "error.type": kind, NOTE: note})
-        self._queue(self._rows, self._child)
-        self._queue(self._figures, self._parent)
-        self._write(partial(runs.finish, self._store, self._child, self._parent, status))
-        if self._calls:
-            log.warning("The last %d of this stage's metrics, params and tags are lost", len(self._calls))
-        self._report(last=True)
+        try:
+            self._write_rows(self._child, self._parent)
+        finally:
+            runs.finish(self._store, self._child, self._parent, status)
+            self._report(last=True)
 
     def _flush(self) -> None:
         self._flushed = time.monotonic()
-        self._queue(self._rows, self._child)
-        self._write()
+        self._write_rows(self._child)
         self._report()
 
-    def _queue(self, rows: "list[Metric]", run_id: str) -> None:
-        while rows:
-            self._calls.append(partial(self._store.client.log_batch, run_id, metrics=rows[:BATCH]))
-            del rows[:BATCH]
-
-    def _write(self, *calls: Callable[[], object]) -> None:
-        """Call these in order, and before them what the database did not take until now, for example while locked."""
-        self._calls += calls
-        while self._calls:
-            try:
-                self._calls[0]()
-            except Exception as error:
-                if not is_refusal(error):
-                    log.warning("The database takes nothing now, but maybe later: %s", why(error))
-                    return
-                log.warning("MLflow refuses: %s", why(error))
-            del self._calls[0]
+    def _write_rows(self, *run_ids: str) -> None:
+        """What cannot be written stays for the next time; what was written and stays, after Ctrl-C, adds nothing."""
+        for run_id in run_ids:
+            while rows := self._rows[run_id][:BATCH]:
+                self._store.client.log_batch(run_id, metrics=rows)
+                del self._rows[run_id][: len(rows)]
 
     def _report(self, last: bool = False) -> None:
         if self._mirror:

@@ -35,7 +35,7 @@ def make(folder: Path, uri: str, steps: int) -> None:
     sets = "".join(f"  {key}: {{adapter: image, prepare: {{}}, train: {{}}, sample: {{}}}}\n" for key in KEYS)
     values = {
         "base.source": "base", "base.revision": section(folder / "base").revision, "train.steps": steps,
-        "tracking.uri": uri, "tracking.required": "false", "tracking.pictures_every": 50, "tracking.system_every": 1.0,
+        "tracking.uri": uri, "tracking.required": "false", "tracking.pictures_every": 10, "tracking.system_every": 1.0,
     }  # fmt: skip
     morphs = "  one: {set: one, keyframes: [0.png, 1.png], morph: {}}\n"
     (folder / "params.yaml").write_text(tiny_params(values, sets=sets, morphs=morphs), encoding="utf-8")
@@ -53,7 +53,7 @@ def main() -> None:
     """Train, kill, sync, compare and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)

@@ -218,13 +218,11 @@ def test_pictures_and_files_are_artifacts(book: Book, project: Path) -> None:
 def test_an_adapter_loads_back_with_its_base(book: Book, project: Path) -> None:
     import mlflow
 
-    for name, config in {"unet": '{"sample_size": 16}', "vae": '{"block_out_channels": [1, 2, 3, 4]}'}.items():
-        (project / "models/pocket" / name).mkdir(parents=True)
-        (project / "models/pocket" / name / "config.json").write_text(config)
+    (project / "models/pocket").mkdir(parents=True)
     weights = {"unet.to_q.lora_A.weight": np.ones((2, 4), np.float32)}
     save_file(weights, project / "dawn.safetensors", metadata={"rank": "2"})
     with track("train@alps", book.params, {}) as tracker:
-        tracker.adapter(project / "dawn.safetensors", "models/pocket", None, "alps-dawn")
+        tracker.adapter(project / "dawn.safetensors", "models/pocket", None, "alps-dawn", size=(128, 96))
         tracker.adapter(project / "dawn.safetensors", "owner/base", "c" * 40, "alps-dusk.1")
 
     run = book.only("train@alps")
@@ -245,7 +243,8 @@ def test_an_adapter_loads_back_with_its_base(book: Book, project: Path) -> None:
     assert (dusk.base_model, dusk.base_model_revision) == ("owner/base", "c" * 40)
     (file,) = Path(dawn.adapter_path).iterdir()
     assert file.read_bytes() == (project / "dawn.safetensors").read_bytes()
-    assert {param["name"]: param["default"] for param in shown}["width"] == 128
+    sizes = {param["name"]: param["default"] for param in shown}
+    assert (sizes["width"], sizes["height"]) == (128, 96)
 
 
 def test_a_logged_adapter_paints_what_our_own_sampling_paints(
