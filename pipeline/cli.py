@@ -228,9 +228,9 @@ def ci_report(
 
 @partial(command, group=tracking)
 def sync() -> None:
-    """Send to the tracking server what stages kept in .work/tracking while it was down. Safe at any time, and twice.
+    """Send to the tracking server whatever it lacks of the project's runs. Safe at any time, and twice.
 
-    Exit code 0: nothing is left but what running stages will send themselves; 1: something is left, and why.
+    Exit code 0: it has everything but what running stages will send themselves; 1: something is left, and why.
 
     Example: morphline track sync
     """
@@ -241,7 +241,7 @@ def sync() -> None:
 
 @command
 def ui(port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 5000) -> None:
-    """Open the MLflow dashboard of all runs in a local server.
+    """Open the MLflow dashboard of all runs of this project in a local server.
 
     Example: morphline ui --port 5001
     """

@@ -169,6 +169,56 @@ def test_an_override_of_one_set_reruns_that_set_alone(project: Path, morphline: 
     assert sorted(answer.ran) == sorted(["check", "sample@dots", "report"])
 
 
+def test_two_parents_differ_in_mlflow_only_where_their_states_do(project: Path, morphline: Path, database: str) -> None:
+    """So that Compare shows true differences alone, and the pictures of both side by side."""
+    from mlflow import MlflowClient
+
+    answer = dvc(project, morphline, "exp", "run", "-n", "other-steps", "-S", "morph.steps=3")
+    assert answer.code == 0, answer.said
+    client, top = MlflowClient(database), Path(database.removeprefix("sqlite:///")).parent
+    runs = client.search_runs(
+        [client.get_experiment_by_name("by DVC").experiment_id], order_by=["attributes.start_time ASC"]
+    )
+    parents = {run.info.run_name: run for run in reversed(runs) if "mlflow.parentRunId" not in run.data.tags}
+    whole, part = list(parents.values())[-1], parents["other-steps"]
+
+    differing = {
+        key for key in whole.data.params | part.data.params if whole.data.params.get(key) != part.data.params.get(key)
+    }
+    assert differing == {"morph.hills.steps"} and len(whole.data.params) > 50
+    assert set(whole.data.metrics) == set(part.data.metrics)
+    assert {"train.dots/final_loss", "morph.hills/inverted_noise_std", "hills/endpoint_psnr"} < set(part.data.metrics)
+    same = [key for key in part.data.metrics if key.startswith("train.")]
+    assert [whole.data.metrics[key] for key in same] == [part.data.metrics[key] for key in same]
+    used = [{one.dataset.name: one.dataset.digest for one in run.inputs.dataset_inputs} for run in (whole, part)]
+    assert {name for name in used[0] | used[1] if used[0].get(name) != used[1].get(name)} == {"morph hills"}
+    assert set(used[1]) == {"raw hills", "hills", "raw dots", "dots", "morph hills"}
+
+    folders = [top / run.info.artifact_uri for run in (whole, part)]
+    at_the_top = [{path.name for path in folder.iterdir() if path.is_file()} for folder in folders]
+    fixed = {"evaluate.hills.png", "morph.hills.mp4", "morph.hills.strip.png", "sample.dots.png", "sample.hills.png"}
+    assert at_the_top == [fixed, fixed], "the only ones that Compare shows"
+    for name, made in (("morph.hills.strip.png", "data/morphs/hills/strip.png"),
+                       ("sample.dots.png", "reports/samples/dots.png")):  # fmt: skip
+        assert (folders[1] / name).read_bytes() == (project / made).read_bytes()
+
+    tags = whole.data.tags
+    assert sorted(tags["stages.ran"].split(", ")) == sorted(STAGES) and tags["stages.not_run"] == "pocket"
+    tags = part.data.tags
+    assert tags["stages.ran"] == "check, morph@hills, evaluate@hills, report"
+    assert tags["stages.not_run"] == "pocket, " + ", ".join(
+        f"{stage}@{key}" for stage in ("prepare", "train", "sample") for key in ("dots", "hills")
+    )
+
+    # What the stages log of their own params is what every parent carries: else the two would not agree.
+    for run in runs:
+        if run.data.tags.get("mlflow.parentRunId") == whole.info.run_id:
+            kind, _, key = run.info.run_name.partition("@")
+            flat = {name: text for name, text in run.data.params.items() if not name.startswith("base.")}
+            above = {name: text for name, text in whole.data.params.items() if name.startswith(f"{kind}.{key}.")}
+            assert {f"{kind}.{key}.{name.removeprefix(f'{kind}.')}": text for name, text in flat.items()} == above
+
+
 def wrong_params(project: Path) -> str:
     edit(project / "params.yaml", lambda text: with_values(text, {"train.rank": 0}))
     return "params.yaml: train.rank: found 0."

@@ -1,6 +1,7 @@
 """Stage `check`: validate everything before any output is made or removed."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 from pipeline.base.checking import config_folder, find_base_problems
@@ -10,6 +11,7 @@ from pipeline.outputs import atomic_file
 from pipeline.params import Params, load_params
 from pipeline.pictures.imagefolder import CaptionLength, find_problems
 from pipeline.pictures.metadata import read_rows
+from pipeline.tracking import check_ran
 
 CHECKED = Path("data/checked.txt")
 RAW = Path("data/raw")
@@ -43,6 +45,8 @@ def run() -> None:
         raise UserError(*problems)
     with atomic_file(CHECKED) as path:
         path.write_text("params, sets, morphs and base are in order\n", encoding="utf-8")
+    if warning := check_ran(params.tracking):
+        print(f"Warning: {warning}", file=sys.stderr)
 
 
 def _path_problems() -> list[Problem]:

@@ -2,11 +2,16 @@
 
 import json
 from pathlib import Path
+from statistics import fmean
 
+import numpy as np
+
+from pipeline.frames.variants import MORPH
 from pipeline.outputs import atomic_file, require_output
-from pipeline.params import load_params
+from pipeline.params import Params, load_params
 from pipeline.report.figures import summary
 from pipeline.report.page import morph_part, render, set_part
+from pipeline.report.trainings import read_trainings
 from pipeline.tracking import close_parent, track
 
 REPORTS = Path("reports")
@@ -33,4 +38,19 @@ def run() -> None:
         tracker.artifact(REPORTS / "index.html")
         figures = {f"{key}/{name}": value for key, values in summaries.items() for name, value in values.items()}
         tracker.metrics({name: value for name, value in figures.items() if value is not None})
+        tracker.metrics(state_figures(params))
     close_parent(params.tracking)
+
+
+def state_figures(params: Params) -> dict[str, float]:
+    """The single figures of training and morphing, by their names in a parent run, whichever of these stages ran."""
+    figures = {}
+    for key in params.sets:
+        trainings, _ = read_trainings(REPORTS / "curves/sets" / f"{key}.csv")
+        losses = [np.asarray(training.losses) for training in trainings.values()]
+        # As the stage itself logs it: the mean over the last tenth of each training.
+        figures[f"train.{key}/final_loss"] = fmean(float(each[-max(1, len(each) // 10) :].mean()) for each in losses)
+    for key in params.morphs:
+        facts = json.loads(Path("data/morphs", key, "morph.json").read_text(encoding="utf-8"))
+        figures[f"morph.{key}/inverted_noise_std"] = facts["inverted_noise_std"][MORPH.label]
+    return figures

@@ -20,7 +20,7 @@ from pipeline.base.opening import open_base
 from pipeline.base.protocol import Base
 from pipeline.frames.prepared import read_prepared_pixels
 from pipeline.outputs import atomic_folder, require_output
-from pipeline.params import Params, SetSpec, load_params
+from pipeline.params import Params, SetSpec, TrainSection, load_params
 from pipeline.previews import preview_sheet
 from pipeline.tracking import Tracker, track
 from pipeline.training.cache import AdapterCache
@@ -31,9 +31,12 @@ from pipeline.training.history import curves_of, learned_little, write_curves
 from pipeline.training.loop import Callbacks, Job, TrainingSetup, train_adapters
 from pipeline.training.objective import objective_of
 from pipeline.training.processes import is_launched, join_processes, process_count, relaunch
+from pipeline.training.rates import learning_rate
 
 WORK = Path(".work/adapters")
 LATENTS = Path(".work/latents")
+# Names in MLflow, whose charts come in the order of the alphabet: the loss first.
+METRICS = {"loss": "loss/{}", "grad_norm": "optimizer/grad_norm/{}", "learning_rate": "optimizer/learning_rate/{}"}
 
 
 def run(key: str) -> None:
@@ -61,16 +64,17 @@ def train_set(key: str, params: Params, accelerator: Accelerator) -> None:
             for row, pixels in tqdm(read_prepared_pixels(prepared), desc="encode", unit="picture")
         ]
         jobs = jobs_of(base, examples, spec.adapter == "image", section)
-        train_missing(base, jobs, params, spec, accelerator, tracker)
+        elsewhere = train_missing(base, jobs, params, spec, accelerator, tracker)
         if tracker:
             height, width = (side * base.pixels_per_latent for side in examples[0].posterior.mean.shape[-2:])
             write_outputs(key, jobs, spec, params, tracker, (width, height))
+            log_curves(tracker, elsewhere, spec.train)
 
 
 def train_missing(
     base: Base, jobs: Sequence[Job], params: Params, spec: SetSpec, accelerator: Accelerator, tracker: Tracker | None
-) -> None:
-    """Train the adapters that are not in the cache, and put them there.
+) -> list[Job]:
+    """Train the adapters that are not in the cache, and put them there; those that other processes trained.
 
     Those of single pictures are shared out over the processes; one for a whole set is trained by all of them together.
     """
@@ -114,6 +118,7 @@ def train_missing(
             cache.add(base, job, states[job.name], source, spec.train)
             checkpoints.forget(job.digest)
     accelerator.wait_for_everyone()
+    return [job for job in missing if job.name not in states]
 
 
 def write_outputs(
@@ -141,6 +146,17 @@ def write_outputs(
         )
 
 
+def log_curves(tracker: Tracker, jobs: Sequence[Job], settings: TrainSection) -> None:
+    """The curves of adapters that other processes trained, as `callbacks` logs those of this one."""
+    for job in jobs:
+        curves = curves_of(AdapterCache(WORK).state(job.digest), settings)
+        for step, (loss, norm) in enumerate(zip(curves.loss.tolist(), curves.grad_norm.tolist(), strict=True)):
+            values = {"loss": loss, "grad_norm": norm, "learning_rate": learning_rate(settings, step)}
+            tracker.metrics({METRICS[measure].format(job.name): value for measure, value in values.items()}, step)
+        for step, losses in curves.validation.items():
+            tracker.metric(f"validation/{job.name}", float(losses.mean()), step)
+
+
 def jobs_of(base: Base, examples: Sequence[Example], one_each: bool, section: Mapping[str, Any]) -> list[Job]:
     """A job for each picture, named as it is, or one for the whole set."""
     groups = {Path(e.name).stem: [e] for e in examples} if one_each else {"set": list(examples)}
@@ -158,7 +174,7 @@ def callbacks(base: Base, tracker: Tracker, pictures_every: int | None) -> Callb
     """Every step of every adapter, each picture's loss at fixed noise, and pictures on the way, to MLflow."""
 
     def step(name: str, step: int, values: Mapping[str, float]) -> None:
-        tracker.metrics({f"{measure}/{name}": value for measure, value in values.items()}, step)
+        tracker.metrics({METRICS[measure].format(name): value for measure, value in values.items()}, step)
 
     def validation(job: Job, step: int, losses: Mapping[str, float]) -> None:
         tracker.metrics({f"validation/{job.name}": fmean(losses.values())}, step)

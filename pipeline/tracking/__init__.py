@@ -3,25 +3,16 @@
     with track("train@alps", params.tracking, params.sets["alps"].train.model_dump()) as tracker:
         tracker.metric("loss", loss, step)
 
-Tracking never costs a result. Only the start of a stage can fail (a UserError, unless `tracking.required` is false);
-after it no call raises, and what cannot be sent is kept in `.work/tracking/<run>.jsonl` and sent as soon as it can be,
-at the latest by `sync`.
+Every run is written to the project's own database first. Where a server is named, a mirror brings it what it lacks:
+every few seconds while a stage runs, at its end, and by `sync`. Tracking never costs a result: only the start of a
+stage can fail (a UserError, unless `tracking.required` is false); after it no call raises.
 """
 
-from pipeline.tracking.runs import close_parent, track
-from pipeline.tracking.server import dashboard_command, redacted, runs_page, tracking_uri
-from pipeline.tracking.sync import kept_files, refused_files, sync
+from pipeline.tracking.connection import redacted
+from pipeline.tracking.dashboard import dashboard_command, runs_page
+from pipeline.tracking.stages import check_ran, close_parent, track
+from pipeline.tracking.store import server_uri
+from pipeline.tracking.sync import sync
 from pipeline.tracking.tracker import Tracker
 
-__all__ = [
-    "Tracker",
-    "close_parent",
-    "dashboard_command",
-    "kept_files",
-    "refused_files",
-    "runs_page",
-    "redacted",
-    "sync",
-    "track",
-    "tracking_uri",
-]
+__all__ = ["Tracker", "check_ran", "close_parent", "dashboard_command", "redacted", "runs_page", "server_uri", "sync", "track"]  # fmt: skip  # noqa: E501

@@ -4,16 +4,15 @@ MLflow's page lets relative addresses of pictures through and drops data URIs an
 shows a picture out of its run's artifacts, and says in words where it lies, for readers that cannot show it.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
+from urllib.parse import quote
 
-from pipeline.tracking.legal import LONGEST_TAG, cut
+from pipeline.tracking.names import LONGEST_TAG, cut
 from pipeline.tracking.state import PipelineState
 
 NOTE = "mlflow.note.content"
-RUN_ID = "{run}"  # in a text: MLflow's id of the run, which is known when the text is sent
-PREVIEW = "pictures/preview.png"
 PREVIEW_WIDTH = 640  # wider ones are cut off on the page
-
 PICTURE, RAN, NOT_RUN = "![", "Ran: ", "Did not need to run: "
 
 
@@ -21,60 +20,58 @@ def of_state(state: PipelineState) -> str:
     """A parent's description when it begins: what the state is, and how to come back to it."""
     parts = []
     if state.commit:
-        edited = f"; edited since: {listed(state.edited[:12])}" if state.edited else ""
         more = " and more" if len(state.edited) > 12 else ""
+        edited = f"; edited since: {_listed(state.edited[:12])}{more}" if state.edited else ""
         branch = f" on `{state.branch}`" if state.branch else ""
-        parts.append(f"**{state.subject}** (`{state.commit[:12]}`{branch}{edited}{more})")
-    if return_to(state):
-        parts.append(f"Make it again: {return_to(state)}, then `dvc repro` (or `dvc pull`, where a DVC remote has it)")
+        parts.append(f"**{state.subject}** (`{state.commit[:12]}`{branch}{edited})")
+    if back := _return_to(state):
+        parts.append(f"Make it again: {back}, then `dvc repro` (or `dvc pull`, where a DVC remote has it)")
     return cut("\n\n".join(parts), LONGEST_TAG)
 
 
 def of_stage(state: PipelineState, stage: str) -> str:
     """A stage's description: how to make its outputs again."""
-    force = f"Run it again: `{again(stage)}`"
-    if not return_to(state):
-        return force
+    force, back = f"Run it again: `dvc repro --force --single-item {stage}`", _return_to(state)
     pull = f"(or `dvc pull {stage}`, where a DVC remote has it)"
-    return f"Make it again: {return_to(state)}, then `dvc repro {stage}` {pull}\n\n{force}"
+    return f"Make it again: {back}, then `dvc repro {stage}` {pull}\n\n{force}" if back else force
 
 
-def with_picture(text: str, caption: str) -> str:
-    """A stage's description below its picture, which is the run's artifact `PREVIEW`."""
-    address = f"get-artifact?path={PREVIEW.replace('/', '%2F')}&run_uuid={RUN_ID}"
-    return f"{PICTURE}{caption}]({address})\n\n{caption} (no picture above? It is `{PREVIEW}` in Artifacts.)\n\n{text}"
+def preview_of(stage: str) -> str:
+    """Where the picture of a stage's description lies, in its run's artifacts and in those of its parent."""
+    return f"pictures/previews/{stage.replace('@', '.')}.png"
 
 
-def of_parent(begun: str, stages: Mapping[str, str], unneeded: Sequence[str]) -> str:
+def with_picture(text: str, caption: str, stage: str, run_id: str) -> str:
+    """A stage's description below its picture. run_id: of the run that the description is for."""
+    path = preview_of(stage)
+    address = f"get-artifact?path={quote(path, safe='')}&run_uuid={run_id}"
+    return f"{PICTURE}{caption}]({address})\n\n{caption} (no picture above? It is `{path}` in Artifacts.)\n\n{text}"
+
+
+def of_parent(begun: str, notes: Sequence[str], ran: Sequence[str], unneeded: Sequence[str], run_id: str) -> str:
     """A parent's description, brought up to date; what people wrote into it stays.
 
-    begun: the description as it is. stages: what ran, in order, with the stages' own descriptions, whose pictures are
-    shown here too.
+    begun: the description as it is. notes: its stages', whose pictures are shown here too, out of the parent's own
+    artifacts. run_id: the parent's.
     """
-    made = (PICTURE, RAN, NOT_RUN)
-    kept = [part for part in begun.split("\n\n") if part and not part.startswith(made)]
-    pictures = [text.partition("\n")[0] for text in stages.values() if text.startswith(PICTURE)]
-    lists = [f"{label}{listed(names)}" for label, names in ((RAN, list(stages)), (NOT_RUN, unneeded)) if names]
+    kept = [part for part in begun.split("\n\n") if part and not part.startswith((PICTURE, RAN, NOT_RUN))]
+    tops = [note.partition("\n")[0] for note in notes if note.startswith(PICTURE)]
+    pictures = [re.sub(r"run_uuid=\w+", f"run_uuid={run_id}", top) for top in tops]
+    lists = [f"{label}{_listed(names)}" for label, names in ((RAN, ran), (NOT_RUN, unneeded)) if names]
     return cut("\n\n".join([*kept[:1], *pictures, *kept[1:], *lists]), LONGEST_TAG)
 
 
 def of_failure(error: BaseException, stage: str) -> str:
     """A failed stage's description."""
-    return f"**{type(error).__name__}**: {str(error) or type(error).__name__}\n\nRun it again: `{again(stage)}`"
+    kind = type(error).__name__
+    return f"**{kind}**: {str(error) or kind}\n\nRun it again: `dvc repro --force --single-item {stage}`"
 
 
-def return_to(state: PipelineState) -> str:
-    """The command that brings a state back, as Markdown; empty where none does."""
+def _return_to(state: PipelineState) -> str:
     if state.experiment:
         return f"`dvc exp apply {state.experiment}`"
     return f"`git checkout {state.commit[:12]}`" if state.commit and not state.edited else ""
 
 
-def again(stage: str) -> str:
-    """The command that runs one stage again."""
-    return f"dvc repro --force --single-item {stage}"
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names in a row, as code."""
+def _listed(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)

@@ -1,112 +1,181 @@
-"""`track` for a stage, `close_parent` for the report."""
+"""The runs in the project's database: one parent for one pipeline state, one child for one stage instance.
 
-import logging
+A parent is open from its first stage until the report closes it, also while no stage of it runs; MLflow's status of it
+is that of its last stage. So a state that failed is carried on in the same parent, a finished one that is run again
+(`dvc repro -f`) gets a new parent, and one that no report followed (a single stage) is closed when another begins.
+"""
+
+import json
 import os
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
+import shutil
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
-from pipeline.params import TrackingSection
-from pipeline.tracking.descriptions import NOTE, of_stage, of_state
-from pipeline.tracking.legal import LONGEST_TAG, cut, legal_key
-from pipeline.tracking.machine import MachineMetrics
-from pipeline.tracking.parents import Beginning, close, common_tags, new_process_tag
-from pipeline.tracking.sender import Sender
-from pipeline.tracking.server import now, only_one, open_server, redacted, tracking_uri, unreachable, why
-from pipeline.tracking.state import PipelineState, read_state
-from pipeline.tracking.tracker import Tracker
+from pipeline.outputs import atomic_file
+from pipeline.params import Params, load_params
+from pipeline.tracking.connection import now
+from pipeline.tracking.descriptions import NOTE, of_parent
+from pipeline.tracking.names import LONGEST_TAG, cut, flatten, parent_param
+from pipeline.tracking.state import PipelineState, dataset_digest, locked_stages, place_of, workspace
+from pipeline.tracking.store import Store
 
-LIBRARIES = ("torch", "diffusers", "peft")
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
-log = logging.getLogger(__name__)
+OPEN, STATE, PLACE, PARENT = "morphline.open", "morphline.state", "morphline.place", "mlflow.parentRunId"
+RAN, NOT_RUN = "stages.ran", "stages.not_run"
 
 
-@contextmanager
-def track(
-    stage: str,
-    params: TrackingSection,
-    section: Mapping[str, object],
-    *,
-    datasets: Mapping[str, Path] = {},
-    tags: Mapping[str, str] = {},
-) -> Iterator[Tracker]:
-    """Write down one stage instance, such as `train@alps`, for as long as the block runs.
+def begin(
+    store: Store, state: PipelineState, stage: str, tags: Mapping[str, str], above: Mapping[str, str], locks: ExitStack
+) -> tuple[str, str]:
+    """Make a stage's run, and its parent if no stage of this state has; the ids of both.
 
-    section: the stage's own params, nested. datasets: name -> a file or folder that the stage reads. An error in the
-    block is written down and raised again.
-
-    Raises:
-        UserError: the server cannot be used at the start, and `tracking.required` is true.
+    above: the parent's tags. locks: takes the lock of the stage's run, which says that its process is at work.
     """
-    uri = tracking_uri(params)
-    sender = Sender(_beginning(stage, params, read_state(), tags), uri)
+    with store.hold("database"):
+        found = store.search(f"tags.`{OPEN}` = '{state.digest}'")
+        parent = str(found[0].info.run_id) if found else _new_parent(store, state, above)
+        close_dead(store, parent)
+        store.client.update_run(parent, status="RUNNING")
+        own = {**tags, PARENT: parent, STATE: state.digest}
+        child = str(store.client.create_run(store.experiment_id, now(), own, stage).info.run_id)
+        locks.enter_context(store.hold(child))
+    return child, parent
+
+
+def finish(store: Store, child: str, parent: str, status: str) -> None:
+    """The stage is over, and its parent rests until another stage starts, unless one is at work."""
+    with store.hold("database"):
+        store.client.set_terminated(child, status, now())
+        last = _last_runs(store, parent)
+        if all(run.info.status != "RUNNING" for run in last.values()):
+            store.client.set_terminated(parent, status, now())
+        _describe(store, parent, list(last), [])
+
+
+def close(store: Store, state: PipelineState) -> str | None:
+    """Close the open parent of a state, if there is one, with the datasets and pictures of all stages; its id."""
+    with store.hold("database"):
+        found = store.search(f"tags.`{OPEN}` = '{state.digest}'")
+        if not found:
+            return None
+        parent, checked = str(found[0].info.run_id), _checked(state)
+        if params := _read_params():
+            _complete(store, parent, params)
+        last = _last_runs(store, parent)
+        ran = [*(["check"] if checked.exists() else []), *last]
+        unneeded = [name for name in locked_stages() if name not in ran]
+        for tag, names in ((RAN, ran), (NOT_RUN, unneeded)):
+            store.client.set_tag(parent, tag, cut(", ".join(names), LONGEST_TAG))
+        _describe(store, parent, ran, unneeded)
+        store.client.set_terminated(parent, _worst({run.info.status for run in last.values()}), now())
+        store.client.delete_tag(parent, OPEN)
+        checked.unlink(missing_ok=True)
+    return parent
+
+
+def close_dead(store: Store, parent: str) -> set[str]:
+    """Mark the runs of a parent whose process is gone as killed when they wrote last; the statuses of all."""
+    statuses = set()
+    for run in store.search(f"tags.`{PARENT}` = '{parent}'"):
+        status = run.info.status
+        if status == "RUNNING":
+            with store.hold(run.info.run_id, wait=0) as held:
+                if held:
+                    status, times = "KILLED", [metric.timestamp for metric in run.data._metric_objs]
+                    store.client.set_terminated(run.info.run_id, status, max([run.info.start_time, *times]))
+        statuses.add(status)
+    if store.client.get_run(parent).info.status == "RUNNING" and "RUNNING" not in statuses:
+        store.client.set_terminated(parent, _worst(statuses), now())
+    return statuses
+
+
+def log_dataset(store: Store, run_id: str, name: str, path: Path) -> None:
+    """A dataset by its place in the project and DVC's digest, where it is there."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    if path.exists():
+        dataset = Dataset(name, dataset_digest(path), "local", json.dumps({"uri": place_of(path)}))
+        store.client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "input")])])
+
+
+def note_check(state: PipelineState) -> None:
+    """Note that `check`, which has no run of its own, ran for a state; its parent says so."""
+    _checked(state).parent.mkdir(parents=True, exist_ok=True)
+    _checked(state).touch()
+
+
+def params_of(params: Params) -> dict[str, str]:
+    """Every stage's params under its name, as the stages themselves log them, whichever of them run."""
+    base = {"base": params.base.model_dump()}
+    sections: dict[str, dict[str, object]] = {}
+    for key, part in params.sets.items():
+        sections[f"prepare@{key}"] = part.prepare.model_dump()
+        sections[f"train@{key}"] = {**base, "train": part.train.model_dump(), "adapter": part.adapter}
+        sections[f"sample@{key}"] = {**base, "sample": part.sample.model_dump()}
+    for key, morph in params.morphs.items():
+        sections[f"morph@{key}"] = {**base, **morph.model_dump()}
+        sections[f"evaluate@{key}"] = {**base, **params.evaluate.model_dump()}
+    return {parent_param(name, key): text for name, part in sections.items() for key, text in flatten(part).items()}
+
+
+def _complete(store: Store, parent: str, params: Params) -> None:
+    """The datasets of all stages, and their pictures: files at the top, which alone Compare puts side by side."""
+    data, reports = workspace() / "data", workspace() / "reports"
+    pictures: dict[str, Path] = {}
+    for key in params.sets:
+        log_dataset(store, parent, f"raw {key}", data / "raw" / key)
+        log_dataset(store, parent, key, data / "prepared" / key)
+        pictures[f"sample.{key}.png"] = reports / "samples" / f"{key}.png"
+    for key in params.morphs:
+        log_dataset(store, parent, f"morph {key}", data / "morphs" / key)
+        pictures[f"morph.{key}.strip.png"] = data / "morphs" / key / "strip.png"
+        pictures[f"morph.{key}.mp4"] = data / "morphs" / key / "morph.mp4"
+        pictures[f"evaluate.{key}.png"] = reports / "smoothness" / f"{key}.png"
+    folder = store.place(store.client.get_run(parent).info.artifact_uri)
+    for name, path in pictures.items():
+        if path.is_file():
+            with atomic_file(folder / name) as partial:
+                shutil.copyfile(path, partial)
+
+
+def _read_params() -> Params | None:
     try:
-        sender.open()
-    except Exception as error:
-        if params.required:
-            raise UserError(unreachable(uri, error)) from None
-        sender.keep_from_now(error)
-    tracker = Tracker(sender, MachineMetrics(params.system_every) if params.system_every else None)
-    tracker.begin(section, datasets)
-    try:
-        yield tracker
-    except BaseException as error:
-        if isinstance(error, SystemExit) and not error.code:
-            tracker.end("FINISHED")
-        else:
-            tracker.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", error)
-        raise
-    tracker.end("FINISHED")
+        return load_params(workspace() / "params.yaml")
+    except UserError:  # it is for `check` to say why
+        return None
 
 
-def close_parent(params: TrackingSection, stages_not_run: Sequence[str] | None = None) -> None:
-    """Close the parent run of this pipeline state and say in its description what ran and what did not need to.
-
-    What ran are the parent's children; what did not are all others that dvc.lock has a result of, unless
-    `stages_not_run` names them. Never raises: a parent that is left open is closed by the next one.
-    """
-    uri = tracking_uri(params)
-    state = read_state()
-    try:
-        with only_one():
-            server = open_server(uri, params.experiment)
-            close(server, state, stages_not_run)
-    except Exception as error:
-        log.warning("The parent run in %s stays open: %s", redacted(uri), why(error))
+def _new_parent(store: Store, state: PipelineState, tags: Mapping[str, str]) -> str:
+    place = os.path.relpath(workspace(), store.database.parent).replace("'", "_")
+    for other in store.search(f"tags.`{PLACE}` = '{place}' and tags.`{OPEN}` != ''"):
+        if "RUNNING" not in close_dead(store, other.info.run_id):
+            store.client.delete_tag(other.info.run_id, OPEN)
+    tags = {**tags, OPEN: state.digest, STATE: state.digest, PLACE: place, "mlflow.source.name": "dvc repro"}
+    run_id = str(store.client.create_run(store.experiment_id, now(), tags, state.name).info.run_id)
+    if params := _read_params():
+        store.log_params(run_id, params_of(params))
+    return run_id
 
 
-def _beginning(stage: str, params: TrackingSection, state: PipelineState, tags: Mapping[str, str]) -> Beginning:
-    common = common_tags(state)
-    own = {
-        **common,
-        "mlflow.source.name": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "dvc.stage": os.environ.get("DVC_STAGE", stage),
-        NOTE: of_stage(state, stage),
-        **_versions(),
-        **tags,
-    }
-    parent = {**common, "mlflow.source.name": "dvc repro", NOTE: of_state(state), **_versions()}
-    return Beginning(
-        experiment=params.experiment,
-        stage=stage,
-        process=new_process_tag(),
-        started=now(),
-        tags={legal_key(key): cut(str(text), LONGEST_TAG) for key, text in own.items()},
-        state=state.digest,
-        parent_name=state.name,
-        parent_tags=parent,
-        uri=redacted(tracking_uri(params)),
-    )
+def _describe(store: Store, parent: str, ran: list[str], unneeded: list[str]) -> None:
+    before = store.client.get_run(parent).data.tags.get(NOTE, "")
+    notes = [run.data.tags.get(NOTE, "") for run in _last_runs(store, parent).values()]
+    store.client.set_tag(parent, NOTE, of_parent(before, notes, ran, unneeded, parent))
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for library in LIBRARIES:
-        try:
-            found[f"{library}.version"] = version(library)
-        except PackageNotFoundError:
-            continue
-    return found
+def _last_runs(store: Store, parent: str) -> "dict[str, Run]":
+    """The newest run of each stage, in the order in which they ran first."""
+    return {run.info.run_name: run for run in reversed(store.search(f"tags.`{PARENT}` = '{parent}'"))}
+
+
+def _worst(statuses: set[str]) -> str:
+    return next((status for status in ("FAILED", "KILLED") if status in statuses), "FINISHED")
+
+
+def _checked(state: PipelineState) -> Path:
+    return workspace() / ".work" / "tracking" / f"checked-{state.digest}"

@@ -29,11 +29,6 @@ def project_top() -> Path:
     return Path(root).resolve() if root else workspace()
 
 
-def spool() -> Path:
-    """The git-ignored folder for locks and for what could not be sent."""
-    return project_top() / ".work" / "tracking"
-
-
 @dataclass(frozen=True)
 class PipelineState:
     """What one parent run stands for.

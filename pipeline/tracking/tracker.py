@@ -1,27 +1,29 @@
-"""What a stage tells while it works."""
+"""What a stage logs while it works."""
 
 import functools
 import logging
 import math
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, ParamSpec
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 
-from pipeline.tracking.descriptions import NOTE, PREVIEW, PREVIEW_WIDTH, of_failure, with_picture
-from pipeline.tracking.legal import LONGEST_TAG, cut, flatten, legal_key, parent_metric, parent_param
-from pipeline.tracking.machine import MachineMetrics
-from pipeline.tracking.operations import Adapter, Artifact, Dataset, Description, End, Metrics, Params, Picture, Tags
-from pipeline.tracking.sender import Sender
-from pipeline.tracking.server import now
-from pipeline.tracking.state import dataset_digest, place_of
+from pipeline.outputs import atomic_file, atomic_folder
+from pipeline.tracking import runs
+from pipeline.tracking.adapters import log_adapter
+from pipeline.tracking.connection import now, why
+from pipeline.tracking.descriptions import NOTE, PREVIEW_WIDTH, of_failure, preview_of, with_picture
+from pipeline.tracking.mirror import Mirror
+from pipeline.tracking.names import LONGEST_TAG, cut, flatten, legal_key, model_name, parent_metric, parent_param
+from pipeline.tracking.store import Store
 
 if TYPE_CHECKING:
+    from mlflow.entities import Metric
     from PIL.Image import Image
 
-BATCH = 1000  # as many as MLflow takes at once
-SECONDS = 5.0
+BATCH, SECONDS = 1000, 5.0  # as many metrics as MLflow takes at once
 
 log = logging.getLogger(__name__)
 
@@ -29,30 +31,33 @@ P = ParamSpec("P")
 
 
 def _never_raises(method: Callable[P, None]) -> Callable[P, None]:
+    """Nor does anything where nothing is tracked."""
+
     @functools.wraps(method)
     def wrapped(*arguments: P.args, **keywords: P.kwargs) -> None:
-        try:
-            method(*arguments, **keywords)
-        except Exception as error:
-            log.warning("Not tracked (%s): %s: %s", method.__name__, type(error).__name__, error)
+        if getattr(arguments[0], "_child", ""):
+            try:
+                method(*arguments, **keywords)
+            except Exception as error:
+                log.warning("Not tracked (%s): %s: %s", method.__name__, type(error).__name__, why(error))
 
     return wrapped
 
 
 class Tracker:
-    """Writes down one stage instance. No method raises, none waits long for a server."""
+    """Logs one stage instance: its own run, `child`, and what the parent shows. No method raises, none waits long."""
 
-    def __init__(self, sender: Sender, machine: MachineMetrics | None = None) -> None:
-        self._sender = sender
-        self._machine = machine
-        self._stage = legal_key(sender.beginning.stage)
-        self._rows: list[tuple[str, float | None, int, int]] = []
-        self._figures: dict[str, tuple[str, float | None, int, int]] = {}
+    def __init__(self, stage: str, store: Any = None, child: str = "", parent: str = "", mirror: Any = None) -> None:
+        self._stage, self._child, self._parent = stage, child, parent
+        self._store: Store = store
+        self._mirror: Mirror | None = mirror
+        self._rows: dict[str, list[Metric]] = {child: [], parent: []}
         self._flushed = time.monotonic()
         self._not_finite: dict[str, str] = {}
+        self.stop: Callable[[], object] = lambda: None
 
     def metric(self, name: str, value: float, step: int | None = None) -> None:
-        """Cheap enough for every training step: sent in batches of 1000, or after 5 seconds.
+        """Cheap enough for every training step: written in batches of 1000, or after 5 seconds.
 
         value: anything `float` takes. NaN and infinities are drawn as gaps, and named in the tag `not finite`.
         step: from 0; None for a single figure, which is shown beside other states' in the parent too.
@@ -62,16 +67,18 @@ class Tracker:
     @_never_raises
     def metrics(self, values: Mapping[str, float], step: int | None = None, compared: bool = True) -> None:
         """Several metrics of one step. compared: whether single figures are shown in the parent too."""
-        stamp = now()
+        from mlflow.entities import Metric
+
+        at = now()
         for name, given in values.items():
-            value: float | None = float(given)
-            if value is None or not math.isfinite(value):
+            value, key = float(given), legal_key(name)
+            if not math.isfinite(value):
                 self._not_finite.setdefault(name, f"{name} ({value} at step {step or 0})")
-                value = None
-            self._rows.append((legal_key(name), value, stamp, step or 0))
+                value = math.nan
+            self._rows[self._child].append(Metric(key, value, at, step or 0))
             if step is None and compared:
-                self._figures[name] = (parent_metric(self._stage, name), value, stamp, 0)
-        if len(self._rows) >= BATCH or time.monotonic() - self._flushed > SECONDS:
+                self._rows[self._parent].append(Metric(parent_metric(self._stage, key), value, at, 0))
+        if len(self._rows[self._child]) >= BATCH or time.monotonic() - self._flushed > SECONDS:
             self._flush()
 
     @_never_raises
@@ -80,17 +87,23 @@ class Tracker:
 
         key: a name, with `/` for folders.
         """
+        import PIL.Image
+
         name = legal_key(key)
-        suffix = picture.suffix if isinstance(picture, Path) else ".png"
-        path = self._sender.new_file(f"{Path(name).name}{suffix}")
-        if isinstance(picture, Path):
-            shutil.copyfile(picture, path)
-        else:
-            picture.convert("RGB").save(path)
-        if step is None:
-            self._sender.send(Artifact(path=path, folder=(Path("pictures") / name).parent.as_posix()))
-        else:
-            self._sender.send(Picture(key=name, path=path, step=step, stamp=now()))
+        if isinstance(picture, Path) and step is None:
+            with self._writing(f"pictures/{name}{picture.suffix}") as path:
+                shutil.copyfile(picture, path)
+            return
+        plain = (PIL.Image.open(picture) if isinstance(picture, Path) else picture).convert("RGB")
+        # With a step as `MlflowClient.log_image` names them, which refuses the letters of most scripts.
+        stem = f"images/{name.replace('/', '~')}+step+{step}+timestamp+{now()}+{uuid.uuid4()}"
+        with self._writing(f"pictures/{name}.png" if step is None else f"{stem}.png") as path:
+            plain.save(path)
+        if step is not None:
+            plain.thumbnail((256, 256))
+            with self._writing(f"{stem}+compressed.webp") as path:
+                plain.save(path)
+            self.set_tags({"mlflow.loggedImages": "True"})
 
     @_never_raises
     def show(self, path: Path, caption: str) -> None:
@@ -100,67 +113,85 @@ class Tracker:
         with PIL.Image.open(path) as picture:
             small = picture.convert("RGB")
         small.thumbnail((PREVIEW_WIDTH, small.height))
-        self.picture(Path(PREVIEW).stem, small)
-        self._sender.send(Description(text=with_picture(self._sender.beginning.tags[NOTE], caption)))
+        for run_id in (self._child, self._parent):
+            with self._writing(preview_of(self._stage), run_id) as file:
+                small.save(file)
+        note = self._store.client.get_run(self._child).data.tags.get(NOTE, "")
+        self.set_tags({NOTE: with_picture(note, caption, self._stage, self._child)})
 
     @_never_raises
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """A file or a folder, under `folder` in the run's artifacts."""
-        self._sender.send(Artifact(path=path.absolute(), folder=folder))
+        with self._writing(f"{folder}/{path.name}" if folder else path.name, folder=path.is_dir()) as copy:
+            if path.is_dir():
+                shutil.copytree(path, copy, dirs_exist_ok=True)
+            else:
+                shutil.copyfile(path, copy)
 
     @_never_raises
     def adapter(
-        self,
-        path: Path,
-        base_source: str,
-        base_revision: str | None,
-        name: str,
-        size: tuple[int, int] | None = None,
+        self, path: Path, base_source: str, base_revision: str | None, name: str, size: tuple[int, int] | None = None
     ) -> None:
         """One LoRA .safetensors as a model that `mlflow.diffusers.load_model` loads.
 
         base_source, base_revision: as in params.yaml. size: (width, height) in pixels of the pictures that it makes
-        unless told otherwise; None: as a local base's configs say, else 512 by 512.
+        unless asked otherwise; None: 512 by 512.
         """
-        self._sender.send(Adapter(path=path.absolute(), base=base_source, revision=base_revision, name=name, size=size))
+        shown_in = (self._child, self._parent)
+        log_adapter(self._store, shown_in, path, base_source, base_revision, model_name(name), size)
+        self._report()
 
     @_never_raises
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Tags of this stage's run; values longer than 8000 characters are cut."""
-        self._sender.send(Tags(values={legal_key(key): cut(str(text), LONGEST_TAG) for key, text in tags.items()}))
+        from mlflow.entities import RunTag
+
+        items = [RunTag(legal_key(key), cut(str(text), LONGEST_TAG)) for key, text in tags.items()]
+        self._store.client.log_batch(self._child, tags=items)
 
     @_never_raises
     def begin(self, section: Mapping[str, object], datasets: Mapping[str, Path]) -> None:
         """For `track`: params (to the parent too, under the stage's name) and datasets."""
         values = flatten(section)
-        self._sender.send(Params(to="child", values=values))
-        prefixed = {parent_param(self._stage, key): text for key, text in values.items()}
-        self._sender.send(Params(to="parent", values=prefixed))
-        for name, path in datasets.items():
-            if path.exists():
-                self._sender.send(Dataset(name=name, digest=dataset_digest(path), source=place_of(path)))
+        above = {parent_param(self._stage, key): text for key, text in values.items()}
+        for run_id, params in ((self._child, values), (self._parent, above)):
+            self._store.log_params(run_id, params)
+            for name, path in datasets.items():
+                runs.log_dataset(self._store, run_id, name, path)
+        self._report()
 
     @_never_raises
     def end(self, status: Literal["FINISHED", "FAILED", "KILLED"], error: BaseException | None = None) -> None:
         """For `track`: what is left, and the single figures to the parent, so that states can be compared."""
-        if self._machine:
-            self._machine.stop()
-        self._flush()
-        rows = list(self._figures.values())
-        for start in range(0, len(rows), BATCH):
-            self._sender.send(Metrics(to="parent", rows=tuple(rows[start : start + BATCH])))
+        self.stop()
         if self._not_finite:
             self.set_tags({"not finite": ", ".join(self._not_finite.values())})
         if error is not None:
-            note = of_failure(error, self._sender.beginning.stage)
-            said = str(error) or type(error).__name__
-            self.set_tags({"error": said, "error.type": type(error).__name__, NOTE: note})
-        self._sender.send(End(status=status, stamp=now()))
-        self._sender.close()
+            kind, note = type(error).__name__, of_failure(error, self._stage)
+            self.set_tags({"error": str(error) or kind, "error.type": kind, NOTE: note})
+        try:
+            self._write_rows(self._child, self._parent)
+        finally:
+            runs.finish(self._store, self._child, self._parent, status)
+            self._report(last=True)
 
     def _flush(self) -> None:
         self._flushed = time.monotonic()
-        rows, self._rows = self._rows, []
-        rows += self._machine.take() if self._machine else []
-        for start in range(0, len(rows), BATCH):
-            self._sender.send(Metrics(rows=tuple(rows[start : start + BATCH])))
+        self._write_rows(self._child)
+        self._report()
+
+    def _write_rows(self, *run_ids: str) -> None:
+        """What cannot be written stays for the next time; what was written and stays, after Ctrl-C, adds nothing."""
+        for run_id in run_ids:
+            while rows := self._rows[run_id][:BATCH]:
+                self._store.client.log_batch(run_id, metrics=rows)
+                del self._rows[run_id][: len(rows)]
+
+    def _report(self, last: bool = False) -> None:
+        if self._mirror:
+            self._mirror.report(self._parent, self._child, last)
+
+    def _writing(self, name: str, run_id: str = "", folder: bool = False) -> Any:
+        """Write an artifact, of this run unless another is named; it appears whole or not at all."""
+        path = self._store.place(self._store.client.get_run(run_id or self._child).info.artifact_uri) / name
+        return atomic_folder(path) if folder else atomic_file(path)

@@ -30,6 +30,7 @@ def test_the_ledger_is_tracked(
     prepare.run("hills")
     assert not caplog.records, "something was not tracked"
     client = MlflowClient(database)
+    monkeypatch.chdir(Path(database.removeprefix("sqlite:///")).parent)  # its artifacts' locations are relative to it
     experiment = client.get_experiment_by_name("morphline")
     run = client.search_runs([experiment.experiment_id], "attributes.run_name = 'prepare@hills'", max_results=1)[0]
     assert "ledger.log" in [artifact.path for artifact in client.list_artifacts(run.info.run_id)]

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.stages import prepare, train
+from pipeline.tracking.names import legal_key, model_name
 from tests.project import ROOT, contents, edit, with_values
 
 
@@ -23,7 +24,7 @@ def morphline(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("key", ["hills", "dots"])
-def test_two_processes_train_what_one_trains(project: Path, key: str) -> None:
+def test_two_processes_train_what_one_trains(project: Path, database: str, key: str) -> None:
     """Three adapters shared out, and one trained on halves of each batch."""
     prepare.run(key)
     edit(project / "params.yaml", lambda text: with_values(text, {"machine.reuse": "false"}))
@@ -41,6 +42,25 @@ def test_two_processes_train_what_one_trains(project: Path, key: str) -> None:
     again = contents(folder)
     assert morphline("train", key).returncode == 0
     assert contents(folder) == again, "two processes do not repeat themselves"
+    check_runs(
+        database, key, sorted(path.stem for path in folder.glob("*.safetensors")), steps=6 if key == "hills" else 4
+    )
+
+
+def check_runs(database: str, key: str, names: list[str], steps: int) -> None:
+    """The last three trainings, by one process and twice by two, logged the curves of every adapter, and each once."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(database)
+    experiment = client.get_experiment_by_name("morphline").experiment_id
+    order = ["attributes.start_time DESC"]
+    for run in client.search_runs([experiment], f"attributes.run_name = 'train@{key}'", max_results=3, order_by=order):
+        for name in names:
+            for curve in ("loss", "optimizer/grad_norm", "optimizer/learning_rate"):
+                history = client.get_metric_history(run.info.run_id, legal_key(f"{curve}/{name}"))
+                assert [metric.step for metric in history] == list(range(steps)), (curve, name)
+        models = [client.get_logged_model(output.model_id) for output in run.outputs.model_outputs]
+        assert sorted(model.name for model in models) == sorted(model_name(f"{key}-{name}") for name in names)
 
 
 def test_a_users_mistake_is_told_once_and_without_a_traceback(project: Path) -> None:

@@ -1,10 +1,13 @@
-"""A small project in Git, and one migrated database (6 s) that all tests share, each with an experiment of its own."""
+"""A small project in Git, and one migrated database (6 s) of which each test gets a copy at the top of its project."""
 
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,26 +149,45 @@ class Book:
     def history(self, run: "Run", key: str) -> list[tuple[int, float]]:
         return [(metric.step, metric.value) for metric in self.client.get_metric_history(run.info.run_id, key)]
 
+    def artifacts(self, run: "Run") -> Path:
+        assert run.info.artifact_uri.startswith("mlartifacts/")
+        return Path(run.info.artifact_uri).absolute()
 
-@pytest.fixture
-def book(project: Path, first_use: FirstUse, request: pytest.FixtureRequest) -> Book:
+
+def open_book(project: Path, experiment: str) -> Book:
+    """The database of a project, which is the working folder."""
     from mlflow import MlflowClient
 
-    uri = f"sqlite:///{first_use.folder / 'mlflow.db'}"
-    return Book(
-        TrackingSection(uri=uri, experiment=request.node.name, required=True, pictures_every=None, system_every=None),
-        MlflowClient(uri),
-    )
+    return Book(section(None, experiment=experiment), MlflowClient(f"sqlite:///{project / 'mlflow.db'}"))
 
 
 @pytest.fixture
-def stub(project: Path, tmp_path: Path) -> Iterator[Stub]:
+def migrated(project: Path, first_use: FirstUse) -> Path:
+    """The project with an empty database in it that need not be made first."""
+    empty(Path(shutil.copy(first_use.folder / "mlflow.db", project)))
+    return project
+
+
+def empty(database: Path) -> None:
+    with closing(sqlite3.connect(database)) as connection, connection:
+        for table in ("tags", "params", "metrics", "latest_metrics", "inputs", "experiment_tags", "runs"):
+            connection.execute(f"DELETE FROM {table}")
+        connection.execute("DELETE FROM experiments WHERE experiment_id > 0")
+
+
+@pytest.fixture
+def book(migrated: Path, request: pytest.FixtureRequest) -> Book:
+    return open_book(migrated, request.node.name)
+
+
+@pytest.fixture
+def stub(migrated: Path, tmp_path: Path) -> Iterator[Stub]:
     server = Stub(tmp_path / "artifacts")
     yield server
     server.stop()
 
 
-def section(uri: str, **changes: Any) -> TrackingSection:
+def section(uri: str | None, **changes: Any) -> TrackingSection:
     return TrackingSection(
         **{
             "uri": uri,

@@ -13,10 +13,10 @@ from urllib.parse import urlparse
 
 
 class Stub:
-    """Answers what the tracker asks of MLflow's REST API, on loopback; what it was told survives `stop` and `start`.
+    """Answers what the tracker asks of MLflow's REST API, on loopback; what it heard survives `stop` and `start`.
 
     hang: seconds after which a request gets no answer. refuse, drop, lose: which requests it calls invalid, does not
-    hear, or hears without its answer arriving.
+    hear, or hears without its answer arriving. speak: writes another answer than MLflow's to everything.
     """
 
     def __init__(self, artifacts: Path) -> None:
@@ -28,6 +28,7 @@ class Stub:
         self.refuse: Callable[[str, dict[str, Any]], bool] = lambda call, body: False
         self.drop: Callable[[str, dict[str, Any]], bool] = lambda call, body: False
         self.lose: Callable[[str, dict[str, Any]], bool] = lambda call, body: False
+        self.speak: Callable[[BaseHTTPRequestHandler], None] | None = None
         self.port = 0
         self.server: ThreadingHTTPServer | None = None
         self.start()
@@ -49,11 +50,14 @@ class Stub:
 
     def named(self, name: str) -> dict[str, Any]:
         """The one run of that name."""
-        (run,) = [run for run in self.runs.values() if run["info"]["run_name"] == name]
+        (run,) = [run for run in self.alive() if run["info"]["run_name"] == name]
         return run
 
+    def alive(self) -> list[dict[str, Any]]:
+        return [run for run in self.runs.values() if run["info"]["lifecycle_stage"] == "active"]
+
     def history(self, name: str, key: str) -> list[tuple[int, float]]:
-        return [(int(m["step"]), float(m["value"])) for m in self.named(name)["metrics"] if m["key"] == key]
+        return sorted((step, value) for name, step, value, _ in self.named(name)["metrics"] if name == key)
 
     def answer(self, call: str, body: dict[str, Any]) -> dict[str, Any] | None:
         if call == "experiments/get-by-name":
@@ -64,27 +68,39 @@ class Stub:
             return {"experiment_id": self.experiments[body["name"]]}
         if call == "experiments/search":
             return {"experiments": [self._experiment(name) for name in self.experiments]}
+        if call == "experiments/get":
+            return {
+                "experiment": self._experiment(
+                    next(n for n, i in self.experiments.items() if i == body["experiment_id"])
+                )
+            }
         if call == "runs/create":
-            return {"run": self._told(self._create(body))}
+            return {"run": self._shown(self._create(body))}
         if call == "runs/search":
             wanted = re.findall(r"tags\.`([^`]+)` = '([^']*)'", body.get("filter", ""))
             found = [run for run in self.runs.values() if all(run["tags"].get(key) == text for key, text in wanted)]
-            return {"runs": [self._told(run) for run in reversed(found)]}
+            return {"runs": [self._shown(run) for run in reversed(found)]}
+        if call == "logged-models/search":
+            return {"models": []}
         if body["run_id"] not in self.runs:
             return None
         run = self.runs[body["run_id"]]
         if call == "runs/update":
             run["info"].update({key: body[key] for key in ("status", "end_time") if key in body})
             return {"run_info": run["info"]}
-        if call == "runs/delete-tag":
-            del run["tags"][body["key"]]
+        if call == "runs/delete":
+            run["info"]["lifecycle_stage"] = "deleted"
         if call == "runs/set-tag":
             run["tags"][body["key"]] = body["value"]
+        if call == "runs/log-inputs":
+            run["datasets"] += body["datasets"]
         if call == "runs/log-batch":
-            run["metrics"] += body.get("metrics", [])
+            run["metrics"] |= {
+                (m["key"], int(m["step"]), float(m["value"]), m["timestamp"]) for m in body.get("metrics", [])
+            }
             run["params"].update({item["key"]: item["value"] for item in body.get("params", [])})
             run["tags"].update({item["key"]: item["value"] for item in body.get("tags", [])})
-        return {"run": self._told(run)}
+        return {"run": self._shown(run)}
 
     def _experiment(self, name: str) -> dict[str, Any]:
         return {
@@ -107,12 +123,12 @@ class Stub:
             "lifecycle_stage": "active",
         }
         tags = {tag["key"]: tag["value"] for tag in body["tags"]}
-        self.runs[run_id] = {"info": info, "tags": tags, "metrics": [], "params": {}}
+        self.runs[run_id] = {"info": info, "tags": tags, "metrics": set(), "params": {}, "datasets": []}
         return self.runs[run_id]
 
-    def _told(self, run: dict[str, Any]) -> dict[str, Any]:
-        tags = [{"key": key, "value": text} for key, text in run["tags"].items()]
-        return {"info": run["info"], "data": {"tags": tags}}
+    def _shown(self, run: dict[str, Any]) -> dict[str, Any]:
+        data = {name: [{"key": key, "value": text} for key, text in run[name].items()] for name in ("tags", "params")}
+        return {"info": run["info"], "data": data, "inputs": {"dataset_inputs": run["datasets"]}}
 
 
 def _handler(stub: Stub) -> type[BaseHTTPRequestHandler]:
@@ -128,6 +144,9 @@ def _handler(stub: Stub) -> type[BaseHTTPRequestHandler]:
             stub.requests.append(call)
             time.sleep(stub.hang)
             if stub.server is None or stub.hang or stub.drop(call, body):
+                return
+            if stub.speak:
+                stub.speak(self)
                 return
             if stub.refuse(call, body):
                 self._send(400, {"error_code": "INVALID_PARAMETER_VALUE", "message": "refused on purpose"})

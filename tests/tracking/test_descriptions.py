@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.tracking import close_parent, track
+from pipeline.tracking import close_parent, sync, track
 from pipeline.tracking.descriptions import of_parent, of_stage, of_state
-from pipeline.tracking.legal import parent_metric, parent_param
+from pipeline.tracking.names import parent_metric, parent_param
 from pipeline.tracking.state import PipelineState
-from tests.tracking.conftest import Book, git, section, wait_a_moment
+from tests.tracking.conftest import Book, git, open_book, section, wait_a_moment
 from tests.tracking.stub import Stub
 
 NOTE = "mlflow.note.content"
@@ -42,9 +42,9 @@ def test_an_experiment_is_applied_and_what_was_edited_promises_nothing() -> None
 
 def test_a_parent_shows_its_stages_pictures_and_keeps_what_people_wrote() -> None:
     begun = "**Paint** (`0123`)\n\n![old](x)\n\nMake it again: so\n\nRan: `a`\n\nMy own remark"
-    stages = {"train@alps": "Run it again", "morph@alps": "![the alps](get-artifact?run_uuid=1)\n\nmore"}
-    assert of_parent(begun, stages, ["check"]) == (
-        "**Paint** (`0123`)\n\n![the alps](get-artifact?run_uuid=1)\n\nMake it again: so\n\nMy own remark\n\n"
+    notes = ["Run it again", "![the alps](get-artifact?run_uuid=1)\n\nmore"]
+    assert of_parent(begun, notes, ["train@alps", "morph@alps"], ["check"], "2") == (
+        "**Paint** (`0123`)\n\n![the alps](get-artifact?run_uuid=2)\n\nMake it again: so\n\nMy own remark\n\n"
         "Ran: `train@alps`, `morph@alps`\n\nDid not need to run: `check`"
     )
 
@@ -58,18 +58,18 @@ def test_a_morph_shows_its_strip_there_and_in_its_parent(book: Book, project: Pa
         pass
     close_parent(book.params)
     run, parent = book.only("morph@alps"), book.parents()[0]
-    picture = f"![alps: the morph](get-artifact?path=pictures%2Fpreview.png&run_uuid={run.info.run_id})"
+    picture = "![alps: the morph](get-artifact?path=pictures%2Fpreviews%2Fmorph.alps.png&run_uuid={})"
     note = run.data.tags[NOTE].split("\n\n")
-    assert note[0] == picture
-    assert "`pictures/preview.png`" in note[1], "in words too, for readers that cannot show it"
+    assert note[0] == picture.format(run.info.run_id)
+    assert "`pictures/previews/morph.alps.png`" in note[1], "in words too, for readers that cannot show it"
     commit = git(project, "rev-parse", "HEAD")[:12]
     assert note[2].startswith(f"Make it again: `git checkout {commit}`, then `dvc repro morph@alps`")
-    file = Path(run.info.artifact_uri.removeprefix("file://")) / "pictures/preview.png"
-    with Image.open(file) as preview:
-        assert preview.size == (640, 160)
-    told = parent.data.tags[NOTE].split("\n\n")
-    assert told[1] == picture
-    assert told[-2:] == ["Ran: `morph@alps`, `report`", "Did not need to run: `prepare@alps`, `train@alps`"]
+    for shown in (run, parent):
+        with Image.open(book.artifacts(shown) / "pictures/previews/morph.alps.png") as preview:
+            assert preview.size == (640, 160)
+    above = parent.data.tags[NOTE].split("\n\n")
+    assert above[1] == picture.format(parent.info.run_id), "of its own, so that it shows on any server"
+    assert above[-2:] == ["Ran: `morph@alps`, `report`", "Did not need to run: `prepare@alps`, `train@alps`"]
 
 
 def test_params_and_figures_have_short_names_in_the_parent(book: Book) -> None:
@@ -86,10 +86,10 @@ def test_params_and_figures_have_short_names_in_the_parent(book: Book) -> None:
 
 
 def test_names_in_the_parent() -> None:
-    assert parent_param("evaluate.alps", "max_side") == "evaluate.alps.max_side"
-    assert parent_param("morph.alps", "morph.frames") == "morph.alps.frames"
+    assert parent_param("evaluate@alps", "max_side") == "evaluate.alps.max_side"
+    assert parent_param("morph@alps", "morph.frames") == "morph.alps.frames"
     assert parent_param("pocket", "seed") == "pocket.seed"
-    assert parent_metric("train.alps", "final_loss") == "train.alps/final_loss"
+    assert parent_metric("train@alps", "final_loss") == "train.alps/final_loss"
 
 
 def test_the_machine_is_watched_while_a_stage_works(book: Book) -> None:
@@ -105,12 +105,16 @@ def test_the_machine_is_watched_while_a_stage_works(book: Book) -> None:
     assert "system/cpu_utilization_percentage" not in book.parents()[0].data.metrics
 
 
-def test_what_the_machine_did_is_kept_while_the_server_is_away(stub: Stub, project: Path) -> None:
+def test_what_the_machine_did_arrives_when_the_server_is_back(stub: Stub, project: Path) -> None:
     stub.stop()
-    with track("train@alps", section(stub.uri, required=False, system_every=0.05), {}):
+    params = section(stub.uri, required=False, system_every=0.05)
+    with track("train@alps", params, {}):
         time.sleep(0.3)
-    (file,) = (project / ".work/tracking").glob("*.jsonl")
-    assert "system/system_memory_usage_percentage" in file.read_text(encoding="utf-8")
+    stub.start()
+    assert [outcome.failed for outcome in sync(params)] == [False, False]
+    here = open_book(project, "morphline")
+    seen = here.history(here.only("train@alps"), "system/system_memory_usage_percentage")
+    assert seen and stub.history("train@alps", "system/system_memory_usage_percentage") == seen
 
 
 def test_a_monitor_that_fails_costs_no_result(

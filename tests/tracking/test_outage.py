@@ -1,38 +1,38 @@
-"""Tracking never costs a result: servers that are away, fall silent, refuse, or come back."""
+"""Tracking never costs a result: servers that are away, fall silent, refuse, talk nonsense, or come back.
 
-import json
+Every run is in the project's own database all the while, so each test looks there too.
+"""
+
 import logging
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 from PIL import Image
 
 from pipeline.errors import UserError
-from pipeline.tracking import close_parent, sender, track, tracker
-from pipeline.tracking.operations import Metrics
-from pipeline.tracking.parents import Beginning
-from pipeline.tracking.sender import Sender
-from tests.tracking.conftest import section
+from pipeline.tracking import close_parent, connection, mirror, sync, track, tracker
+from tests.tracking.conftest import open_book, section
 from tests.tracking.stub import Stub
 
 
 @pytest.fixture(autouse=True)
-def _every_metric_is_sent_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def _everything_is_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracker, "SECONDS", -1.0)
+    monkeypatch.setattr(mirror, "EVERY", 0.0)
+    monkeypatch.setattr(mirror, "SHARE", 0.0)
 
 
-def kept(project: Path) -> list[dict[str, Any]]:
-    """The operations of the one file that a stage left."""
-    (file,) = (project / ".work/tracking").glob("*.jsonl")
-    return [json.loads(line) for line in file.read_text().splitlines()[1:]]
-
-
-def kept_losses(project: Path) -> list[tuple[int, float]]:
-    rows = [
-        row for line in kept(project) if line["kind"] == "metrics" and line["to"] == "child" for row in line["rows"]
-    ]
-    return [(step, value) for name, value, _, step in rows if name == "loss"]
+def losses(project: Path, name: str = "train@alps") -> list[tuple[int, float]]:
+    """What the project's own database has."""
+    book = open_book(project, "morphline")
+    return book.history(book.only(name), "loss")
 
 
 def test_down_at_the_start_is_a_clear_error(stub: Stub, project: Path) -> None:
@@ -44,7 +44,7 @@ def test_down_at_the_start_is_a_clear_error(stub: Stub, project: Path) -> None:
     assert problem.found == "cannot be used (Connection refused)"
     assert "MLFLOW_TRACKING_URI" in problem.fix
     assert "tracking.required" in problem.fix
-    assert not list((project / ".work").rglob("*.jsonl"))
+    assert not open_book(project, "morphline").runs(), "what never began has no run"
 
 
 def test_down_throughout_keeps_everything_for_later(
@@ -52,28 +52,29 @@ def test_down_throughout_keeps_everything_for_later(
 ) -> None:
     stub.stop()
     (project / "curves.csv").write_text("step,loss\n")
-    with track("train@alps", section(stub.uri, required=False), {"rank": 8}) as tracking:
+    params = section(stub.uri, required=False)
+    with track("train@alps", params, {"rank": 8}, datasets={"alps": Path("data/prepared/alps")}) as tracking:
         for step in range(20):
             tracking.metric("loss", step / 8, step)
         tracking.artifact(project / "curves.csv")
         tracking.picture("dawn", Image.new("RGB", (4, 4)), step=3)
     (project / "curves.csv").unlink()
-    assert kept_losses(project) == [(step, step / 8) for step in range(20)]
+    everything = [(step, step / 8) for step in range(20)]
+    assert losses(project) == everything
     assert [record.levelno for record in caplog.records] == [logging.WARNING], "one warning, not one a step"
-    assert stub.uri in caplog.text
+    assert stub.uri in caplog.text and "morphline track sync" in caplog.text
 
     stub.start()
-    (file,) = (project / ".work/tracking").glob("*.jsonl")
-    later = Sender(Beginning.model_validate_json(file.read_text().splitlines()[0]), stub.uri)
-    later.close()
+    assert [outcome.failed for outcome in sync(params)] == [False, False]
     run = stub.named("train@alps")
     assert run["info"]["status"] == "FINISHED"
     assert run["params"] == {"rank": "8"}
-    assert stub.history("train@alps", "loss") == [(step, step / 8) for step in range(20)]
-    folder = stub.artifacts / run["info"]["run_id"] / "artifacts"
-    assert next(stub.artifacts.rglob("curves.csv")).read_text() == "step,loss\n", folder
-    assert len(list(stub.artifacts.rglob("dawn+step+3*.png"))) == 1
-    assert not [path for path in (project / ".work/tracking").iterdir() if path.name != "lock"]
+    assert [used["dataset"]["digest"] for used in run["datasets"]] == ["0123456789abcdef0123456789abcdef.dir"]
+    assert stub.history("train@alps", "loss") == everything
+    folder = stub.artifacts / run["info"]["run_id"]
+    assert [path.read_text() for path in stub.artifacts.rglob("curves.csv")] == ["step,loss\n"]
+    assert (folder / "curves.csv").is_file() and len(list(folder.rglob("dawn+step+3*.png"))) == 1
+    assert run["tags"]["mlflow.loggedImages"] == "True", "which shows them in the dashboard"
 
 
 @pytest.mark.parametrize("back", [True, False])
@@ -88,20 +89,20 @@ def test_down_midway_costs_nothing_and_loses_no_numbers(
                 stub.start()
             tracking.metric("loss", step / 8, step)
     everything = [(step, step / 8) for step in range(60)]
+    assert losses(project) == everything
     if back:
         assert stub.history("train@alps", "loss") == everything
         assert stub.named("train@alps")["info"]["status"] == "FINISHED"
-        assert not list((project / ".work/tracking").glob("*.jsonl"))
     else:
-        assert stub.history("train@alps", "loss") + kept_losses(project) == everything
-        assert kept(project)[-1]["kind"] == "end"
+        assert stub.history("train@alps", "loss") == everything[:20]
+        assert open_book(project, "morphline").only("train@alps").info.status == "FINISHED"
         assert len(caplog.records) == 1
 
 
 def test_a_server_that_comes_back_is_found_before_the_end(
-    stub: Stub, project: Path, monkeypatch: pytest.MonkeyPatch
+    stub: Stub, project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(sender, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(mirror, "FIRST_PAUSE", 0.0)
     with track("train@alps", section(stub.uri), {}) as tracking:
         tracking.metric("loss", 0, 0)
         stub.stop()
@@ -109,24 +110,25 @@ def test_a_server_that_comes_back_is_found_before_the_end(
         stub.start()
         tracking.metric("loss", 2, 2)
         assert stub.history("train@alps", "loss") == [(0, 0), (1, 1), (2, 2)]
+    assert "answers again and has everything" in caplog.text
 
 
 def test_a_server_that_falters_while_catching_up_hears_each_number_once(
     stub: Stub, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sender, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(mirror, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(mirror, "BATCH", 2)
     with track("train@alps", section(stub.uri), {}) as tracking:
         stub.stop()
         for step in range(10):
             tracking.metric("loss", step, step)
-        stub.drop = lambda call, body: any(metric["value"] == 5 for metric in body.get("metrics", []))
+        stub.lose = lambda call, body: any(metric["value"] == 5 for metric in body.get("metrics", []))
         stub.start()
         tracking.metric("loss", 10, 10)
-        assert stub.history("train@alps", "loss") == [(step, step) for step in range(5)]
-        assert kept_losses(project) == [(step, step) for step in range(5, 11)]
-        stub.drop = lambda call, body: False
+        assert stub.history("train@alps", "loss") == [(step, step) for step in range(6)], "it heard, we did not"
+        stub.lose = lambda call, body: False
         tracking.metric("loss", 11, 11)
-    assert stub.history("train@alps", "loss") == [(step, step) for step in range(12)]
+    assert stub.history("train@alps", "loss") == losses(project) == [(step, step) for step in range(12)]
 
 
 def test_a_server_that_falls_silent_is_asked_only_now_and_then(stub: Stub, project: Path) -> None:
@@ -136,20 +138,113 @@ def test_a_server_that_falls_silent_is_asked_only_now_and_then(stub: Stub, proje
         for step in range(200):
             tracking.metric("loss", step, step)
         assert len(stub.requests) == before + 1
-    assert kept_losses(project) == [(step, step) for step in range(200)]
+        stub.hang = 0.0
+    assert stub.history("train@alps", "loss") == losses(project) == [(step, step) for step in range(200)]
+
+
+def error_500(handler: BaseHTTPRequestHandler) -> None:
+    handler.send_response(500)
+    handler.end_headers()
+    handler.wfile.write(b"<html>out of order</html>")
+
+
+def garbage(handler: BaseHTTPRequestHandler) -> None:
+    handler.send_response(200)
+    handler.end_headers()
+    handler.wfile.write(b"\x00\xff<html>sign in")
+
+
+def empty_json(handler: BaseHTTPRequestHandler) -> None:
+    handler.send_response(200)
+    handler.end_headers()
+    handler.wfile.write(b"{}")
+
+
+def other_json(handler: BaseHTTPRequestHandler) -> None:
+    handler.send_response(200)
+    handler.end_headers()
+    handler.wfile.write(b'{"runs": [{"info": {"run_id": 7}}, 3], "experiment": [], "run": "x"}')
+
+
+def endless(handler: BaseHTTPRequestHandler) -> None:
+    handler.send_response(200)
+    handler.end_headers()
+    for _ in range(4000):
+        handler.wfile.write(b"x" * 65536)
+
+
+def dripping(handler: BaseHTTPRequestHandler) -> None:
+    handler.send_response(200)
+    handler.end_headers()
+    for _ in range(400):
+        handler.wfile.write(b" ")
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("speak", [error_500, garbage, empty_json, other_json, endless, dripping])
+def test_a_server_that_is_out_of_order_costs_little_and_loses_nothing(
+    stub: Stub, project: Path, monkeypatch: pytest.MonkeyPatch, speak: Callable[[BaseHTTPRequestHandler], None]
+) -> None:
+    monkeypatch.setattr(connection, "ANSWER_SECONDS", 0.5)
+    params = section(stub.uri)
+    with track("train@alps", params, {"rank": 8}) as tracking:
+        tracking.metric("loss", 0, 0)
+        stub.speak = speak
+        started = time.monotonic()
+        for step in range(1, 50):
+            tracking.metric("loss", step, step)
+        assert time.monotonic() - started < 8
+    assert losses(project) == [(step, step) for step in range(50)]
+    started = time.monotonic()
+    with pytest.raises(UserError):
+        list(sync(params))
+    with pytest.raises(UserError), track("sample@alps", params, {}):
+        pytest.fail("the stage must not begin")
+    assert time.monotonic() - started < 8
+    stub.speak = None
+    assert [outcome.failed for outcome in sync(params)] == [False, False]
+    assert stub.history("train@alps", "loss") == [(step, step) for step in range(50)]
+    assert stub.named("train@alps")["params"] == {"rank": "8"} and len(stub.alive()) == 2
 
 
 def test_what_is_refused_does_not_stop_the_rest(stub: Stub, project: Path, caplog: pytest.LogCaptureFixture) -> None:
     stub.refuse = lambda call, body: (
-        call == "runs/log-batch" and any(metric["value"] == 13 for metric in body.get("metrics", []))
+        call == "runs/log-batch"
+        and (
+            any(metric["value"] == 13 for metric in body.get("metrics", []))
+            or any(param["key"] == "bad" for param in body.get("params", []))
+            or any(tag["key"] == "bad tag" for tag in body.get("tags", []))
+        )
     )
-    with track("train@alps", section(stub.uri), {}) as tracking:
+    with track(
+        "train@alps", section(stub.uri), {"bad": 1, "good": 2}, tags={"bad tag": "x", "good tag": "y"}
+    ) as tracking:
         for step in range(20):
             tracking.metric("loss", step, step)
+    run = stub.named("train@alps")
     assert stub.history("train@alps", "loss") == [(step, step) for step in range(20) if step != 13]
-    assert stub.named("train@alps")["info"]["status"] == "FINISHED"
-    assert kept_losses(project) == [(13, 13)]
-    assert "refused on purpose" in caplog.text
+    assert (run["info"]["status"], run["params"]) == ("FINISHED", {"good": "2"})
+    assert run["tags"]["good tag"] == "y" and "bad tag" not in run["tags"]
+    assert losses(project) == [(step, step) for step in range(20)]
+    for what in ("metric loss at step 13", "param bad", "tag bad tag"):
+        assert caplog.text.count(f"refuses {what}: INVALID_PARAMETER_VALUE: refused on purpose") == 1, "said once"
+
+
+def test_a_server_that_refuses_everything_is_not_asked_for_each_thing(stub: Stub, project: Path) -> None:
+    with track("train@alps", section(stub.uri), {}) as tracking:
+        stub.refuse = lambda call, body: call != "runs/search"
+        for step in range(1000):
+            tracking._rows[tracking._child].append(_metric(step))
+        before = len(stub.requests)
+        tracking.metric("loss", 0, 1000)
+        assert len(stub.requests) - before < 200
+    assert len(losses(project)) == 1001
+
+
+def _metric(step: int) -> object:
+    from mlflow.entities import Metric
+
+    return Metric("loss", 0.0, 1, step)
 
 
 def test_a_run_that_was_made_is_not_made_twice(stub: Stub, project: Path) -> None:
@@ -162,38 +257,111 @@ def test_a_run_that_was_made_is_not_made_twice(stub: Stub, project: Path) -> Non
     assert len([run for run in stub.runs.values() if run["info"]["run_name"] == "train@alps"]) == 1
 
 
-def test_closing_the_parent_never_raises(stub: Stub, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_that_arrives_late_and_so_twice_goes_again(stub: Stub, project: Path) -> None:
+    """It was looked for before the server had finished with the request that timed out."""
+    with track("train@alps", section(stub.uri), {}) as tracking:
+        tracking.metric("loss", 1, 0)
+        late = stub._create({"run_name": "train@alps", "experiment_id": "1", "start_time": 1, "tags": [
+            {"key": "morphline.run", "value": tracking._child}]})  # fmt: skip
+    assert stub.history("train@alps", "loss") == [(0, 1)]
+    assert late["info"]["lifecycle_stage"] == "deleted"
+
+
+def test_a_run_that_somebody_deleted_on_the_server_stays_deleted(stub: Stub, project: Path) -> None:
+    params = section(stub.uri)
+    with track("train@alps", params, {}):
+        pass
+    stub.named("train@alps")["info"]["lifecycle_stage"] = "deleted"
+    assert list(sync(params)) == [] and len(stub.runs) == 2
+
+
+def test_closing_the_parent_never_raises(stub: Stub, project: Path, caplog: pytest.LogCaptureFixture) -> None:
     with track("report", section(stub.uri), {}):
         pass
     stub.stop()
     close_parent(section(stub.uri))
-    assert "stays open" in caplog.text
+    assert "does not answer" in caplog.text
+    assert "morphline.open" not in open_book(project, "morphline").parents()[0].data.tags, "closed here all the same"
+    (project / "mlflow.db").write_bytes(b"no database")
+    close_parent(section(stub.uri))
+    assert "The parent run stays open" in caplog.text
 
 
-def test_ctrl_c_while_the_server_is_slow_loses_no_numbers(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_while_the_server_is_slow_loses_no_numbers(
+    stub: Stub, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(KeyboardInterrupt), track("train@alps", section(stub.uri), {}) as tracking:
         tracking.metric("loss", 0, 0)
         with monkeypatch.context() as patched:
-            patched.setattr(Metrics, "send", _interrupted)
+            patched.setattr(mirror.Mirror, "bring", _interrupted)
             tracking.metric("loss", 1, 1)
-    assert sorted(stub.history("train@alps", "loss")) == [(0, 0), (1, 1)]
+    assert stub.history("train@alps", "loss") == losses(project) == [(0, 0), (1, 1)]
     assert stub.named("train@alps")["info"]["status"] == "KILLED"
 
 
-def _interrupted(*arguments: object) -> None:
+def test_ctrl_c_while_the_database_is_slow_loses_no_numbers(migrated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(KeyboardInterrupt), track("train@alps", section(None), {}) as tracking:
+        tracking.metric("loss", 0, 0)
+        with monkeypatch.context() as patched:
+            patched.setattr(MlflowClient, "log_batch", _interrupted)
+            tracking.metric("loss", 1, 1)
+    assert losses(migrated) == [(0, 0), (1, 1)]
+
+
+def _interrupted(*arguments: object, **keywords: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_passwords_are_not_shown(project: Path, caplog: pytest.LogCaptureFixture) -> None:
-    uri = "http://ann:secret@127.0.0.1:9"
+def test_a_database_that_is_locked_for_a_while_loses_nothing(
+    migrated: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = MlflowClient.log_batch
+
+    def impatient(*arguments: Any, **keywords: Any) -> None:
+        """MLflow waits for 20 seconds."""
+        with closing(sqlite3.connect(migrated / "mlflow.db", timeout=0)) as there:
+            there.execute("BEGIN IMMEDIATE")
+            there.rollback()
+        plain(*arguments, **keywords)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", impatient)
+    with track("train@alps", section(None), {}) as tracking:
+        with closing(sqlite3.connect(migrated / "mlflow.db")) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            tracking.metric("loss", 0, 0)
+            other.rollback()
+        tracking.metric("loss", 1, 1)
+    assert losses(migrated) == [(0, 0), (1, 1)]
+    assert "database is locked" in caplog.text
+
+
+def test_a_project_that_cannot_be_written_to_is_an_error_unless_tracking_is_not_required(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (project / "mlflow.db").write_bytes(b"no database")
+    said = r"tracking database sqlite:///.*cannot be used"
+    with pytest.raises(UserError, match=said) as caught, track("train@alps", section(None), {}):
+        pytest.fail("the stage must not begin")
+    assert "move it away" in str(caught.value)
+    with track("train@alps", section(None, required=False), {"rank": 8}) as tracking:
+        tracking.metric("loss", 1, 0)
+        tracking.picture("dawn", Image.new("RGB", (4, 4)), step=3)
+        tracking.set_tags({"a": "b"})
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+
+
+def test_passwords_are_not_shown(migrated: Path, caplog: pytest.LogCaptureFixture) -> None:
+    uri = "http://ann:hunter2@127.0.0.1:9"
     with pytest.raises(UserError) as caught, track("train@alps", section(uri), {}):
         pass
     with track("train@alps", section(uri, required=False), {}) as tracking:
         tracking.metric("loss", 1, 0)
     close_parent(section(uri))
-    (file,) = (project / ".work/tracking").glob("*.jsonl")
-    for text in (str(caught.value), caplog.text, file.read_text()):
-        assert "secret" not in text
+    with pytest.raises(UserError) as synced:
+        list(sync(section(uri)))
+    for text in (str(caught.value), str(synced.value), caplog.text):
+        assert "hunter2" not in text
+    assert b"hunter2" not in (migrated / "mlflow.db").read_bytes()
     assert "ann:***@" in caplog.text
 
 

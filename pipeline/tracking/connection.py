@@ -1,0 +1,148 @@
+"""How MLflow is reached: with little patience, with bounded answers, and with its failures in plain words."""
+
+import functools
+import logging
+import os
+import re
+import time
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import Problem
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Experiment
+
+ANSWER_SECONDS, LONGEST_ANSWER = 30.0, 32 * 1024 * 1024
+
+# A server that hangs may hold up a stage for one request, then the stage goes on without it. No hidden retries: a
+# request that timed out may have arrived, so it is looked for before it is made again.
+SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+# What the dashboard says above the runs; the kind makes it show its pages for training, not those for chat agents.
+ABOUT = {
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.note.content": "One row for each state of the pipeline, named by its DVC experiment or its commit"
+    " (`+`: edited since). Open a row to see its stages. Tick rows and press Compare to see what changed.",
+}
+
+
+def connect(uri: str) -> "MlflowClient":
+    """A client with our patience and without MLflow's chatter. Asks the server for nothing yet."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+
+    _bound_answers()
+    if "MLFLOW_LOGGING_LEVEL" not in os.environ:
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    return mlflow.MlflowClient(tracking_uri=uri)
+
+
+def experiment_of(client: "MlflowClient", name: str, location: str | None) -> "Experiment":
+    """The experiment of that name, made if it is not there. location: of its artifacts; None: the server's own.
+
+    Raises whatever MLflow, SQLAlchemy or requests raise when it cannot be reached.
+    """
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return client.get_experiment(client.create_experiment(name, location, ABOUT))
+        except MlflowException:  # another machine may have been first
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if not found.experiment_id:
+        raise ConnectionError("that is no answer of MLflow's")
+    if found.lifecycle_stage == "deleted":
+        raise MlflowException(
+            f"the experiment {name!r} was deleted there: `mlflow experiments restore -x {found.experiment_id}`"
+            " brings it back; or choose another name in tracking.experiment"
+        )
+    return found
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether there was an answer, and sending the same again would be answered the same."""
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+
+    if isinstance(error, MlflowException):
+        status = int(error.get_http_status_code())
+    elif isinstance(error, RequestException):
+        status = error.response.status_code if error.response is not None else 0
+    else:  # a file of ours that cannot be read
+        return isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError)
+    return 400 <= status < 500 and status not in (401, 403, 408, 429)
+
+
+def unusable(uri: str, error: Exception) -> Problem:
+    """Why a server or database cannot be used, and what to do."""
+    local = uri.startswith("sqlite")
+    fix = "Make that file readable and writable, or move it away (a new one is made)" if local else (
+        "Start that server or correct the address"
+    )  # fmt: skip
+    if "out-of-date" in str(error):
+        fix = f"Run `mlflow db upgrade {redacted(uri)}` after saving a copy"
+    return Problem(
+        f"tracking {'database' if local else 'server'} {redacted(uri)}",
+        f"cannot be used ({why(error)})",
+        f"{fix} (MLFLOW_TRACKING_URI in the environment wins over tracking.uri in params.yaml),"
+        " or set tracking.required to false to go on without it.",
+    )
+
+
+def now() -> int:
+    """Milliseconds since 1970, as MLflow counts time."""
+    return time.time_ns() // 1_000_000
+
+
+def redacted(uri: str) -> str:
+    """An address without its password."""
+    return re.sub(r"(://[^/@:]*:)[^/@]*@", r"\1***@", uri)
+
+
+def why(error: BaseException) -> str:
+    """What lies at the bottom of an error, in one line of at most 300 characters."""
+    if str(error).startswith("API request to"):  # then a chain of five, each with the whole text of the one before
+        while error.__cause__ or error.__context__:
+            error = error.__cause__ or error.__context__ or error
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    lines = text.strip().splitlines()
+    return redacted((lines[0] if lines else type(error).__name__)[:300])
+
+
+@functools.cache
+def _bound_answers() -> None:
+    """Let no answer to MLflow in this process be endless, or slow without end."""
+    from mlflow.utils import request_utils
+
+    plain = request_utils._get_request_session
+
+    def bounded(*arguments: Any, **keywords: Any) -> Any:
+        session = plain(*arguments, **keywords)
+        session.hooks["response"] = [_read_bounded]
+        return session
+
+    request_utils._get_request_session = bounded
+
+
+def _read_bounded(answer: Any, **settings: Any) -> Any:
+    until, content = time.monotonic() + ANSWER_SECONDS, bytearray()
+    while not settings.get("stream") and (part := answer.raw.read1(65536, decode_content=True)):
+        content += part
+        if len(content) > LONGEST_ANSWER or time.monotonic() > until:
+            answer.close()
+            raise ConnectionError("its answer has no end")
+        answer._content, answer._content_consumed = bytes(content), True
+    return answer
