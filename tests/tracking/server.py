@@ -76,7 +76,7 @@ def check_equal(here: Book, there: Book) -> None:
         files = [listed(book.client, run.info.run_id) for book, run in ((here, mine), (there, theirs))]
         assert files[0] == files[1]
     models = [book.client.search_logged_models([book.runs()[0].info.experiment_id]) for book in (here, there)]
-    assert [model.name for model in models[1]] == [model.name for model in models[0]]
+    assert sorted(model.name for model in models[1]) == sorted(model.name for model in models[0])
     for model in models[1]:
         assert str(model.status) == "READY" and model.source_run_id in {run.info.run_id for run in there.runs()}
 
