@@ -24,6 +24,8 @@ from tests.tracking.conftest import section as tracking
 from tests.tracking.server import Mlflow, check_equal
 
 KEYS = ("one", "two", "three", "four")
+IMPATIENT = "from pipeline.tracking import mirror; mirror.FIRST_PAUSE = 0.5; from pipeline.cli import app; app()"
+"""`morphline`, which looks again after half a second whether the server is back, so that more is cut off midway."""
 
 
 def make(folder: Path, uri: str, steps: int) -> None:
@@ -46,7 +48,7 @@ def make(folder: Path, uri: str, steps: int) -> None:
 def morphline(folder: Path, *arguments: str) -> dict[str, object]:
     """How to start a command in a project."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
-    return {"args": [sys.executable, "-m", "pipeline", *arguments], "cwd": folder, "env": environment}
+    return {"args": [sys.executable, "-c", IMPATIENT, *arguments], "cwd": folder, "env": environment}
 
 
 def main() -> None:
@@ -67,7 +69,7 @@ def main() -> None:
         kills = during = 0
         while kills < arguments.kills:
             server.start()
-            time.sleep(rng.uniform(0, 6))
+            time.sleep(rng.uniform(0, 10))
             during += any(training.poll() is None for training in trainings)
             server.kill()
             kills += 1

@@ -198,6 +198,8 @@ def test_metrics_that_were_deleted_here_do_not_hide_new_ones(stub: Stub, project
     with track("train@alps", section(stub.uri), {}) as tracking:
         tracking.metrics({"one": 1.0, "two": 2.0, "three": 3.0}, 0)
         tracking._flush()
+        tracking._report(last=True)
+        assert stub.named("train@alps")["tags"]["morphline.rows"] == "3 3"
         with sqlite3.connect(project / "mlflow.db") as database:
             database.execute("DELETE FROM metrics")
         tracking.metric("four", 4.0, 0)
@@ -380,10 +382,11 @@ WRITER = """
 import sys, time
 from PIL import Image
 from pipeline.params import TrackingSection
-from pipeline.tracking import track
+from pipeline.tracking import mirror, track
 section = TrackingSection(
     uri=sys.argv[1], experiment="morphline", required=False, pictures_every=None, system_every=0.5
 )
+mirror.FIRST_PAUSE = mirror.EVERY = 0.2
 with track(f"train@{sys.argv[2]}", section, {"rank": 8}) as tracker:
     for step in range(200):
         tracker.metric("loss", step / 8, step)
@@ -405,7 +408,7 @@ def test_a_real_server_killed_and_started_under_four_stages_has_everything_once(
     ]
     while any(process.poll() is None for process in four):
         mlflow_server.start()
-        time.sleep(1)
+        time.sleep(2)
         mlflow_server.kill()
     assert [process.returncode for process in four] == [0] * 4
     mlflow_server.start()
