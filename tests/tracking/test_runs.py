@@ -240,7 +240,7 @@ def test_a_logged_adapter_paints_what_our_own_sampling_paints(
 
     from pipeline.adapters.lora import lora_config, read_adapter, save_adapter
     from pipeline.params import load_params
-    from pipeline.sampling.guidance import sample_captions
+    from pipeline.sampling.captions import sample_captions
     from tests.peft_adapters import adapter_weights, add_adapter
     from tests.tiny import open_tiny
 
@@ -248,14 +248,14 @@ def test_a_logged_adapter_paints_what_our_own_sampling_paints(
     shutil.copytree(tiny_folders["epsilon"], folder)
     base, donor = open_tiny(folder), open_tiny(folder)
     settings = load_params(ROOT / "params.yaml").train.model_copy(update={"rank": 4, "alpha": 2.0})
-    add_adapter(donor.unet, "ours", rank=4, alpha=2.0, seed=1)
+    add_adapter(donor.denoiser, "ours", rank=4, alpha=2.0, seed=1)
     generator = torch.Generator().manual_seed(2)
     weights = {
         key.replace(".ours", ""): torch.randn(value.shape, generator=generator) / 2
-        for key, value in adapter_weights(donor.unet, "ours").items()
+        for key, value in adapter_weights(donor.denoiser, "ours").items()
     }
     notes = {"base": {"source": "models/tiny", "revision": None, "digest": base.digest}}
-    save_adapter(project / "red.safetensors", weights, lora_config(settings), notes)
+    save_adapter(project / "red.safetensors", weights, lora_config(settings), notes, base.adapter_prefix)
     with track("train@alps", book.params, {}) as tracker:
         tracker.adapter(project / "red.safetensors", "models/tiny", None, "alps-red")
 
@@ -277,8 +277,10 @@ def test_a_logged_adapter_paints_what_our_own_sampling_paints(
 
         def ours(weight: float) -> torch.Tensor:
             adapter = read_adapter(project / "red.safetensors", base.digest, torch.device("cpu"))
-            caption, given = base.condition(["a red hill"]), torch.tensor([[weight]])
-            return base.decode(sample_captions(base, noise, caption, [adapter], given, steps=5, guidance=2.5))
+            latents = sample_captions(
+                base, noise, base.condition(["a red hill"]), [[(adapter, weight)]], steps=5, guidance=2.5, solver="ddim"
+            )
+            return base.decode(latents)
 
         assert torch.allclose(theirs, ours(1.0), atol=1e-4)
         assert float((theirs - ours(0.0)).abs().max()) > 1e-2, "the adapter does nothing"
