@@ -2,19 +2,28 @@
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.tracking.state import project_top
 from pipeline.tracking.store import Store
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities import LoggedModel, Run
 
-    from pipeline.tracking.mirror import Mirror
-
 MODEL = "morphline.model"  # on the server: a model's id in the project's database
+
+
+class Server(Protocol):
+    """What bringing a model needs of a mirror."""
+
+    store: Store
+    client: "MlflowClient"
+
+    def send(self, what: str, items: Sequence[Any], call: Callable[[Any], object], most: int = 100) -> None:
+        """Send items in requests of at most so many."""
 
 
 def log_adapter(
@@ -48,7 +57,7 @@ def log_adapter(
         store.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
 
 
-def bring_models(mirror: "Mirror", run: "Run", there: "Run") -> None:
+def bring_models(mirror: Server, run: "Run", there: "Run") -> None:
     """Bring the models that a stage's run made, and show them in that run and its parent on the server."""
     from mlflow.entities import LoggedModelOutput
 
@@ -70,7 +79,7 @@ def bring_models(mirror: "Mirror", run: "Run", there: "Run") -> None:
             mirror.client.log_outputs(target.info.run_id, [LoggedModelOutput(model_id, step=0) for model_id in ready])
 
 
-def _copies(mirror: "Mirror", there: "Run") -> "dict[str, LoggedModel]":
+def _copies(mirror: Server, there: "Run") -> "dict[str, LoggedModel]":
     """The run's models on the server by their local ids. One that is there twice, because a request to make it timed
     out and arrived all the same, goes."""
     found: dict[str, LoggedModel] = {}
@@ -86,7 +95,7 @@ def _copies(mirror: "Mirror", there: "Run") -> "dict[str, LoggedModel]":
     return found
 
 
-def _bring(mirror: "Mirror", model: "LoggedModel", copy: "LoggedModel | None", there: "Run") -> "LoggedModel":
+def _bring(mirror: Server, model: "LoggedModel", copy: "LoggedModel | None", there: "Run") -> "LoggedModel":
     """Make a model if it is not there, and complete it, with the server's ids in its card."""
     if copy is None:
         tags = {**model.tags, MODEL: model.model_id}

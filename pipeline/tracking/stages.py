@@ -12,11 +12,11 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.params import TrackingSection
-from pipeline.tracking import runs
 from pipeline.tracking.connection import unusable, why
 from pipeline.tracking.descriptions import NOTE, of_stage, of_state
 from pipeline.tracking.mirror import Mirror
 from pipeline.tracking.names import LONGEST_TAG, cut, legal_key
+from pipeline.tracking.runs import begin, close, note_check
 from pipeline.tracking.state import PipelineState, read_state
 from pipeline.tracking.store import Store, network_place, open_store, server_uri
 from pipeline.tracking.tracker import Tracker
@@ -65,7 +65,7 @@ def close_parent(params: TrackingSection) -> None:
     """
     try:
         store, uri = open_store(params), server_uri(params)
-        parent = runs.close(store, read_state())
+        parent = close(store, read_state())
         if uri and parent:
             Mirror(store, uri).report(parent, last=True)
     except Exception as error:
@@ -75,7 +75,7 @@ def close_parent(params: TrackingSection) -> None:
 def check_ran(params: TrackingSection) -> str:
     """For `check`: note that it ran, where DVC ran it; and a warning if the database is no safe place for runs."""
     if "DVC_STAGE" in os.environ:
-        runs.note_check(read_state())
+        note_check(read_state())
     kind = network_place(params)
     fix = "set MORPHLINE_TRACKING_FOLDER to a folder on a local disk (in the environment, on each machine)"
     return f"the MLflow database lies on a network file system ({kind}), which may damage it: {fix}" if kind else ""
@@ -95,7 +95,7 @@ def _begin(stage: str, params: TrackingSection, tags: Mapping[str, str], locks: 
     own = {**common, "dvc.stage": os.environ.get("DVC_STAGE", stage), NOTE: of_stage(state, stage), **tags}
     own = {legal_key(key): cut(str(text), LONGEST_TAG) for key, text in own.items()}
     try:
-        child, parent = runs.begin(store, state, stage, own, {**common, NOTE: of_state(state)}, locks)
+        child, parent = begin(store, state, stage, own, {**common, NOTE: of_state(state)}, locks)
     except Exception as error:
         raise UserError(unusable(f"sqlite:///{store.database}", error)) from None
     tracker = Tracker(stage, store, child, parent, mirror)

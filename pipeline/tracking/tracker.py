@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 
 from pipeline.outputs import atomic_file, atomic_folder
-from pipeline.tracking import runs
 from pipeline.tracking.adapters import log_adapter
 from pipeline.tracking.connection import now, why
 from pipeline.tracking.descriptions import NOTE, PREVIEW_WIDTH, of_failure, preview_of, with_picture
 from pipeline.tracking.mirror import Mirror
 from pipeline.tracking.names import LONGEST_TAG, cut, flatten, legal_key, model_name, parent_metric, parent_param
+from pipeline.tracking.runs import finish, log_dataset
 from pipeline.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class Tracker:
         for run_id, params in ((self._child, values), (self._parent, above)):
             self._store.log_params(run_id, params)
             for name, path in datasets.items():
-                runs.log_dataset(self._store, run_id, name, path)
+                log_dataset(self._store, run_id, name, path)
         self._report()
 
     @_never_raises
@@ -172,7 +172,7 @@ class Tracker:
         try:
             self._write_rows(self._child, self._parent)
         finally:
-            runs.finish(self._store, self._child, self._parent, status)
+            finish(self._store, self._child, self._parent, status)
             self._report(last=True)
 
     def _flush(self) -> None:

@@ -12,9 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+from PIL import Image
+from safetensors.numpy import save_file
 
 from pipeline.params import TrackingSection
+from pipeline.tracking import close_parent, mirror, track, tracker
 from tests.tracking.stub import Stub
 
 if TYPE_CHECKING:
@@ -203,3 +207,41 @@ def section(uri: str | None, **changes: Any) -> TrackingSection:
 def wait_a_moment() -> None:
     """MLflow orders runs by milliseconds."""
     time.sleep(0.002)
+
+
+def offline_stage(uri: str | None, name: str, steps: int = 3, experiment: str = "morphline") -> None:
+    params = section(uri, required=False, experiment=experiment)
+    with track(name, params, {"caption": "a\u2028hill"}) as tracking:
+        for step in range(steps):
+            tracking.metric("loss", step / 8, step)
+
+
+def full_stage(project: Path) -> Book:
+    """A run with everything that a run can have, in the project's database."""
+    weights = {"unet.to_q.lora_A.weight": np.ones((2, 4), np.float32)}
+    save_file(weights, project / "dawn.safetensors", metadata={"rank": "2"})
+    Image.new("RGB", (64, 16), (200, 10, 10)).save(project / "strip.png")
+    with track("train@alps", section(None), {"rank": 8}, datasets={"alps": Path("data/prepared/alps")}) as tracking:
+        for step in range(4):
+            tracking.metric("loss", step / 8, step)
+        tracking.metric("final_loss", 1.0)
+        tracking.picture("training", Image.new("RGB", (4, 4)), step=3)
+        tracking.show(project / "strip.png", "the strip")
+        tracking.artifact(project / "params.yaml", "files")
+        tracking.adapter(project / "dawn.safetensors", "models/pocket", None, "alps-dawn")
+    close_parent(section(None))
+    return open_book(project, "morphline")
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is reported to the server at once."""
+    monkeypatch.setattr(tracker, "SECONDS", -1.0)
+    monkeypatch.setattr(mirror, "EVERY", 0.0)
+    monkeypatch.setattr(mirror, "SHARE", 0.0)
+
+
+def losses(project: Path, name: str = "train@alps") -> list[tuple[int, float]]:
+    """What the project's own database has."""
+    book = open_book(project, "morphline")
+    return book.history(book.only(name), "loss")
