@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.tracking import connection, sync, track
-from tests.tracking.conftest import losses, section
+from tests.tracking.conftest import losses, open_book, section
 from tests.tracking.stub import Stub
 
 pytestmark = pytest.mark.usefixtures("at_once")
@@ -105,7 +105,7 @@ def test_what_is_refused_does_not_stop_the_rest(stub: Stub, project: Path, caplo
 
 def test_a_server_that_refuses_everything_is_not_asked_for_each_thing(stub: Stub, project: Path) -> None:
     with track("train@alps", section(stub.uri), {}) as tracking:
-        stub.refuse = lambda call, body: call != "runs/search"
+        stub.refuse = lambda call, body: call == "runs/log-batch"
         for step in range(1000):
             tracking._rows[tracking._child].append(_metric(step))
         before = len(stub.requests)
@@ -145,4 +145,6 @@ def test_a_run_that_somebody_deleted_on_the_server_stays_deleted(stub: Stub, pro
     with track("train@alps", params, {}):
         pass
     stub.named("train@alps")["info"]["lifecycle_stage"] = "deleted"
+    here = open_book(project, "morphline")
+    here.client.set_tag(here.only("train@alps").info.run_id, "note", "something that the server lacks")
     assert list(sync(params)) == [] and len(stub.runs) == 2
