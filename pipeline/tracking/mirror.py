@@ -66,8 +66,8 @@ class Mirror:
         if started < self._next and not last:
             return
         try:
-            with self.store.hold(f"{parent}-copy", wait=60.0 if last else 0.0) as held:
-                if held is False:
+            with self.store.lock(f"{parent}-copy", wait=60.0 if last else 0.0) as locked:
+                if locked is False:
                     return
                 self.bring(parent)
             if child:

@@ -36,20 +36,20 @@ def begin(
 
     above: the parent's tags. locks: takes the lock of the stage's run, which says that its process is at work.
     """
-    with store.hold("database"):
+    with store.lock("database"):
         found = store.search(f"tags.`{OPEN}` = '{state.digest}'")
         parent = str(found[0].info.run_id) if found else _new_parent(store, state, above)
         close_dead(store, parent)
         store.client.update_run(parent, status="RUNNING")
         own = {**tags, PARENT: parent, STATE: state.digest}
         child = str(store.client.create_run(store.experiment_id, now(), own, stage).info.run_id)
-        locks.enter_context(store.hold(child))
+        locks.enter_context(store.lock(child))
     return child, parent
 
 
 def finish(store: Store, child: str, parent: str, status: str) -> None:
     """The stage is over, and its parent rests until another stage starts, unless one is at work."""
-    with store.hold("database"):
+    with store.lock("database"):
         store.client.set_terminated(child, status, now())
         last = _last_runs(store, parent)
         if all(run.info.status != "RUNNING" for run in last.values()):
@@ -59,7 +59,7 @@ def finish(store: Store, child: str, parent: str, status: str) -> None:
 
 def close(store: Store, state: PipelineState) -> str | None:
     """Close the open parent of a state, if there is one, with the datasets and pictures of all stages; its id."""
-    with store.hold("database"):
+    with store.lock("database"):
         found = store.search(f"tags.`{OPEN}` = '{state.digest}'")
         if not found:
             return None
@@ -84,8 +84,8 @@ def close_dead(store: Store, parent: str) -> set[str]:
     for run in store.search(f"tags.`{PARENT}` = '{parent}'"):
         status = run.info.status
         if status == "RUNNING":
-            with store.hold(run.info.run_id, wait=0) as held:
-                if held:
+            with store.lock(run.info.run_id, wait=0) as locked:
+                if locked:
                     status, times = "KILLED", [metric.timestamp for metric in run.data._metric_objs]
                     store.client.set_terminated(run.info.run_id, status, max([run.info.start_time, *times]))
         statuses.add(status)

@@ -62,9 +62,9 @@ class Store:
         with closing(sqlite3.connect(self.database, timeout=LOCK_SECONDS)) as connection:
             return connection.execute(query, values).fetchall()
 
-    def hold(self, name: str, wait: float = LOCK_SECONDS) -> AbstractContextManager[bool | None]:
-        """See `hold`."""
-        return hold(self.database.parent, name, wait)
+    def lock(self, name: str, wait: float = LOCK_SECONDS) -> AbstractContextManager[bool | None]:
+        """See the function `lock`."""
+        return lock(self.database.parent, name, wait)
 
 
 def server_uri(params: TrackingSection) -> str | None:
@@ -90,7 +90,7 @@ def open_store(params: TrackingSection) -> Store:
     database = database_of(params)
     location = ARTIFACTS + "/" + re.sub(r"[^-.\w]", "-", params.experiment)
     try:
-        with hold(database.parent, "database"):
+        with lock(database.parent, "database"):
             client = connect(f"sqlite:///{database}")
             experiment = experiment_of(client, params.experiment, str(database.parent / location))
             _make_relative(database, experiment.experiment_id, location)
@@ -100,27 +100,27 @@ def open_store(params: TrackingSection) -> Store:
 
 
 @contextmanager
-def hold(folder: Path, name: str, wait: float = LOCK_SECONDS) -> Iterator[bool | None]:
+def lock(folder: Path, name: str, wait: float = LOCK_SECONDS) -> Iterator[bool | None]:
     """Hold a lock while the block runs. Yields False where another process has it for all of `wait` seconds, and None
     where the file system has no locks: better unlocked than never."""
     from filelock import FileLock, Timeout
 
-    lock = FileLock(folder / ".work" / "tracking" / f"{name}.lock", timeout=wait)
-    held: bool | None = True
+    file_lock = FileLock(folder / ".work" / "tracking" / f"{name}.lock", timeout=wait)
+    locked: bool | None = True
     try:
-        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        Path(file_lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        file_lock.acquire()
     except Timeout:
-        held = False
+        locked = False
     except (OSError, NotImplementedError) as error:
-        log.warning("No lock for %s (%s): two processes at once may do the same twice", lock.lock_file, error)
-        held = None
+        log.warning("No lock for %s (%s): two processes at once may do the same twice", file_lock.lock_file, error)
+        locked = None
     try:
-        yield held
+        yield locked
     finally:
-        if held and os.name == "posix":  # filelock looks whether what it locked is still there
-            Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
+        if locked and os.name == "posix":  # filelock looks whether what it locked is still there
+            Path(file_lock.lock_file).unlink(missing_ok=True)
+        file_lock.release()
 
 
 def search_runs(client: "MlflowClient", experiment_id: str, condition: str, deleted: bool = False) -> "list[Run]":

@@ -61,8 +61,8 @@ def _bring(mirror: Mirror, run: "Run") -> Outcome:
     before, refused, name = mirror.count, len(mirror.refused), run.info.run_name
     lock = run.info.run_id if PARENT in run.data.tags else f"{run.info.run_id}-copy"
     try:
-        with mirror.store.hold(lock, wait=0) as held:
-            if held is False:
+        with mirror.store.lock(lock, wait=0) as locked:
+            if locked is False:
                 return Outcome(name, 0, "left to the process that is at work on it")
             mirror.bring(run.info.run_id)
     except Exception as error:
