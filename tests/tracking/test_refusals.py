@@ -1,7 +1,6 @@
 """Servers that talk nonsense, refuse, or hear and do not answer: what is good arrives once all the same."""
 
 import time
-from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -15,49 +14,30 @@ from tests.tracking.stub import Stub
 pytestmark = pytest.mark.usefixtures("at_once")
 
 
-def error_500(handler: BaseHTTPRequestHandler) -> None:
-    handler.send_response(500)
-    handler.end_headers()
-    handler.wfile.write(b"<html>out of order</html>")
+# By what is wrong with them: the status, the parts of the body, and the seconds between these.
+ANSWERS: dict[str, tuple[int, list[bytes], float]] = {
+    "error 500": (500, [b"<html>out of order</html>"], 0),
+    "garbage": (200, [b"\x00\xff<html>sign in"], 0),
+    "empty JSON": (200, [b"{}"], 0),
+    "other JSON": (200, [b'{"runs": [{"info": {"run_id": 7}}, 3], "experiment": [], "run": "x"}'], 0),
+    "endless": (200, [b"x" * 65536] * 4000, 0),
+    "dripping": (200, [b" "] * 400, 0.05),
+}
 
 
-def garbage(handler: BaseHTTPRequestHandler) -> None:
-    handler.send_response(200)
-    handler.end_headers()
-    handler.wfile.write(b"\x00\xff<html>sign in")
-
-
-def empty_json(handler: BaseHTTPRequestHandler) -> None:
-    handler.send_response(200)
-    handler.end_headers()
-    handler.wfile.write(b"{}")
-
-
-def other_json(handler: BaseHTTPRequestHandler) -> None:
-    handler.send_response(200)
-    handler.end_headers()
-    handler.wfile.write(b'{"runs": [{"info": {"run_id": 7}}, 3], "experiment": [], "run": "x"}')
-
-
-def endless(handler: BaseHTTPRequestHandler) -> None:
-    handler.send_response(200)
-    handler.end_headers()
-    for _ in range(4000):
-        handler.wfile.write(b"x" * 65536)
-
-
-def dripping(handler: BaseHTTPRequestHandler) -> None:
-    handler.send_response(200)
-    handler.end_headers()
-    for _ in range(400):
-        handler.wfile.write(b" ")
-        time.sleep(0.05)
-
-
-@pytest.mark.parametrize("speak", [error_500, garbage, empty_json, other_json, endless, dripping])
+@pytest.mark.parametrize("answer", ANSWERS)
 def test_a_server_that_is_out_of_order_costs_little_and_loses_nothing(
-    stub: Stub, project: Path, monkeypatch: pytest.MonkeyPatch, speak: Callable[[BaseHTTPRequestHandler], None]
+    stub: Stub, project: Path, monkeypatch: pytest.MonkeyPatch, answer: str
 ) -> None:
+    status, parts, pause = ANSWERS[answer]
+
+    def speak(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(status)
+        handler.end_headers()
+        for part in parts:
+            handler.wfile.write(part)
+            time.sleep(pause)
+
     monkeypatch.setattr(connection, "ANSWER_SECONDS", 0.5)
     params = section(stub.uri)
     with track("train@alps", params, {"rank": 8}) as tracking:

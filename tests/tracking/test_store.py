@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import psutil
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from pipeline.errors import UserError
 from pipeline.tracking import check_ran, track
-from pipeline.tracking.store import open_store
+from pipeline.tracking.store import lock, open_store
 from tests.tracking.conftest import ROOT, open_book, section
 
 
@@ -150,3 +151,25 @@ def test_a_network_file_system_is_reported_with_a_way_out(
     (tmp_path / "local").mkdir()
     monkeypatch.setenv("MORPHLINE_TRACKING_FOLDER", str(tmp_path / "local"))
     assert check_ran(section(None)) == ""
+
+
+def test_a_file_system_without_locks_is_said_and_tracked_all_the_same(
+    migrated: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def cannot(lock: FileLock) -> None:
+        raise NotImplementedError("no flock here")
+
+    monkeypatch.setattr(FileLock, "_acquire", cannot)
+    with track("train@alps", section(None), {}) as tracker:
+        tracker.metric("loss", 0.5, 0)
+    book = open_book(migrated, "morphline")
+    run = book.only("train@alps")
+    assert (run.info.status, book.history(run, "loss")) == ("FINISHED", [(0, 0.5)])
+    assert "two processes at once may do the same twice" in caplog.text
+
+
+def test_of_two_that_want_one_lock_the_second_is_refused(tmp_path: Path) -> None:
+    with lock(tmp_path, "one") as first, lock(tmp_path, "one", wait=0) as second, lock(tmp_path, "other") as other:
+        assert (first, second, other) == (True, False, True)
+    with lock(tmp_path, "one", wait=0) as again:
+        assert again
