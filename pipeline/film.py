@@ -6,7 +6,7 @@ It trains nothing, reads no params.yaml and writes nothing. `stages/morph.py` is
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
@@ -15,9 +15,9 @@ import torch
 from pipeline.adapters.mixing import WeightedAdapter
 from pipeline.base.posterior import Posterior, keyed_seed
 from pipeline.base.protocol import Base
-from pipeline.distances.perceptual import perceptual
-from pipeline.morphing.engine import Bars, EncodedKeyframe, Recipe, invert_keyframes, morph_segment, paced_alphas
-from pipeline.morphing.pacing import even_alphas
+from pipeline.distances.features import Features, extract, feature_distance
+from pipeline.morphing.engine import Bars, EncodedKeyframe, Recipe, invert_keyframes, morph_segment
+from pipeline.morphing.pacing import even_alphas, paced_frames
 
 __all__ = ["Film", "FilmSettings", "Frame", "Keyframe", "Recipe", "draw_latents"]
 
@@ -35,16 +35,15 @@ class Keyframe:
 class FilmSettings:
     """How a film is made. recipe: how each frame is. frames: of each segment, both keyframes included.
 
-    pacing: "linear"; "perceptual", so that neighbours look equally far apart, measured by a coarse pass of
-    `pacing_points` frames in `pacing_steps` steps; or the alphas themselves, rising from 0 to 1. loop: one more
-    segment leads from the last keyframe back to the first.
+    pacing: "linear"; "perceptual", so that neighbours look equally far apart, chosen out of `pacing_spare` more frames
+    than are needed; or the alphas themselves, rising from 0 to 1. loop: one more segment leads from the last keyframe
+    back to the first.
     """
 
     recipe: Recipe = field(default_factory=Recipe)
     frames: int = 16
     pacing: Literal["linear", "perceptual"] | tuple[float, ...] = "perceptual"
-    pacing_steps: int = 4
-    pacing_points: int = 17
+    pacing_spare: int = 9
     loop: bool = False
 
     @property
@@ -115,52 +114,53 @@ class Film:
     def __iter__(self) -> Iterator[Frame]:
         """Generate the film from its first frame on."""
         self.alphas = []
-        segments = self.segments
-        for number, ends in enumerate(segments):
-            bars = self._bars(f"{number + 1}/{len(segments)}")
-            alphas = self._alphas(ends, bars)
-            latents = self._segment(ends, alphas, bars)
+        segments, ends = self.segments, dict[int, torch.Tensor]()
+        for number, (first, second) in enumerate(segments):
+            # A keyframe is the end of two segments, and made for one of them.
+            known = {alpha: ends[row] for alpha, row in ((0.0, first), (1.0, second)) if row in ends}
+            alphas, latents = self._segment(first, second, known, self._bars(f"{number + 1}/{len(segments)}"))
+            ends |= {first: latents[0], second: latents[-1]}
             self.alphas.append(alphas)
-            first = 1 if number else 0
-            last = len(alphas) - (1 if self.settings.loop and number == len(segments) - 1 else 0)
-            for row in range(first, last):
+            start = 1 if number else 0
+            stop = len(alphas) - (1 if self.settings.loop and number == len(segments) - 1 else 0)
+            for row in range(start, stop):
                 # Decoded one by one, so that the device never holds more than one picture.
                 picture = self.base.decode(latents[row, None]).cpu()[0]
                 yield Frame(picture, number, float(alphas[row]))
 
-    def _segment(self, ends: tuple[int, int], alphas: torch.Tensor, bars: Bars) -> torch.Tensor:
-        first, second = (self.keyframes[row] for row in ends)
-        noise = self.noise[list(ends)]
-        return morph_segment(self.base, first, second, noise, alphas, self.settings.recipe, self.batch, bars)
-
-    def _alphas(self, ends: tuple[int, int], bars: Bars) -> torch.Tensor:
-        """Where the frames of a segment lie, (F,) float64."""
-        settings = self.settings
-        if not isinstance(settings.pacing, str):
-            return torch.tensor(settings.pacing, dtype=torch.float64)
-        if settings.pacing == "linear":
-            return even_alphas(settings.frames)
-
-        def distances(latents: torch.Tensor) -> torch.Tensor:
-            pictures = self.base.decode(latents)
-            return perceptual(pictures[:-1], pictures[1:])
-
-        first, second = (self.keyframes[row] for row in ends)
-        return paced_alphas(
-            self.base,
-            first,
-            second,
-            self.noise[list(ends)],
-            settings.frames,
-            replace(settings.recipe, steps=settings.pacing_steps),
-            settings.pacing_points,
-            distances,
-            self.batch,
-            bars,
+    def _segment(
+        self, first: int, second: int, known: dict[float, torch.Tensor], bars: Bars
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Alphas (F,) float64 and latents (F, C, h, w) of a segment; known: those of its ends that are there."""
+        pair, noise, settings = (
+            (self.keyframes[first], self.keyframes[second]),
+            self.noise[[first, second]],
+            self.settings,
         )
+        found = dict(known)
+
+        def make(alphas: torch.Tensor) -> torch.Tensor:
+            if new := [alpha for alpha in alphas.tolist() if alpha not in found]:
+                places = torch.tensor(new, dtype=torch.float64)
+                made = morph_segment(self.base, *pair, noise, places, settings.recipe, self.batch, bars)
+                found.update(zip(new, made, strict=True))
+            return torch.stack([found[alpha] for alpha in alphas.tolist()])
+
+        if settings.pacing == "perceptual":
+            return paced_frames(make, self._look, _apart, settings.frames, settings.pacing_spare)
+        even = settings.pacing == "linear"
+        alphas = even_alphas(settings.frames) if even else torch.tensor(settings.pacing, dtype=torch.float64)
+        return alphas, make(alphas)
+
+    def _look(self, latents: torch.Tensor) -> list[Features]:
+        return [extract(self.base.decode(latents[row, None])) for row in range(len(latents))]
 
     def _bars(self, where: str) -> Bars:
         return lambda part: self.progress(f"{where} {part}")
+
+
+def _apart(first: Features, second: Features) -> float:
+    return float(feature_distance(first, second))
 
 
 def draw_latents(base: Base, pictures: torch.Tensor) -> torch.Tensor:

@@ -124,8 +124,7 @@ class MorphSection(Section):
         Literal["linear", "perceptual"]
         | Annotated[tuple[Fraction, ...], Field(strict=False, min_length=3), AfterValidator(_rising)]
     )
-    pacing_steps: int = Field(ge=2, le=1000)
-    pacing_points: int = Field(ge=3, le=1000)
+    pacing_spare: int = Field(ge=0, le=1000)
     loop: bool
     correct_ends: Fraction
     fps: float = Field(gt=0, le=120)

@@ -55,6 +55,21 @@ def ddim_sample(unet, noise, conditioning, scheduler: DDIMScheduler, steps: int)
     return torch.cat(results)
 
 
+def repaced_alphas(alphas: torch.Tensor, distances: torch.Tensor, frames: int) -> torch.Tensor:
+    """Alphas (frames,) at which the way measured in a first pass is equally long between neighbours.
+
+    As DiffMorpher does (Zhang et al. 2024, section 4.4). alphas: (n,) of the first pass; distances: (n - 1,) between
+    neighbours there, none of them zero.
+    """
+    way = torch.cat([torch.zeros(1, dtype=torch.float64), distances.double().cumsum(0)])
+    wanted = torch.linspace(0, 1, frames, dtype=torch.float64) * way[-1]
+    after = torch.searchsorted(way, wanted, right=True).clamp(1, len(way) - 1)
+    share = (wanted - way[after - 1]) / (way[after] - way[after - 1])
+    found = torch.lerp(alphas.double()[after - 1], alphas.double()[after], share.clamp(0, 1))
+    found[0], found[-1] = 0, 1
+    return found
+
+
 def slerp_by_hand(a: torch.Tensor, b: torch.Tensor, alpha: float) -> torch.Tensor:
     """Shoemake's formula, written for one alpha."""
     angle = torch.arccos((a * b).sum() / a.norm() / b.norm())

@@ -100,7 +100,7 @@ def test_a_style_lies_over_the_whole_film(tiny: Base) -> None:
 
 
 def test_pacing_by_distance_or_by_a_list(tiny: Base) -> None:
-    paced = Film(tiny, keyframes(tiny, 2), FilmSettings(SETTINGS.recipe, frames=4, pacing_steps=2, pacing_points=5))
+    paced = Film(tiny, keyframes(tiny, 2), FilmSettings(SETTINGS.recipe, frames=4, pacing_spare=3))
     assert len(list(paced)) == 4
     (alphas,) = paced.alphas
     assert alphas.tolist() == sorted(alphas.tolist()) and alphas.tolist() != pytest.approx([0, 1 / 3, 2 / 3, 1])

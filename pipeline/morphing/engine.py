@@ -18,7 +18,6 @@ from pipeline.morphing.attention import cached_captions
 from pipeline.morphing.chunks import in_chunks
 from pipeline.morphing.diffmorpher import KeyframeAttention, above, adain, endpoint_attention
 from pipeline.morphing.interpolation import lerp, slerp
-from pipeline.morphing.pacing import repaced_alphas
 from pipeline.sampling.captions import predictor
 from pipeline.sampling.guidance import guided
 from pipeline.sampling.solver import Progress, Solver, invert, sample
@@ -89,22 +88,27 @@ def morph_segment(
 
     A frame has the slerp of the two noises, with AdaIN if asked, the lerp of the captions, the weights
     W + (1 - alpha) D0 + alpha D1 and, if asked, its endpoints' self-attention (DiffMorpher, Zhang et al. 2024).
-    The endpoints ride with every chunk of a batch that is cut into chunks of at most `batch` samples; None: all at
-    once.
+    At most `batch` samples are made at once; None: all. With attention the endpoints are two of them every time.
     """
+    if recipe.attention is None:
+
+        def sampled(chunk: slice) -> torch.Tensor:
+            return _sample_rows(base, first, second, noise, alphas[chunk], recipe, progress("frames"))
+
+        return torch.cat(in_chunks(len(alphas), batch, sampled))
     ends = torch.tensor([0.0, 1.0], dtype=alphas.dtype)
     inner = alphas[(alphas > 0) & (alphas < 1)]
     found: dict[float, torch.Tensor] = {}
 
-    def sampled(chunk: slice) -> None:
+    def sampled_with_ends(chunk: slice) -> None:
         rows = torch.cat([ends, inner[chunk]])
         latents = _sample_rows(base, first, second, noise, rows, recipe, progress("frames"))
         found.update(zip(rows.tolist(), latents, strict=True))
 
     if len(inner):
-        in_chunks(len(inner), None if batch is None else batch - 2, sampled)
+        in_chunks(len(inner), None if batch is None else batch - 2, sampled_with_ends)
     else:
-        sampled(slice(0))
+        sampled_with_ends(slice(0))
     return torch.stack([found[alpha] for alpha in alphas.tolist()])
 
 
@@ -117,7 +121,7 @@ def _sample_rows(
     recipe: Recipe,
     progress: Progress,
 ) -> torch.Tensor:
-    """All rows together; the first two are the endpoints."""
+    """All rows together; with attention the first two are the endpoints."""
     start = slerp(noise[0], noise[1], alphas)
     if recipe.use_adain:
         start = adain(start, noise[0], noise[1], alphas)
@@ -150,27 +154,6 @@ def adapter_weights_at(
     """The adapters of two keyframes and their weights (adapters, F) at `alphas`. A shared one stays constant."""
     adapters, ends = mixing_weights([first.adapters, second.adapters])
     return adapters, (1 - alphas) * ends[:, :1] + alphas * ends[:, 1:]
-
-
-def paced_alphas(
-    base: Base,
-    first: EncodedKeyframe,
-    second: EncodedKeyframe,
-    noise: torch.Tensor,
-    frames: int,
-    coarse: Recipe,
-    points: int,
-    distances: Callable[[torch.Tensor], torch.Tensor],
-    batch: int | None = None,
-    progress: Bars = lambda label: iter,
-) -> torch.Tensor:
-    """Alphas (frames,) at which neighbours are equally far apart, found by a coarse pass of `points` frames.
-
-    distances: clean latents (n, C, h, w) to the distances (n - 1,) between neighbours.
-    """
-    measured = torch.linspace(0, 1, points)
-    latents = morph_segment(base, first, second, noise, measured, coarse, batch, progress)
-    return repaced_alphas(measured, distances(latents), frames)
 
 
 def cross_fade(first: torch.Tensor, second: torch.Tensor, alphas: Iterable[float]) -> torch.Tensor:

@@ -1,6 +1,14 @@
 """Where the frames of a segment lie, so that neighbours look equally far apart."""
 
+import heapq
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import TypeVar
+
 import torch
+
+View = TypeVar("View")
 
 
 def even_alphas(frames: int) -> torch.Tensor:
@@ -8,22 +16,99 @@ def even_alphas(frames: int) -> torch.Tensor:
     return torch.linspace(0, 1, frames, dtype=torch.float64)
 
 
-def repaced_alphas(alphas: torch.Tensor, distances: torch.Tensor, frames: int) -> torch.Tensor:
-    """Alphas (frames,) at which the way measured so far is equally long between neighbours.
+def paced_frames(
+    make: Callable[[torch.Tensor], torch.Tensor],
+    look: Callable[[torch.Tensor], Sequence[View]],
+    distance: Callable[[View, View], float],
+    frames: int,
+    spare: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Alphas (frames,) float64 from 0 to 1 at which neighbours look equally far apart, and the latents there.
 
-    alphas: (n,) rising from 0 to 1, where it was measured; distances: (n - 1,) between neighbours there. Between the
-    measured points the way is taken as straight (DiffMorpher, Zhang et al. 2024, section 4.4, does the same with a
-    full second pass). Where nothing moves, or a distance is no number, the spacing stays even.
+    A third of the frames are made at even alphas, more by bisecting the widest gaps, until there are `spare` more than
+    needed; then those are left out without which the widest gap is narrowest. All are made as they will be shown, so
+    that a sudden change is where it was measured; in a coarse pass of fewer steps it is somewhere else.
+
+    make: alphas (n,) to latents (n, ...). look: latents (n, ...) to what `distance` compares. A distance that is no
+    number counts as none.
     """
-    steps = torch.where(distances.isfinite(), distances, 0).double().clamp_min(0)
-    if not distances.isfinite().all() or float(steps.sum()) == 0:
-        return even_alphas(frames)
-    # A stretch without any change still takes its turn, or the positions on it would have no order.
-    steps = steps + 1e-6 * steps.sum()
-    way = torch.cat([torch.zeros(1, dtype=torch.float64), steps.cumsum(0)])
-    wanted = even_alphas(frames) * way[-1]
-    after = torch.searchsorted(way, wanted, right=True).clamp(1, len(way) - 1)
-    share = (wanted - way[after - 1]) / (way[after] - way[after - 1])
-    found = torch.lerp(alphas.double()[after - 1], alphas.double()[after], share.clamp(0, 1))
-    found[0], found[-1] = 0, 1
-    return found
+    latents, views, placed = dict[float, torch.Tensor](), dict[float, View](), list[float]()
+
+    def add(alphas: list[float]) -> None:
+        made = make(torch.tensor(alphas, dtype=torch.float64))
+        latents.update(zip(alphas, made, strict=True))
+        views.update(zip(alphas, look(made), strict=True))
+        placed.extend(alphas)
+        placed.sort()
+
+    def apart(i: int, j: int) -> float:
+        found = distance(views[placed[i]], views[placed[j]])
+        # Where nothing moves the spacing is even.
+        return (found if math.isfinite(found) else 0.0) + 1e-6 * (placed[j] - placed[i])
+
+    add(even_alphas(max(2, frames // 3 + 1)).tolist())
+    while (lacking := frames + spare - len(placed)) > 0:
+        chosen = narrowest(len(placed), min(frames, len(placed)), apart)
+        # Only what would narrow the frames chosen so far counts: of each of their gaps, its widest part.
+        widths = [0.0] * (len(placed) - 1)
+        for i, j in pairwise(chosen):
+            widths[max(range(i, j), key=lambda k: apart(k, k + 1))] = apart(i, j)
+        # A third of what is lacking at a time: few rounds, and the later ones know more.
+        add(bisected(placed, widths, math.ceil(lacking / 3)))
+    best = [placed[place] for place in narrowest(len(placed), frames, apart)]
+    return torch.tensor(best, dtype=torch.float64), torch.stack([latents[alpha] for alpha in best])
+
+
+def bisected(alphas: Sequence[float], gaps: Sequence[float], count: int) -> list[float]:
+    """`count` new alphas, each in the middle of what is then the widest gap; both halves are taken as half as wide.
+
+    alphas: (n,) rising; gaps: (n - 1,) between neighbours. One shorter than 1e-6 in alpha is a jump, and not split.
+    """
+    queue = [(-gap if b - a > 1e-6 else 0.0, a, b) for gap, (a, b) in zip(gaps, pairwise(alphas), strict=True)]
+    heapq.heapify(queue)
+    new = []
+    for _ in range(count):
+        gap, a, b = heapq.heappop(queue)
+        middle = (a + b) / 2
+        new.append(middle)
+        heapq.heappush(queue, (gap / 2, a, middle))
+        heapq.heappush(queue, (gap / 2, middle, b))
+    return sorted(new)
+
+
+def narrowest(count: int, keep: int, distance: Callable[[int, int], float]) -> list[int]:
+    """Which `keep` of `count` places in a row, both ends among them, have the narrowest widest gap.
+
+    Of all choices as narrow, the one whose squared gaps have the smallest sum: the most even. O(count * left out^2).
+    """
+    spare = count - keep
+    gaps = {(i, j): distance(i, j) for i in range(count) for j in range(i + 1, min(i + spare + 2, count))}
+    widest, _ = _lightest(count, spare, gaps, max)
+    allowed = {ends: gap * gap if gap <= widest else math.inf for ends, gap in gaps.items()}
+    return _lightest(count, spare, allowed, lambda so_far, gap: so_far + gap)[1]
+
+
+def _lightest(
+    count: int, spare: int, gaps: Mapping[tuple[int, int], float], joined: Callable[[float, float], float]
+) -> tuple[float, list[int]]:
+    """The weight of the lightest way from the first place to the last that leaves `spare` out, and its places.
+
+    By dynamic programming over (place, how many were left out before it). joined: the weight of a way and one more gap.
+    """
+    best: dict[tuple[int, int], tuple[float, int]] = {(0, 0): (0.0, 0)}
+    for place in range(1, count):
+        for left_out in range(min(spare, place - 1) + 1):
+            befores = [place - 1 - skipped for skipped in range(left_out + 1)]
+            ways = [
+                (joined(best[before, left_out - (place - 1 - before)][0], gaps[before, place]), before)
+                for before in befores
+                if (before, left_out - (place - 1 - before)) in best
+            ]
+            if ways:
+                best[place, left_out] = min(ways)
+    places, left_out = [count - 1], spare
+    while places[-1] > 0:
+        before = best[places[-1], left_out][1]
+        left_out -= places[-1] - before - 1
+        places.append(before)
+    return best[count - 1, spare][0], places[::-1]

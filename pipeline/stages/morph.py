@@ -130,8 +130,7 @@ def settings_of(settings: MorphSection, base: Base) -> FilmSettings:
         recipe=recipe,
         frames=settings.frames,
         pacing=settings.pacing,
-        pacing_steps=settings.pacing_steps,
-        pacing_points=settings.pacing_points,
+        pacing_spare=settings.pacing_spare,
         loop=settings.loop,
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pipeline.tracking.state import project_top
+from pipeline.state import project_top
 from pipeline.tracking.store import Store
 
 if TYPE_CHECKING:

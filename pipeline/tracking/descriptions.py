@@ -8,8 +8,8 @@ import re
 from collections.abc import Sequence
 from urllib.parse import quote
 
+from pipeline.state import PipelineState
 from pipeline.tracking.names import LONGEST_TAG, cut
-from pipeline.tracking.state import PipelineState
 
 NOTE = "mlflow.note.content"
 PREVIEW_WIDTH = 640  # wider ones are cut off on the page

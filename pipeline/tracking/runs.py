@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 from pipeline.errors import UserError
 from pipeline.outputs import atomic_file
 from pipeline.params import Params, load_params
+from pipeline.state import PipelineState, dataset_digest, locked_stages, place_of, workspace
 from pipeline.tracking.connection import now
 from pipeline.tracking.descriptions import NOTE, of_parent
 from pipeline.tracking.names import LONGEST_TAG, cut, flatten, parent_param
-from pipeline.tracking.state import PipelineState, dataset_digest, locked_stages, place_of, workspace
 from pipeline.tracking.store import Store
 
 if TYPE_CHECKING:

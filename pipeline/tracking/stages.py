@@ -12,12 +12,12 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.params import TrackingSection
+from pipeline.state import PipelineState, read_state
 from pipeline.tracking.connection import unusable, why
 from pipeline.tracking.descriptions import NOTE, of_stage, of_state
 from pipeline.tracking.mirror import Mirror
 from pipeline.tracking.names import LONGEST_TAG, cut, legal_key
 from pipeline.tracking.runs import begin, close, note_check
-from pipeline.tracking.state import PipelineState, read_state
 from pipeline.tracking.store import Store, network_place, open_store, server_uri
 from pipeline.tracking.tracker import Tracker
 

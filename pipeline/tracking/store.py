@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
 from pipeline.params import TrackingSection
+from pipeline.state import project_top
 from pipeline.tracking.connection import connect, experiment_of, unusable
-from pipeline.tracking.state import project_top
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

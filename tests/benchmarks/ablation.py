@@ -30,63 +30,72 @@ from pipeline.morphing.engine import (
     cross_fade,
     invert_keyframes,
     morph_segment,
-    paced_alphas,
 )
 from pipeline.morphing.pacing import even_alphas
 from pipeline.params import load_params
+from pipeline.sampling.solver import Solver
 from tests.benchmarks.pairs import scenes, trained_keyframes
-from tests.benchmarks.shared import open_pocket, paintings
+from tests.benchmarks.shared import open_pocket, paced_segment, paintings
 
-BARE = Recipe(steps=25, inversion_steps=25)
+BARE = Recipe()
 ADAIN = replace(BARE, use_adain=True)
 ATTENTION = replace(ADAIN, attention=KeyframeAttention(("up",), 0.6, "inputs"))
-LONG = {"steps": 150, "learning_rate": 2e-3}
-"""A training that goes on for much longer."""
+TRAININGS: dict[str, dict[str, object]] = {
+    "as shipped": {},
+    "60 at 1e-3": {"steps": 60, "learning_rate": 1e-3, "b_rate": 1.0, "schedule": "constant"},
+    "150 at 2e-3": {"steps": 150, "learning_rate": 2e-3, "b_rate": 1.0, "schedule": "constant"},
+}
 
 
 @dataclass(frozen=True)
 class Row:
-    """A way to morph. recipe None: the cross-fade. paced: by a coarse pass.
+    """A way to morph. recipe None: the cross-fade. spare: frames that pacing makes and leaves out; None: no pacing.
 
-    adapters: by position, at one fixed weight (half of each, all the way), or none; long: from the longer training.
+    adapters: by position, at one fixed weight (half of each, all the way), or none; training: which of TRAININGS.
     """
 
     recipe: Recipe | None
     adapters: Literal["by position", "fixed", "none"] = "by position"
-    paced: bool = False
+    spare: int | None = None
     dtype: str = "float32"
-    long: bool = False
+    training: str = "as shipped"
+
+
+def of_steps(steps: int, inversion_steps: int | None = None, solver: Solver = "midpoint") -> Row:
+    """A paced row of other steps."""
+    return Row(Recipe(steps, inversion_steps or steps, solver), spare=9)
 
 
 ROWS = {
     "cross-fade": Row(None),
-    "DDIM, no adapters": Row(BARE, adapters="none"),
+    "no adapters": Row(BARE, adapters="none"),
     "adapters at fixed weights": Row(BARE, adapters="fixed"),
-    "adapters and slerp": Row(BARE),
-    "adapters of 150 steps at 2e-3": Row(BARE, long=True),
+    "adapters by position": Row(BARE),
+    "adapters of 60 steps at 1e-3": Row(BARE, training="60 at 1e-3"),
+    "adapters of 150 steps at 2e-3": Row(BARE, training="150 at 2e-3"),
     "+ AdaIN": Row(ADAIN),
     "+ AdaIN + attention (up, inputs, 0.6)": Row(ATTENTION),
     "attention: all blocks": Row(replace(ADAIN, attention=KeyframeAttention(("down", "mid", "up"), 0.6, "inputs"))),
     "attention: keys and values": Row(replace(ADAIN, attention=KeyframeAttention(("up",), 0.6, "keys-values"))),
     "attention: all steps": Row(replace(ADAIN, attention=KeyframeAttention(("up",), 1.0, "inputs"))),
-    "+ AdaIN + attention + perceptual pacing": Row(ATTENTION, paced=True),
-    "slerp + perceptual pacing": Row(BARE, paced=True),
-    "DDIM, 20 steps": Row(replace(BARE, steps=20, inversion_steps=20, solver="ddim"), paced=True),
-    "bfloat16": Row(BARE, paced=True, dtype="bfloat16"),
-    "50 steps": Row(replace(BARE, steps=50, inversion_steps=50), paced=True),
-    "30 steps": Row(replace(BARE, steps=30, inversion_steps=30), paced=True),
-    "20 steps (as it ships)": Row(replace(BARE, steps=20, inversion_steps=20), paced=True),
-    "20 steps, 50 of inversion": Row(replace(BARE, steps=20, inversion_steps=50), paced=True),
+    "guidance 2": Row(replace(BARE, guidance=2.0)),
+    "+ AdaIN + attention + pacing": Row(ATTENTION, spare=9),
+    "pacing, none spare": Row(BARE, spare=0),
+    "pacing, 9 spare (as it ships)": Row(BARE, spare=9),
+    "bfloat16": Row(BARE, spare=9, dtype="bfloat16"),
+    "DDIM, 20 steps": of_steps(20, solver="ddim"),
+    "6 steps": of_steps(6),
+    "20 steps": of_steps(20),
+    "10 steps, 20 of inversion": of_steps(10, 20),
 }
 COLUMNS = ("ends under the floor, dB", "way", "variance", "longest / mean", "naturalness", "detail", "evaluations")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two keyframes, the same with adapters of the longer training, and their pictures (2, 3, H, W)."""
+    """Two keyframes with the adapters of each training, and their pictures (2, 3, H, W)."""
 
-    keyframes: tuple[EncodedKeyframe, EncodedKeyframe]
-    longer: tuple[EncodedKeyframe, EncodedKeyframe]
+    keyframes: dict[str, tuple[EncodedKeyframe, EncodedKeyframe]]
     pictures: torch.Tensor
 
 
@@ -95,27 +104,28 @@ def morphed(base: Base, pair: Pair, row: Row, frames: int) -> tuple[torch.Tensor
     if row.recipe is None:
         alphas = even_alphas(frames)
         return cross_fade(*pair.pictures, alphas.tolist()), alphas, 0
-    keyframes = pair.longer if row.long else pair.keyframes
-    first, second = (k if row.adapters != "none" else replace(k, adapters=()) for k in keyframes)
+    first, second = pair.keyframes[row.training]
+    if row.adapters == "none":
+        first, second = replace(first, adapters=()), replace(second, adapters=())
+    recipe = row.recipe
+    if recipe.guidance != 1:
+        recipe = replace(recipe, negative=base.condition([""]))
     counted = 0
 
     def count(module: object, inputs: tuple[torch.Tensor, ...]) -> None:
         nonlocal counted
         counted += len(inputs[0])
 
-    def apart(latents: torch.Tensor) -> torch.Tensor:
-        pictures = base.decode(latents)
-        return perceptual(pictures[:-1], pictures[1:])
-
     handle = base.denoiser.register_forward_pre_hook(count)
-    noise = invert_keyframes(base, (first, second), row.recipe)
+    noise = invert_keyframes(base, (first, second), recipe)
     if row.adapters == "fixed":
         blend = half_of_each(first, second)
         first, second = (replace(keyframe, adapters=((blend, 1.0),)) for keyframe in (first, second))
-    alphas = even_alphas(frames)
-    if row.paced:
-        alphas = paced_alphas(base, first, second, noise, frames, replace(row.recipe, steps=10), 17, apart)
-    latents = morph_segment(base, first, second, noise, alphas, row.recipe)
+    if row.spare is not None:
+        alphas, latents = paced_segment(base, (first, second), noise, frames, row.spare, recipe)
+    else:
+        alphas = even_alphas(frames)
+        latents = morph_segment(base, first, second, noise, alphas, recipe)
     handle.remove()
     return base.decode(latents).cpu(), alphas, counted
 
@@ -138,7 +148,7 @@ def figures(base: Base, pair: Pair, row: Row, frames: torch.Tensor, alphas: torc
     floor = psnr(base.decode(base.encode(pair.pictures).mean).cpu(), pair.pictures)
     gap = float((floor - psnr(frames[[0, -1]], pair.pictures)).mean()) if row.recipe else float("nan")
     steps = smoothness(perceptual(frames[:-1], frames[1:]))
-    first, second = (keyframe.conditioning for keyframe in pair.keyframes)
+    first, second = (keyframe.conditioning for keyframe in pair.keyframes["as shipped"])
     inner = (alphas > 0) & (alphas < 1)
     between = frames[inner], Conditioning.lerp(first, second, alphas[inner])
     natural = naturalness(base, between, (pair.pictures, Conditioning.stack([first, second])))
@@ -178,14 +188,22 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--out", type=Path, default=Path("docs"))
     arguments = parser.parse_args()
-    bases = {dtype: open_pocket(arguments.base, dtype) for dtype in {ROWS[name].dtype for name in arguments.rows}}
+    bases = {
+        dtype: open_pocket(arguments.base, dtype)
+        for dtype in {"float32", *(ROWS[name].dtype for name in arguments.rows)}
+    }
     chosen = scenes(arguments.pairs)
     pictures = paintings(chosen).float() / 255
     settings = load_params().train
-    keyframes = trained_keyframes(bases["float32"], chosen, settings)
-    longer = trained_keyframes(bases["float32"], chosen, settings.model_copy(update=LONG))
+    names = [
+        "as shipped",
+        *{ROWS[name].training: None for name in arguments.rows if ROWS[name].training != "as shipped"},
+    ]
+    trained = {
+        name: trained_keyframes(bases["float32"], chosen, settings.model_copy(update=TRAININGS[name])) for name in names
+    }
     pairs = [
-        Pair((keyframes[i], keyframes[i + 1]), (longer[i], longer[i + 1]), pictures[i : i + 2])
+        Pair({name: (made[i], made[i + 1]) for name, made in trained.items()}, pictures[i : i + 2])
         for i in range(0, 2 * arguments.pairs, 2)
     ]
     found: dict[str, list[list[float]]] = {name: [] for name in arguments.rows}

@@ -12,7 +12,6 @@ import sys
 
 import torch
 
-from pipeline.distances.perceptual import perceptual
 from pipeline.film import draw_latents
 from pipeline.landscapes.world import caption
 from pipeline.morphing.diffmorpher import KeyframeAttention
@@ -20,11 +19,9 @@ from pipeline.morphing.engine import (
     EncodedKeyframe,
     Recipe,
     invert_keyframes,
-    morph_segment,
-    paced_alphas,
 )
 from tests.benchmarks.pairs import scenes
-from tests.benchmarks.shared import open_pocket, paintings
+from tests.benchmarks.shared import open_pocket, paced_segment, paintings
 
 
 def one_morph(source: str, frames: int, steps: int, batch: int) -> float:
@@ -36,14 +33,8 @@ def one_morph(source: str, frames: int, steps: int, batch: int) -> float:
     ends = tuple(EncodedKeyframe(latents[i], conditioning.take([i])) for i in range(2))
     recipe = Recipe(steps, steps, use_adain=True, attention=KeyframeAttention(("down", "mid", "up"), 1.0, "inputs"))
 
-    def apart(coarse: torch.Tensor) -> torch.Tensor:
-        pictures = base.decode(coarse)
-        return perceptual(pictures[:-1], pictures[1:])
-
     noise = invert_keyframes(base, ends, recipe, batch)
-    coarse = Recipe(5, 5)
-    alphas = paced_alphas(base, ends[0], ends[1], noise, frames, coarse, 9, apart, batch)
-    for latent in morph_segment(base, ends[0], ends[1], noise, alphas, recipe, batch):
+    for latent in paced_segment(base, ends, noise, frames, 9, recipe, batch)[1]:
         base.decode(latent[None])
     if base.device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20

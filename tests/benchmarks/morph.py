@@ -18,19 +18,13 @@ from pipeline.base.protocol import Base
 from pipeline.distances.perceptual import perceptual
 from pipeline.evaluation.fidelity import psnr
 from pipeline.morphing.diffmorpher import KeyframeAttention
-from pipeline.morphing.engine import (
-    EncodedKeyframe,
-    Recipe,
-    invert_keyframes,
-    morph_segment,
-    paced_alphas,
-)
-from pipeline.morphing.pacing import even_alphas, repaced_alphas
+from pipeline.morphing.engine import Recipe, invert_keyframes
+from pipeline.morphing.pacing import even_alphas
 from pipeline.params import load_params
 from pipeline.stages.morph import settings_of
 from tests.benchmarks.pairs import scenes, trained_keyframes
-from tests.benchmarks.shared import open_pocket, paintings
-from tests.reference import FrameByFrame
+from tests.benchmarks.shared import open_pocket, paced_segment, paintings
+from tests.reference import FrameByFrame, repaced_alphas
 
 
 @dataclass
@@ -104,25 +98,16 @@ def main() -> None:
             repaced_alphas(measured_at, apart(way.frames(measured_at.tolist())), arguments.frames).tolist()
         )
 
-    def ours(
-        recipe: Recipe, keyframes: tuple[EncodedKeyframe, EncodedKeyframe], points: int, coarse_steps: int
-    ) -> torch.Tensor:
-        noise = invert_keyframes(base, keyframes, recipe)
-        coarse = replace(recipe, steps=coarse_steps)
-        alphas = paced_alphas(base, *keyframes, noise, arguments.frames, coarse, points, apart)
-        return morph_segment(base, *keyframes, noise, alphas, recipe)
+    def ours(recipe: Recipe, spare: int) -> torch.Tensor:
+        noise = invert_keyframes(base, (first, second), recipe)
+        return paced_segment(base, (first, second), noise, arguments.frames, spare, recipe)[1]
 
-    def shipped() -> torch.Tensor:
-        settings = params.morph.model_copy(update={"frames": arguments.frames})
-        film = settings_of(settings, base)
-        return ours(film.recipe, (first, second), film.pacing_points, film.pacing_steps)
-
-    points, coarse_steps = params.morph.pacing_points, params.morph.pacing_steps
-    ours(replace(recipe, steps=2, inversion_steps=2), (first, second), 3, 2)  # warm up
+    settings = settings_of(params.morph, base)
+    ours(replace(recipe, steps=2, inversion_steps=2), 0)  # warm up
     ways: tuple[Callable[[], torch.Tensor], ...] = (
         reference,
-        lambda: ours(recipe, (first, second), points, coarse_steps),
-        shipped,
+        lambda: ours(recipe, settings.pacing_spare),
+        lambda: ours(settings.recipe, settings.pacing_spare),
     )
     # In turns, so that a busy machine is busy for all.
     taken = [[measured(base, way) for way in ways] for _ in range(arguments.rounds)]

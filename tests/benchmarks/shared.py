@@ -10,8 +10,11 @@ from pipeline.base.checking import base_digest
 from pipeline.base.device import choose_device
 from pipeline.base.opening import open_base
 from pipeline.base.protocol import Base
+from pipeline.distances.features import Features, extract, feature_distance
 from pipeline.landscapes.painter import paint
 from pipeline.landscapes.world import Scene, draw_scene
+from pipeline.morphing.engine import EncodedKeyframe, Recipe, morph_segment
+from pipeline.morphing.pacing import paced_frames
 from pipeline.params import BaseSection
 
 
@@ -30,3 +33,23 @@ def paintings(scenes: Sequence[Scene]) -> torch.Tensor:
     """Their pictures, (N, 3, 128, 128) uint8."""
     painted = [paint(scene, 128, 128) for scene in tqdm(scenes, desc="paint", unit="picture")]
     return torch.from_numpy(np.stack(painted)).permute(0, 3, 1, 2).contiguous()
+
+
+def paced_segment(
+    base: Base,
+    pair: tuple[EncodedKeyframe, EncodedKeyframe],
+    noise: torch.Tensor,
+    frames: int,
+    spare: int,
+    recipe: Recipe,
+    batch: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Alphas (F,) and latents (F, C, h, w) of a segment with perceptual pacing, as a film has it."""
+
+    def make(alphas: torch.Tensor) -> torch.Tensor:
+        return morph_segment(base, *pair, noise, alphas, recipe, batch)
+
+    def look(latents: torch.Tensor) -> list[Features]:
+        return [extract(base.decode(latent[None])) for latent in latents]
+
+    return paced_frames(make, look, lambda a, b: float(feature_distance(a, b)), frames, spare)

@@ -1,13 +1,12 @@
 """What steps and solver are worth in a morph: `python -m tests.benchmarks.solver [--pairs 4] [--frames 9]`.
 
 Held-out pairs with trained adapters, frames at even alphas. Ends are compared with the drawn latents, decoded at once;
-frames between with those of 100 steps of the midpoint rule. Then, how even the frames are that coarse passes of various
-lengths pace. Prints means over the pairs as Markdown.
+frames between with those of 100 steps of the midpoint rule. Then, how even 16 frames are that are chosen out of more.
+Prints means over the pairs as Markdown.
 """
 
 import argparse
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from tqdm import tqdm
@@ -15,11 +14,11 @@ from tqdm import tqdm
 from pipeline.base.protocol import Base
 from pipeline.distances.perceptual import perceptual
 from pipeline.evaluation.fidelity import psnr
-from pipeline.morphing.engine import EncodedKeyframe, Recipe, invert_keyframes, morph_segment, paced_alphas
+from pipeline.morphing.engine import EncodedKeyframe, Recipe, invert_keyframes, morph_segment
 from pipeline.morphing.pacing import even_alphas
 from pipeline.params import load_params
 from tests.benchmarks.pairs import scenes, trained_keyframes
-from tests.benchmarks.shared import open_pocket
+from tests.benchmarks.shared import open_pocket, paced_segment
 
 Pair = tuple[EncodedKeyframe, EncodedKeyframe]
 REFERENCE = Recipe(100, 100)
@@ -27,7 +26,7 @@ RECIPES = {
     **{f"midpoint, {steps} steps": Recipe(steps, steps) for steps in (6, 8, 10, 12)},
     **{f"DDIM, {steps} steps": Recipe(steps, steps, solver="ddim") for steps in (20, 50)},
 }
-COARSE = ((8, 17), (4, 17), (4, 9), (3, 9))
+SPARE = (0, 3, 6, 9, 15)
 
 
 def decoded(base: Base, latents: torch.Tensor) -> torch.Tensor:
@@ -78,22 +77,17 @@ def solver_rows(base: Base, pair: Pair, alphas: torch.Tensor) -> dict[str, list[
 
 
 def pacing_rows(base: Base, pair: Pair, recipe: Recipe, frames: int) -> dict[str, list[float]]:
-    """By coarse pass: its evaluations, and the longest step over the mean of the frames that it paces."""
-
-    def apart(latents: torch.Tensor) -> torch.Tensor:
-        pictures = decoded(base, latents)
-        return perceptual(pictures[:-1], pictures[1:])
-
-    noise = invert_keyframes(base, pair, recipe)
+    """By the number of spare frames: all evaluations, and the longest step over the mean one."""
     rows = {}
-    for steps, points in COARSE:
-        coarse = replace(recipe, steps=steps)
-        alphas, count = evaluations(
-            base,
-            lambda coarse=coarse, points=points: paced_alphas(base, *pair, noise, frames, coarse, points, apart),
-        )
-        distances = apart(morph_segment(base, *pair, noise, alphas, recipe))
-        rows[f"{points} points of {steps} steps"] = [count, float(distances.max() / distances.mean())]
+    for spare in SPARE:
+
+        def work(spare: int = spare) -> torch.Tensor:
+            noise = invert_keyframes(base, pair, recipe)
+            return decoded(base, paced_segment(base, pair, noise, frames, spare, recipe)[1])
+
+        pictures, count = evaluations(base, work)
+        distances = perceptual(pictures[:-1], pictures[1:])
+        rows[f"{spare} spare frames"] = [count, float(distances.max() / distances.mean())]
     return rows
 
 
@@ -127,7 +121,7 @@ def main() -> None:
     print(f"{arguments.pairs} pairs, {arguments.frames} frames, {base.device.type}")
     print(table(("evaluations", "ends, dB", "between, dB", "contrast"), solvers))
     print()
-    print(table(("evaluations of the coarse pass", "longest / mean step"), paces))
+    print(table(("evaluations", "longest / mean step"), paces))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from pipeline.morphing.engine import (
     cross_fade,
     invert_keyframes,
     morph_segment,
-    paced_alphas,
 )
 from pipeline.sampling.captions import predictor
 from pipeline.sampling.solver import sample
@@ -206,20 +205,6 @@ def test_adapter_weights_cross_and_a_shared_adapter_stays_constant(tiny: Base) -
     assert weights.tolist() == [[1.0, 0.75, 0.0], pytest.approx([0.4, 0.4, 0.4]), pytest.approx([0.0, 0.2, 0.8])]
     plain, _ = keyframes(tiny, "none")
     assert adapter_weights_at(plain, plain, alphas)[0] == []
-
-
-def test_pacing_asks_for_distances_of_the_coarse_frames(tiny: Base) -> None:
-    pair = keyframes(tiny)
-    noise = invert_keyframes(tiny, pair, PLAIN)
-    seen = []
-
-    def distances(latents: torch.Tensor) -> torch.Tensor:
-        seen.append(latents.shape)
-        return torch.tensor([3.0, 1.0])  # three quarters of the way lie before the middle
-
-    alphas = paced_alphas(tiny, *pair, noise, 5, replace(PLAIN, steps=2), 3, distances)
-    assert seen == [(3, 4, 8, 8)]
-    assert alphas.tolist() == pytest.approx([0, 1 / 6, 1 / 3, 1 / 2, 1], abs=1e-4)
 
 
 def test_guidance_without_a_negative_caption_is_refused(tiny: Base) -> None:

@@ -1,35 +1,109 @@
+from collections.abc import Callable
+from itertools import combinations, pairwise
+
 import pytest
 import torch
 
-from pipeline.morphing.pacing import even_alphas, repaced_alphas
+from pipeline.morphing.pacing import bisected, even_alphas, narrowest, paced_frames
+from tests.reference import repaced_alphas
 
 
-def test_where_all_steps_are_equal_the_spacing_stays_even() -> None:
-    assert repaced_alphas(even_alphas(5), torch.ones(4), 9).tolist() == pytest.approx(even_alphas(9).tolist())
+def paced(way: Callable[[float], float], frames: int, spare: int) -> tuple[list[float], list[float]]:
+    """Alphas, and all that was made, where the frame at alpha is the place on a way."""
+    made: list[float] = []
+
+    def make(alphas: torch.Tensor) -> torch.Tensor:
+        made.extend(alphas.tolist())
+        return torch.tensor([[way(alpha)] for alpha in alphas.tolist()], dtype=torch.float64)
+
+    def look(latents: torch.Tensor) -> list[float]:
+        return latents[:, 0].tolist()
+
+    alphas, latents = paced_frames(make, look, lambda a, b: abs(a - b), frames, spare)
+    assert latents[:, 0].tolist() == [way(alpha) for alpha in alphas.tolist()], "the frames are those at the alphas"
+    assert len(made) == len(set(made)) == frames + spare, "each is made once"
+    return alphas.tolist(), made
 
 
-def test_a_way_that_is_known_by_hand() -> None:
-    """Three quarters of the way lie in the first half."""
-    found = repaced_alphas(torch.tensor([0, 0.5, 1]), torch.tensor([3.0, 1.0]), 5)
-    assert found.tolist() == pytest.approx([0, 1 / 6, 1 / 3, 1 / 2, 1], abs=1e-5)
+def widest_over_mean(way: Callable[[float], float], alphas: list[float]) -> float:
+    gaps = [abs(way(b) - way(a)) for a, b in pairwise(alphas)]
+    return max(gaps) / (sum(gaps) / len(gaps))
 
 
-def test_frames_placed_so_are_equally_far_apart() -> None:
-    def way(alpha: torch.Tensor) -> torch.Tensor:
-        return 1 / (1 + torch.exp(-12 * (alpha - 0.4)))
-
-    coarse = even_alphas(33)
-    alphas = repaced_alphas(coarse, way(coarse).diff(), 9)
-    steps = way(alphas).diff()
-    assert float(steps.max() / steps.mean()) < 1.05 < float(way(even_alphas(9)).diff().max() / steps.mean())
+def jump(alpha: float) -> float:
+    """Even but for one sudden change, a fifth of the way within 0.002."""
+    return alpha + 0.25 * min(1.0, max(0.0, (alpha - 0.4371) / 0.002))
 
 
-@pytest.mark.parametrize("distances", [[0.0, 0.0, 0.0], [1.0, float("nan"), 1.0], [float("inf"), 1.0, 1.0]])
-def test_identical_frames_and_what_is_no_number_leave_the_spacing_even(distances: list[float]) -> None:
-    assert repaced_alphas(even_alphas(4), torch.tensor(distances), 6).tolist() == pytest.approx(even_alphas(6).tolist())
+def bend(alpha: float) -> float:
+    return 1 / (1 + 2.718281828 ** (-12 * (alpha - 0.4)))
 
 
-def test_a_flat_stretch_is_passed_quickly_and_alphas_rise_all_the_same() -> None:
-    found = repaced_alphas(even_alphas(4), torch.tensor([1.0, 0.0, 1.0]), 7)
-    assert bool((found.diff() > 0).all()) and found[0] == 0 and found[-1] == 1
-    assert int(((found > 1 / 3 + 1e-6) & (found < 2 / 3 - 1e-6)).sum()) <= 1
+@pytest.mark.parametrize(("way", "most"), [(bend, 1.4), (jump, 1.4)])
+def test_neighbours_are_about_equally_far_apart(way: Callable[[float], float], most: float) -> None:
+    for frames in (9, 16, 40):
+        alphas, _ = paced(way, frames, 9)
+        assert alphas == sorted(alphas) and alphas[0] == 0 and alphas[-1] == 1 and len(alphas) == frames
+        assert widest_over_mean(way, alphas) < most < widest_over_mean(way, even_alphas(frames).tolist())
+
+
+def test_a_jump_is_found_that_another_pass_puts_elsewhere() -> None:
+    """Fewer steps move a sudden change; frames placed by them jump where they are shown."""
+
+    def coarse(alpha: float) -> float:
+        return jump(alpha + 0.02)
+
+    measured = even_alphas(17)
+    steps = torch.tensor([coarse(b) - coarse(a) for a, b in pairwise(measured.tolist())])
+    by_coarse_pass = repaced_alphas(measured, steps, 16).tolist()
+    assert widest_over_mean(jump, paced(jump, 16, 9)[0]) < 1.6 < 3 < widest_over_mean(jump, by_coarse_pass)
+
+
+def test_more_spare_frames_make_it_no_less_even() -> None:
+    widths = [widest_over_mean(jump, paced(jump, 16, spare)[0]) for spare in (0, 3, 9, 20)]
+    assert widths == sorted(widths, reverse=True) and widths[-1] < widths[0]
+
+
+@pytest.mark.parametrize("frames", [2, 3, 4, 16])
+@pytest.mark.parametrize("spare", [0, 1, 9])
+def test_where_nothing_moves_or_is_no_number_the_spacing_is_nearly_even(frames: int, spare: int) -> None:
+    for value in (0.0, float("nan"), float("inf")):
+
+        def distance(a: float, b: float, value: float = value) -> float:
+            return value
+
+        alphas, _ = paced_frames(lambda alphas: alphas[:, None], lambda made: made.tolist(), distance, frames, spare)
+        gaps = alphas.diff()
+        assert float(gaps.min()) > 0 and float(gaps.max()) < 2.01 / (frames - 1)
+
+
+def test_steps_without_a_middle_are_not_split_for_ever() -> None:
+    def cliff(alpha: float) -> float:
+        return float(alpha > 0.3)
+
+    alphas, made = paced(cliff, 5, 200)
+    assert min(b - a for a, b in pairwise(sorted(made))) > 1e-7
+    assert len(alphas) == 5
+
+
+def test_the_widest_gaps_are_bisected_first() -> None:
+    assert bisected([0, 0.5, 1], [4, 1], 1) == [0.25]
+    assert bisected([0, 0.5, 1], [4, 1], 4) == [0.0625, 0.125, 0.25, 0.375]
+    assert bisected([0, 0.5, 1], [3, 2], 2) == [0.25, 0.75]
+
+
+@pytest.mark.parametrize(("count", "keep"), [(9, 9), (9, 6), (10, 3), (8, 2)])
+def test_what_is_left_out_is_the_best_of_all_choices(count: int, keep: int) -> None:
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        places = torch.rand(count, 2, generator=generator, dtype=torch.float64)
+
+        def distance(i: int, j: int, places: torch.Tensor = places) -> float:
+            return float((places[i] - places[j]).norm())
+
+        def weight(inner: tuple[int, ...], distance: Callable[[int, int], float] = distance) -> tuple[float, float]:
+            gaps = [distance(i, j) for i, j in pairwise((0, *inner, count - 1))]
+            return max(gaps), sum(gap * gap for gap in gaps)
+
+        best = min(combinations(range(1, count - 1), keep - 2), key=weight)
+        assert narrowest(count, keep, distance) == [0, *best, count - 1]

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from pipeline.state import PipelineState
 from pipeline.tracking import close_parent, sync, track
 from pipeline.tracking.descriptions import of_parent, of_stage, of_state
 from pipeline.tracking.names import parent_metric, parent_param
-from pipeline.tracking.state import PipelineState
 from tests.tracking.conftest import Book, git, open_book, section, wait_a_moment
 from tests.tracking.stub import Stub
 
