@@ -125,6 +125,7 @@ class MorphSection(Section):
         | Annotated[tuple[Fraction, ...], Field(strict=False, min_length=3), AfterValidator(_rising)]
     )
     pacing_spare: int = Field(ge=0, le=1000)
+    without_adapters: bool
     loop: bool
     correct_ends: Fraction
     fps: float = Field(gt=0, le=120)

@@ -33,6 +33,8 @@ SMALL = {
     "train.steps": 6,
     "train.batch": 2,
     "train.learning_rate": 0.05,
+    "train.b_rate": 1.0,
+    "train.schedule": "constant",
     "train.rank": 2,
     "sample.captions": 2,
     "sample.seeds": 2,

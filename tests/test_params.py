@@ -41,7 +41,7 @@ def test_overrides_are_merged_into_their_section(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("written", ["3e-5", "3e-05", "0.00003", "3.0e-5"])
 def test_a_rate_arrives_as_a_float_however_it_is_written(written: str, tmp_path: Path) -> None:
-    rate = load(SHIPPED.replace("learning_rate: 1.0e-3", f"learning_rate: {written}"), tmp_path).train.learning_rate
+    rate = load(SHIPPED.replace("learning_rate: 4.0e-3", f"learning_rate: {written}"), tmp_path).train.learning_rate
     assert isinstance(rate, float) and rate == pytest.approx(3e-5)
 
 
@@ -53,7 +53,7 @@ def test_a_rate_arrives_as_a_float_however_it_is_written(written: str, tmp_path:
         ("  rank: 8", "  rank: true", "params.yaml: train.rank: found True. It should be a valid integer."),
         ("  rank: 8", "  rnak: 8", "params.yaml: train.rnak: unknown key. Did you mean 'rank'? Allowed here: steps, batch, "),
         ("  rank: 8", "  rnak: 8", "params.yaml: train.rank: the key is missing. Add it; the comments in the shipped params.yaml explain each key."),
-        ("learning_rate: 1.0e-3", "learning_rate: .nan", "params.yaml: train.learning_rate: found nan. It should be a finite number."),  # noqa: E501
+        ("learning_rate: 4.0e-3", "learning_rate: .nan", "params.yaml: train.learning_rate: found nan. It should be a finite number."),  # noqa: E501
         ("  device: auto", "  device: tpu", "params.yaml: machine.device: found 'tpu'. It should be 'auto', 'cpu', 'cuda' or 'mps'."),  # noqa: E501
         ("  workers: null", "  workers: 0", "params.yaml: machine.workers: found 0. It should be greater than or equal to 1, or be null."),  # noqa: E501
         ("  width: 128", "  width: 130", "params.yaml: prepare.width: found 130. It should be a multiple of 8."),  # noqa: E501

@@ -20,4 +20,4 @@ MORPH = Variant("morph", "morph", "frames")
 WITHOUT_ADAPTERS = Variant("without_adapters", "without adapters", "no-lora")
 CROSS_FADE = Variant("cross_fade", "cross-fade", "cross-fade")
 VARIANTS = (MORPH, WITHOUT_ADAPTERS, CROSS_FADE)
-"""In the order of strips, curves and tables."""
+"""In the order of strips, curves and tables. Only WITHOUT_ADAPTERS may be missing (`morph.without_adapters`)."""

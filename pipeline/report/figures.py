@@ -118,7 +118,7 @@ SUMMARY = (
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: a figure, one cell per variant in the order of VARIANTS, and which cells are the best."""
+    """A row of the table: a figure, one cell for each variant that was made, and which cells are the best."""
 
     figure: Figure
     cells: tuple[str, ...]
@@ -138,7 +138,7 @@ def summary(metrics: Metrics) -> dict[str, float | None]:
 
 
 def _row(figure: Figure, metrics: Metrics) -> Row:
-    values = [metrics[variant.name].get(figure.name) for variant in VARIANTS]
+    values = [metrics[variant.name].get(figure.name) for variant in VARIANTS if variant.name in metrics]
     cells = tuple(
         "–" if value is None or not math.isfinite(value) else f"{value:.{figure.digits}f}" for value in values
     )

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.adapters.store import read_index
-from pipeline.frames.variants import MORPH, VARIANTS
+from pipeline.frames.variants import MORPH, VARIANTS, Variant
 from pipeline.params import BaseSection, SetSpec, TrainSection
 from pipeline.report.data_uris import data_uri, thumbnail_uri
 from pipeline.report.figures import Metrics, Row, table
@@ -29,7 +29,7 @@ class FrameView:
     """One frame in the viewer.
 
     position: with its alpha, as text. caption: the keyframe's, or the two that the frame lies between. pictures: data
-    URIs, in the order of VARIANTS.
+    URIs, one for each of the variants that were made.
     """
 
     number: int
@@ -40,9 +40,14 @@ class FrameView:
 
 @dataclass(frozen=True)
 class MorphPart:
-    """A morph on the page. initial: which of `frames` is visible at first. stops: which of them lie at keyframes."""
+    """A morph on the page.
+
+    variants: labels of those that were made. initial: which of `frames` is visible at first. stops: which of them lie
+    at keyframes.
+    """
 
     key: str
+    variants: tuple[str, ...]
     facts: Mapping[str, Any]
     clip: str
     strip: str
@@ -81,7 +86,7 @@ def render(morphs: Sequence[MorphPart], sets: Sequence[SetPart], base: BaseSecti
         lstrip_blocks=True,
     )
     template = environment.get_template("page.html")
-    return template.render(morphs=morphs, sets=sets, base=base, variants=[variant.label for variant in VARIANTS])
+    return template.render(morphs=morphs, sets=sets, base=base)
 
 
 def morph_part(key: str, metrics: Metrics) -> MorphPart:
@@ -95,6 +100,7 @@ def morph_part(key: str, metrics: Metrics) -> MorphPart:
     files = list(dict.fromkeys(index[keyframe["file_name"]] for keyframe in facts["keyframes"]))
     return MorphPart(
         key=key,
+        variants=tuple(variant.label for variant in _made(facts)),
         facts=facts,
         clip=data_uri(folder / "morph.webp"),
         strip=thumbnail_uri(folder / "strip.png", WIDE_SIDE),
@@ -121,7 +127,7 @@ def morph_part(key: str, metrics: Metrics) -> MorphPart:
 
 
 def frame_views(folder: Path, facts: Mapping[str, Any]) -> tuple[FrameView, ...]:
-    """The frames of the viewer, each in every variant. facts: the content of morph.json."""
+    """The frames of the viewer, each in every variant that was made. facts: the content of morph.json."""
     count, stops = len(facts["positions"]), _stops(facts)
     every = -(-count // MAX_FRAMES)
     names = sorted(path.name for path in (folder / MORPH.folder).glob("*.png"))
@@ -129,7 +135,7 @@ def frame_views(folder: Path, facts: Mapping[str, Any]) -> tuple[FrameView, ...]
         FrameView(
             number,
             *describe_frame(number, facts),
-            tuple(thumbnail_uri(folder / variant.folder / names[number], FRAME_SIDE) for variant in VARIANTS),
+            tuple(thumbnail_uri(folder / variant.folder / names[number], FRAME_SIDE) for variant in _made(facts)),
         )
         for number in range(count)
         if number % every == 0 or number in stops
@@ -185,6 +191,10 @@ def folder_digest(folder: Path) -> str:
     for path in sorted(folder.iterdir()):
         total.update(f"{path.name}\0{file_digest(path)}\n".encode())
     return f"sha256:{total.hexdigest()}"
+
+
+def _made(facts: Mapping[str, Any]) -> list[Variant]:
+    return [variant for variant in VARIANTS if variant.label in facts["alphas"]]
 
 
 def _stops(facts: Mapping[str, Any]) -> list[int]:

@@ -50,6 +50,7 @@ def run(key: str) -> None:
                 generated_ends=variant != CROSS_FADE,
             )
             for variant in VARIANTS
+            if variant.label in facts["alphas"]
         }
         # A loop ends where it began, one keyframe further.
         positions = [*facts["positions"], float(len(reference.stops))] if reference.loop else facts["positions"]

@@ -41,7 +41,7 @@ class VariantFrames:
 
 
 def run(key: str) -> None:
-    """Write data/morphs/<morph>/: frames, the two baselines, the autoencoder's floor, clips, strip and morph.json."""
+    """Write data/morphs/<morph>/: frames, the baselines, the autoencoder's floor, clips, strip and morph.json."""
     params = load_params()
     spec = params.get_morph(key)
     settings = spec.morph
@@ -59,7 +59,7 @@ def run(key: str) -> None:
 
         variants: dict[Variant, VariantFrames] = {}
         noise_std: dict[str, float] = {}
-        for variant in (MORPH, WITHOUT_ADAPTERS):
+        for variant in (MORPH, WITHOUT_ADAPTERS) if settings.without_adapters else (MORPH,):
             own = keyframes if variant == MORPH else [replace(keyframe, adapters=()) for keyframe in keyframes]
             film = Film(base, own, film_settings, batch=params.machine.batch, progress=partial(_bar, variant.label))
             frames = [frame for made in film for frame in to_arrays(made.picture[None])]
@@ -96,7 +96,7 @@ def run(key: str) -> None:
             (folder / "morph.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         tracker.metric("inverted_noise_std", noise_std[MORPH.label])
         tracker.picture("strip", out / "strip.png")
-        tracker.show(out / "strip.png", f"{key}: the morph, the same without adapters, a cross-fade")
+        tracker.show(out / "strip.png", f"{key}: " + ", ".join(variant.label for variant in variants))
         for name in ("morph.webp", "morph.mp4", "morph.json"):
             tracker.artifact(out / name, "clips")
 
