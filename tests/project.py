@@ -42,6 +42,7 @@ SMALL = {
     "sample.steps": 2,
     "morph.frames": 3,
     "morph.steps": 2,
+    "morph.inversion_steps": 2,
     "morph.adain": "true",
     "morph.pacing": "linear",
     "morph.fps": 8.0,

@@ -123,8 +123,8 @@ def section(folder: Path, **changes: object) -> BaseSection:
     return unpinned.model_copy(update={"revision": base_digest(unpinned), **changes})
 
 
-def open_tiny(folder: Path, dtype: str = "float32") -> Base:
-    return open_base(section(folder, dtype=dtype), torch.device("cpu"))
+def open_tiny(folder: Path, dtype: str = "float32", device: str | torch.device = "cpu") -> Base:
+    return open_base(section(folder, dtype=dtype), torch.device(device))
 
 
 def caption_of(embedding: torch.Tensor) -> Conditioning:

@@ -45,7 +45,7 @@ def fidelity(generated: Tensor, reconstructed: Tensor, keyframes: Tensor) -> tup
     for name, pictures in (("generated", generated), ("reconstructed", reconstructed), ("keyframes", keyframes)):
         check_pictures(pictures, name)
     columns = [
-        metric(pictures, keyframes).double().cpu().tolist()
+        metric(pictures, keyframes).cpu().double().tolist()
         for pictures in (generated, reconstructed)
         for metric in (psnr, ssim, perceptual)
     ]

@@ -29,7 +29,7 @@ def mean_errors(
             noises = noise.expand_as(part)
             predicted = base.predict(base.path.add_noise(part, noises, times), times, captions)
             target = base.path.target(part, noises, times)
-            parts.append((predicted - target).square().mean(dim=(1, 2, 3)).double().cpu())
+            parts.append((predicted - target).square().mean(dim=(1, 2, 3)).cpu().double())
         errors += torch.cat(parts)
     return errors / len(SHARES)
 

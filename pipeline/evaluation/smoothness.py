@@ -45,7 +45,7 @@ def neighbour_distances(frames: Tensor | Features) -> Floats:
         features = extract(frames)
     if len(features) < 2:
         return np.zeros(0)
-    distances = feature_distance(features[:-1], features[1:]).double().cpu().numpy()
+    distances = feature_distance(features[:-1], features[1:]).cpu().double().numpy()
     return _checked(distances)
 
 

@@ -1,5 +1,6 @@
 """Where the frames of a segment lie, so that neighbours look equally far apart."""
 
+import functools
 import heapq
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -41,10 +42,14 @@ def paced_frames(
         placed.extend(alphas)
         placed.sort()
 
-    def apart(i: int, j: int) -> float:
-        found = distance(views[placed[i]], views[placed[j]])
+    @functools.cache
+    def between(a: float, b: float) -> float:
+        found = distance(views[a], views[b])
         # Where nothing moves the spacing is even.
-        return (found if math.isfinite(found) else 0.0) + 1e-6 * (placed[j] - placed[i])
+        return (found if math.isfinite(found) else 0.0) + 1e-6 * (b - a)
+
+    def apart(i: int, j: int) -> float:
+        return between(placed[i], placed[j])
 
     add(even_alphas(max(2, frames // 3 + 1)).tolist())
     while (lacking := frames + spare - len(placed)) > 0:

@@ -68,7 +68,7 @@ class History:
         """One adapter's curves, for its checkpoint."""
         curves = {"curve/loss": self.loss[row, :step], "curve/grad_norm": self.grad_norm[row, :step]}
         curves |= {f"{VALIDATION}{at}": losses for at, losses in self.validations[row].items()}
-        return {key: value.double().cpu().clone() for key, value in curves.items()}
+        return {key: value.cpu().double().clone() for key, value in curves.items()}
 
 
 def ended(state: TrainState, settings: TrainSection) -> str | None:

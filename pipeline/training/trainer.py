@@ -123,7 +123,7 @@ class PackTrainer:
         losses = torch.stack(by_example, dim=1)
         if self.accelerator is not None:
             losses = broadcast(losses)  # the first process's, so that all decide alike
-        losses = losses.double().cpu()
+        losses = losses.cpu().double()
         for row, known in enumerate(self.history.validations):
             known[self.step] = losses[row]
         return losses
