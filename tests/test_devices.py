@@ -19,6 +19,8 @@ from pipeline.morphing.engine import Recipe
 from pipeline.stages import evaluate, morph, prepare, report, sample, train
 from tests.pretend import DEVICE, Pretend
 from tests.tiny import open_tiny
+from tests.training.jobs import jobs, trained
+from tests.training.settings import SETTINGS
 
 
 def on_device(monkeypatch: pytest.MonkeyPatch, *stages: ModuleType) -> None:
@@ -116,3 +118,19 @@ def test_films_with_every_option_run(
     assert there.device.type == "cpu" and there.isfinite().all()
     if dtype == "float32":
         assert torch.allclose(there, frames(open_tiny(tiny_folders["v_prediction"])), atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulation": 2, "schedule": "cosine", "min_snr_gamma": 5.0, "flip": True}])
+def test_training_waits_for_the_device_at_its_periodic_looks_only(
+    options: dict[str, object], tiny_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    def waits(steps: int) -> int:
+        with Pretend(float64=False) as mode:
+            base = open_tiny(tiny_folders["v_prediction"], device=DEVICE)
+            prepared = jobs(base)
+            mode.waits.clear()
+            settings = SETTINGS.model_copy(update={"steps": steps, **options})
+            trained(base, tmp_path / f"{steps}", settings, every=1000, wanted=prepared)
+            return sum(mode.waits.values())
+
+    assert waits(3) == waits(7) > 0

@@ -15,10 +15,10 @@ from pipeline.adapters.mixing import Adapter, WeightedAdapter, mixed_adapters, m
 from pipeline.base.conditioning import Conditioning
 from pipeline.base.protocol import Base
 from pipeline.morphing.attention import cached_captions
-from pipeline.morphing.chunks import in_chunks
 from pipeline.morphing.diffmorpher import KeyframeAttention, above, adain, endpoint_attention
 from pipeline.morphing.interpolation import lerp, slerp
 from pipeline.sampling.captions import predictor
+from pipeline.sampling.chunks import in_chunks
 from pipeline.sampling.guidance import guided
 from pipeline.sampling.solver import Progress, Solver, invert, sample
 
@@ -88,14 +88,19 @@ def morph_segment(
 
     A frame has the slerp of the two noises, with AdaIN if asked, the lerp of the captions, the weights
     W + (1 - alpha) D0 + alpha D1 and, if asked, its endpoints' self-attention (DiffMorpher, Zhang et al. 2024).
-    At most `batch` samples are made at once; None: all. With attention the endpoints are two of them every time.
+    At most `batch` samples go through the denoiser at once; None: all. Under guidance a frame is two, and attention
+    needs the endpoints beside the frames every time. Raises ValueError where `batch` has no room for a frame.
     """
-    if recipe.attention is None:
+    copies, beside = 1 if recipe.guidance == 1 else 2, 2 if recipe.attention else 0
+    room = None if batch is None else batch // copies - beside
+    if room is not None and room < 1:
+        raise ValueError(f"{batch} samples at once are too few: a frame of this recipe takes {copies * (beside + 1)}")
+    if not recipe.attention:
 
         def sampled(chunk: slice) -> torch.Tensor:
             return _sample_rows(base, first, second, noise, alphas[chunk], recipe, progress("frames"))
 
-        return torch.cat(in_chunks(len(alphas), batch, sampled))
+        return torch.cat(in_chunks(len(alphas), room, sampled))
     ends = torch.tensor([0.0, 1.0], dtype=alphas.dtype)
     inner = alphas[(alphas > 0) & (alphas < 1)]
     found: dict[float, torch.Tensor] = {}
@@ -106,7 +111,7 @@ def morph_segment(
         found.update(zip(rows.tolist(), latents, strict=True))
 
     if len(inner):
-        in_chunks(len(inner), None if batch is None else batch - 2, sampled_with_ends)
+        in_chunks(len(inner), room, sampled_with_ends)
     else:
         sampled_with_ends(slice(0))
     return torch.stack([found[alpha] for alpha in alphas.tolist()])

@@ -8,6 +8,7 @@ from pipeline.adapters.mixing import Adapter
 from pipeline.base.posterior import keyed_seed
 from pipeline.base.protocol import Base
 from pipeline.sampling.captions import sample_captions
+from pipeline.sampling.chunks import in_chunks
 from pipeline.sampling.solver import Progress
 
 
@@ -26,7 +27,8 @@ def sample_grid(
 ) -> torch.Tensor:
     """Pictures (seeds, weights, 3, H, W) of one caption. Weight 0 is the base alone; a row starts from one noise.
 
-    size: (H, W) in pixels. batch: pictures that go through the denoiser at once, twice that under guidance; None: all.
+    size: (H, W) in pixels. batch: samples that go through the denoiser at once, of which a picture takes two under
+    guidance; None: all.
     """
     shape = (base.latent_channels, *(side // base.pixels_per_latent for side in size))
     noise = torch.stack(
@@ -35,17 +37,12 @@ def sample_grid(
     noise = noise.repeat_interleave(len(weights), dim=0).to(base.device)
     adapters = [[(adapter, weight)] for _ in seeds for weight in weights]
     conditioning = base.condition([caption])
-    rows = range(len(noise))
-    latents = [
-        sample_captions(
-            base,
-            noise[chunk],
-            conditioning.repeat(len(chunk)),
-            [adapters[row] for row in chunk],
-            steps=steps,
-            guidance=guidance,
-            progress=progress,
-        )
-        for chunk in (list(rows[first : first + (batch or len(noise))]) for first in rows[:: batch or len(noise)])
-    ]
-    return base.decode(torch.cat(latents)).unflatten(0, (len(seeds), len(weights)))
+
+    def sampled(chunk: slice) -> torch.Tensor:
+        some = adapters[chunk]
+        captions = conditioning.repeat(len(some))
+        return sample_captions(base, noise[chunk], captions, some, steps=steps, guidance=guidance, progress=progress)
+
+    most = None if batch is None else batch if guidance == 1 else batch // 2
+    latents = torch.cat(in_chunks(len(noise), most, sampled))
+    return torch.cat([base.decode(latent[None]) for latent in latents]).unflatten(0, (len(seeds), len(weights)))

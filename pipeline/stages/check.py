@@ -38,6 +38,7 @@ def run() -> None:
             memory=MEMORY / f"{key}.txt",
         )
     problems += _train_problems(params)
+    problems += _batch_problems(params)
     problems += _lpips_problems(params)
     problems += _keyframe_problems(params)
     problems += _path_problems()
@@ -85,6 +86,20 @@ def _train_problems(params: Params) -> list[Problem]:
             found = f"{settings.warmup} steps of warm-up in a training of {settings.steps}"
             problems.append(Problem(f"{where}.warmup", found, "Write fewer, or more train.steps."))
     return problems
+
+
+def _batch_problems(params: Params) -> list[Problem]:
+    """A `machine.batch` in which not even one frame or sample fits."""
+    least = {"sample": max([1 if spec.sample.guidance == 1 else 2 for spec in params.sets.values()], default=1)}
+    for key, spec in params.morphs.items():
+        beside = 2 if spec.morph.attention and spec.morph.attention_until > 0 else 0
+        least[f"morphs.{key}"] = (beside + 1) * (1 if spec.morph.guidance == 1 else 2)
+    batch = params.machine.batch
+    return [
+        Problem("params.yaml: machine.batch", f"{batch} is too few for {where}", f"Write at least {needed}, or null.")
+        for where, needed in least.items()
+        if batch is not None and batch < needed
+    ]
 
 
 def _lpips_problems(params: Params) -> list[Problem]:

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -87,6 +88,15 @@ def morphed(
     return morph_segment(base, *pair, noise, alphas, recipe, batch)
 
 
+def largest_call(base: Base, work: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, int]:
+    """What the work gives, and how many samples it sent through the denoiser at once."""
+    calls: list[int] = []
+    handle = base.denoiser.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
+    found = work()
+    handle.remove()
+    return found, max(calls)
+
+
 @pytest.mark.parametrize("number", range(len(pairwise())))
 def test_the_engine_equals_frame_by_frame_with_really_merged_weights(
     number: int, tiny_folders: dict[str, Path]
@@ -108,8 +118,15 @@ def test_the_engine_equals_frame_by_frame_with_really_merged_weights(
     assert torch.allclose(noise, torch.stack(reference.noises), atol=1e-9)
     frames = morph_segment(base, *pair, noise, ALPHAS, recipe)
     assert torch.allclose(frames, expected, atol=1e-9), options
-    in_parts = morph_segment(base, *pair, noise, ALPHAS, recipe, batch=3)
-    assert torch.allclose(in_parts, expected, atol=1e-9), "cut into parts"
+    least = (3 if recipe.attention else 1) * (2 if recipe.guidance != 1 else 1)
+    for batch in (least, least + 1, 7):
+        in_parts, largest = largest_call(
+            base, lambda batch=batch: morph_segment(base, *pair, noise, ALPHAS, recipe, batch)
+        )
+        assert torch.allclose(in_parts, expected, atol=1e-9), "cut into parts"
+        assert largest <= batch
+    with pytest.raises(ValueError, match=f"a frame of this recipe takes {least}"):
+        morph_segment(base, *pair, noise, ALPHAS, recipe, least - 1)
 
 
 def test_the_pairs_are_all_there() -> None:

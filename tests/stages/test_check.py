@@ -224,3 +224,25 @@ def test_weights_of_lpips_that_cannot_be_used_are_reported_with_the_command_that
     (project / "alex.safetensors").write_bytes(b"\x80\x02 a pickle")
     (pickled,) = checked()
     assert "not a safetensors file" in pickled and "pip install lpips" in pickled
+
+
+@pytest.mark.parametrize(
+    ("values", "least"),
+    [
+        ({"sample.guidance": 2.5, "machine.batch": 1}, {"sample": 2}),
+        ({"sample.guidance": 1.0, "morph.guidance": 3.0, "machine.batch": 1}, {"morphs.hills": 2, "morphs.dots": 2}),
+        ({"morph.attention": "[up]", "machine.batch": 2}, {"morphs.hills": 3, "morphs.dots": 3}),
+        ({"morph.attention": "[up]", "morph.guidance": 3.0, "machine.batch": 5}, {"morphs.hills": 6, "morphs.dots": 6}),
+    ],
+)
+def test_a_batch_without_room_for_one_frame_is_refused(
+    project: Path, values: dict[str, object], least: dict[str, int]
+) -> None:
+    edit(project / "params.yaml", lambda text: with_values(text, values))
+    batch = values["machine.batch"]
+    assert checked() == [
+        f"params.yaml: machine.batch: {batch} is too few for {where}. Write at least {needed}, or null."
+        for where, needed in least.items()
+    ]
+    edit(project / "params.yaml", lambda text: with_values(text, {"machine.batch": max(least.values())}))
+    assert CliRunner().invoke(app, ["check"]).exit_code == 0

@@ -15,7 +15,7 @@ def in_chunks(count: int, most: int | None, work: Callable[[slice], Result]) -> 
     Raises:
         torch.OutOfMemoryError: when not even one item fits.
     """
-    size, first, results = max(1, most or count), 0, []
+    size, first, results = count if most is None else max(1, most), 0, []
     while first < count:
         chunk = slice(first, min(first + size, count))
         try:

@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from pipeline.morphing.chunks import in_chunks
+from pipeline.sampling.chunks import in_chunks
 
 
 def test_chunks_are_as_large_as_there_is_room() -> None:
     assert in_chunks(5, 2, lambda chunk: (chunk.start, chunk.stop)) == [(0, 2), (2, 4), (4, 5)]
     assert in_chunks(5, None, lambda chunk: (chunk.start, chunk.stop)) == [(0, 5)]
-    assert in_chunks(3, -1, lambda chunk: chunk.start) == [0, 1, 2]
+    assert in_chunks(3, 0, lambda chunk: chunk.start) == in_chunks(3, -1, lambda chunk: chunk.start) == [0, 1, 2]
     assert in_chunks(0, 4, lambda chunk: chunk.start) == []
 
 
