@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,7 +24,7 @@ from pipeline.params import Params, SetSpec, TrainSection, load_params
 from pipeline.previews import preview_sheet
 from pipeline.tracking import Tracker, track
 from pipeline.training.cache import AdapterCache
-from pipeline.training.checkpoints import Checkpoints, training_lock
+from pipeline.training.checkpoints import Checkpoints, training_locks
 from pipeline.training.code_digest import TRAINING, code_digest
 from pipeline.training.examples import Example, encode_example
 from pipeline.training.history import curves_of, learned_little, write_curves
@@ -104,9 +104,7 @@ def train_missing(
         callbacks=callbacks(base, tracker, params.tracking.pictures_every) if tracker else Callbacks(),
         accelerator=accelerator if together else None,
     )
-    with ExitStack() as locks:
-        for job in writing:
-            locks.enter_context(training_lock(WORK / job.digest))
+    with training_locks([WORK / job.digest for job in writing]):
         states = train_adapters(setup, own)
         # Cached only when all are trained: after a kill in between, the same adapters are missing as before, and so are
         # shared out and packed as before.

@@ -2,8 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +47,29 @@ def training_lock(path: Path) -> Iterator[None]:
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+
+
+@contextmanager
+def training_locks(paths: Sequence[Path]) -> Iterator[None]:
+    """All of these locks, each an open file: where the system's limit is lower and may be raised, it is.
+
+    Raises:
+        UserError: when another process has one of them, or the limit is too low.
+    """
+    if os.name == "posix":
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        needed = len(paths) + 256  # all else that is open
+        if resource.RLIM_INFINITY != hard < needed:
+            found = f"{len(paths)} adapters at once need {needed} open files, of which the system allows {hard}"
+            raise UserError(Problem("ulimit -n", found, "Raise that limit, or divide the set into several."))
+        if resource.RLIM_INFINITY != soft < needed:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    with ExitStack() as locks:
+        for path in paths:
+            locks.enter_context(training_lock(path))
+        yield
 
 
 @contextmanager

@@ -52,9 +52,9 @@ class History:
         """Whether the loss at fixed noise is known after so many steps."""
         return all(step in known for known in self.validations)
 
-    def forget(self, step: int) -> None:
-        """Undo what a step that was not finished has left."""
-        self.loss[:, step:], self.grad_norm[:, step:] = 0, 0
+    def forget(self, row: int, step: int) -> None:
+        """Undo what a step that was not finished has left of an adapter."""
+        self.loss[row, step:], self.grad_norm[row, step:] = 0, 0
 
     def first_not_finite(self, step: int) -> tuple[int, int] | None:
         """(adapter, step) of the first loss or gradient norm before `step` that is NaN or infinite."""

@@ -189,6 +189,7 @@ def train_pack(setup: TrainingSetup, jobs: Sequence[Job], states: dict[str, Trai
                     break
     except torch.OutOfMemoryError:
         trainer.drop_unfinished_step()
+        report()
         save()
         raise
 

@@ -1,5 +1,7 @@
 """The optimizer of one row of a pack, and loss scales for float16."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -28,8 +30,20 @@ class RowOptimizer:
             group["lr"] = rate * self._ratios[group["name"]]
 
     def step(self) -> None:
-        """One step from the rows' gradients."""
-        self.optimizer.step()
+        """One step from the rows' gradients, or none: where memory runs out in the midst, all is as before."""
+        rows = list(self.rows.values())
+        before = [(row.detach().clone(), _copied(self.optimizer.state[row])) for row in rows]
+        try:
+            self.optimizer.step()
+        except torch.OutOfMemoryError:
+            for row, (values, state) in zip(rows, before, strict=True):
+                row.detach().copy_(values)
+                self.optimizer.state[row] = state
+            raise
+
+
+def _copied(state: dict[str, Any]) -> dict[str, Any]:
+    return {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in state.items()}
 
 
 def _eight_bit() -> type[torch.optim.AdamW]:
@@ -51,10 +65,14 @@ class LossScales:
         self.enabled = enabled
         self.scales = torch.full((count,), 2.0**16 if enabled else 1.0, device=device)
         self.good = torch.zeros(count, device=device)
+        self._before = self.scales, self.good
 
     def scaled(self, losses: torch.Tensor) -> torch.Tensor:
         """Losses (N,) to take gradients of."""
-        return losses * self.scales if self.enabled else losses
+        if not self.enabled:
+            return losses
+        self._before = self.scales.clone(), self.good.clone()
+        return losses * self.scales
 
     def unscale(self, pack: AdapterPack) -> list[bool]:
         """Bring gradients back to size; whose are finite."""
@@ -70,6 +88,10 @@ class LossScales:
         self.scales = torch.where(finite, torch.where(grown, self.scales * 2, self.scales), self.scales / 2)
         self.good[grown] = 0
         return finite.tolist()
+
+    def undo(self, place: int) -> None:
+        """An adapter's scale as it was before the step under way."""
+        self.scales[place], self.good[place] = (values[place] for values in self._before)
 
 
 def adapter_state(

@@ -46,6 +46,7 @@ class PackTrainer:
         self.scales = LossScales(len(examples), base.dtype == torch.float16, self.pack.down.device)
         self.history = History(states, settings.steps, self.pack.down.device)
         self.step = states[0].step
+        self._ahead = set[int]()  # rows that have done the step which is under way
         for row, state in enumerate(states):
             if state.step:
                 load_adapter_state(self.pack, self.optimizers[row], self.scales, row, state.tensors)
@@ -69,8 +70,10 @@ class PackTrainer:
             if usable[row]:
                 optimizer.set_rate(learning_rate(settings, step))
                 optimizer.step()
-        pack.zero_grad()
+            self._ahead.add(row)
+        self._ahead.clear()
         self.step += 1
+        pack.zero_grad()
 
     def _draw(self, step: int, places: Sequence[int]) -> Batch:
         """The samples of all adapters, those of the first first."""
@@ -99,9 +102,12 @@ class PackTrainer:
         return bool(self.accelerator.reduce(flags, reduction="sum") > 0)
 
     def drop_unfinished_step(self) -> None:
-        """After an error within a step: no weight has moved since the last whole one."""
+        """After memory ran out within a step: adapters that have done it stay ahead, the others do it again."""
         self.pack.zero_grad()
-        self.history.forget(self.step)
+        for row in range(len(self.pack)):
+            if row not in self._ahead:
+                self.history.forget(row, self.step)
+                self.scales.undo(row)
 
     @torch.no_grad()
     def validate(self) -> torch.Tensor:
@@ -130,15 +136,17 @@ class PackTrainer:
 
     def values(self, row: int, since: int) -> Iterator[tuple[int, Mapping[str, float]]]:
         """(step, its loss, gradient norm and learning rate) of an adapter's steps from `since` on."""
-        losses = self.history.loss[row, since : self.step].tolist()
-        norms = self.history.grad_norm[row, since : self.step].tolist()
-        for step, loss, norm in zip(range(since, self.step), losses, norms, strict=True):
+        until = self.step + (row in self._ahead)
+        losses = self.history.loss[row, since:until].tolist()
+        norms = self.history.grad_norm[row, since:until].tolist()
+        for step, loss, norm in zip(range(since, until), losses, norms, strict=True):
             yield step, {"loss": loss, "grad_norm": norm, "learning_rate": learning_rate(self.settings, step)}
 
     def state(self, row: int) -> TrainState:
         """All that one adapter's training needs to go on from here."""
+        step = self.step + (row in self._ahead)
         tensors = adapter_state(self.pack, self.optimizers[row], self.scales, row)
-        return TrainState(self.step, tensors | self.history.tensors(row, self.step))
+        return TrainState(step, tensors | self.history.tensors(row, step))
 
     @contextmanager
     def attached(self) -> Iterator[None]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.errors import UserError
-from pipeline.training.checkpoints import Checkpoints, TrainState, read_state, work_folder, write_state
+from pipeline.training.checkpoints import Checkpoints, TrainState, read_state, training_locks, work_folder, write_state
 
 STATE = TrainState(7, {"weight/a": torch.arange(6.0).view(2, 3), "step/a": torch.tensor(7.0)})
 
@@ -77,3 +77,21 @@ def test_a_second_process_is_refused_by_the_name_of_the_first(tmp_path: Path) ->
     assert holder.wait(30) == 0
     with work_folder(tmp_path / "job"):
         pass
+
+
+def test_more_locks_than_files_may_be_open_raise_the_limit_or_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+    try:
+        paths = [tmp_path / f"{number}" for number in range(150)]
+        with training_locks(paths):
+            assert len(list(tmp_path.glob("*.lock"))) == len(list(tmp_path.glob("*.pid"))) == 150
+        assert not list(tmp_path.glob("*.pid"))
+        monkeypatch.setattr(resource, "getrlimit", lambda kind: (100, 300))
+        with pytest.raises(UserError, match="150 adapters at once need 406 open files, of which the system allows 300"):
+            training_locks(paths).__enter__()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

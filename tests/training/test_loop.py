@@ -92,6 +92,30 @@ def test_out_of_memory_halves_the_pack_and_loses_no_step(
         trained(fresh_tiny(), tmp_path / "never", objective=hopeless)
 
 
+@pytest.mark.parametrize("at", [0, 3])
+def test_memory_that_runs_out_in_the_optimizer_loses_and_repeats_no_step(
+    fresh_tiny: Fresh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """Of three adapters the first has done the step, the second is in the midst of it, the third has not begun."""
+    calm = trained(in_double(fresh_tiny()), tmp_path / "calm")
+    plain, calls = torch.optim.AdamW.step, []
+
+    def tight(self: torch.optim.AdamW) -> None:
+        calls.append(self)
+        plain(self)
+        if len(calls) == 3 * at + 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")  # the row has moved, or half of it
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", tight)
+    reported: list[tuple[str, int]] = []
+    callbacks = Callbacks(step=lambda name, step, values: reported.append((name, step)))
+    tried = trained(in_double(fresh_tiny()), tmp_path / "tried", every=100, callbacks=callbacks)
+    for name, state in calm.items():
+        for key, tensor in state.tensors.items():
+            assert torch.allclose(tensor, tried[name].tensors[key], atol=1e-10), (name, key)
+    assert sorted(reported) == [(f"job {number}", step) for number in range(3) for step in range(6)]
+
+
 def test_training_lowers_the_loss_at_fixed_noise_and_leaves_the_base_alone(tiny: Base, tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"steps": 60, "learning_rate": 3e-2, "validate_every": 20})
     frozen = {key: weight.clone() for key, weight in tiny.denoiser.state_dict().items()}
