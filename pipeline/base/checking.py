@@ -1,12 +1,14 @@
 """Whether a base exists and is whole, and its digest, without loading it (and without torch)."""
 
 import hashlib
+import json
 import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from pipeline.base.digests import file_sha256
 from pipeline.base.families import FAMILIES, family_of
 from pipeline.base.files import RESTORE, json_problems, safetensors_problems, weights_problems
 from pipeline.errors import Problem, UserError
@@ -45,10 +47,22 @@ def find_base_problems(section: BaseSection) -> list[Problem]:
     return problems
 
 
+def base_warnings(section: BaseSection) -> list[str]:
+    """What a base without problems should be told of."""
+    config = config_folder(section, "scheduler") / "scheduler" / "scheduler_config.json"
+    scheduler = json.loads(config.read_text(encoding="utf-8"))
+    if scheduler.get("rescale_betas_zero_snr") and scheduler.get("timestep_spacing", "leading") == "leading":
+        return [
+            f"{config}: with zero terminal SNR the last timestep is pure noise, and `leading` spacing never goes there:"
+            ' write "timestep_spacing": "trailing" (Lin et al. 2024), and pin the base anew'
+        ]
+    return []
+
+
 def config_folder(section: BaseSection, part: str) -> Path:
     """The folder with the subfolder `part` of the base's configs. That of a Hub id is downloaded, without weights."""
     if is_hub_id(section):
-        return fetch(section, [f"{part}/*.json", f"{part}/*.txt"])
+        return cached(section) or fetch(section, [f"{part}/*.json", f"{part}/*.txt"])
     return Path(section.config or section.source) if is_single_file(section) else Path(section.source)
 
 
@@ -67,13 +81,8 @@ def base_digest(section: BaseSection) -> str:
         named = {path.relative_to(source).as_posix(): path for path in [source / "model_index.json", *files]}
     total = hashlib.sha256()
     for name, path in sorted(named.items()):
-        total.update(f"{name}\0{_sha256(path)}\n".encode())
+        total.update(f"{name}\0{file_sha256(path)}\n".encode())
     return f"sha256:{total.hexdigest()}"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _pin_problems(section: BaseSection) -> list[Problem]:
@@ -90,6 +99,8 @@ def _hub_problems(section: BaseSection) -> list[Problem]:
         found = f"there is no folder {section.source!r}, and for a Hub id {section.revision!r} is not a commit"
         fix = "Correct the path; or write a Hub id's commit, 40 hex digits, in base.revision (a branch can change)."
         return [Problem("params.yaml: base.source", found, fix)]
+    if cached(section):
+        return []
     try:
         parts = {part for family in FAMILIES for part in family.parts}
         texts = [f"{part}/*.{suffix}" for part in sorted(parts) for suffix in ("json", "txt")]
@@ -104,6 +115,19 @@ def _hub_problems(section: BaseSection) -> list[Problem]:
             fix = "Use a base with safetensors weights."
             problems.append(Problem(f"{section.source}: {component}", "no safetensors weights on the Hub", fix))
     return problems
+
+
+def cached(section: BaseSection) -> Path | None:
+    """The folder of a Hub base in this machine's cache, if all of it is there: a commit never changes, so nothing needs
+    to be asked, and nodes without a network can work."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        root = Path(snapshot_download(section.source, revision=section.revision, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, OSError):
+        return None
+    return None if _folder_problems(root) else root
 
 
 def fetch(section: BaseSection, patterns: list[str]) -> Path:

@@ -16,6 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from pipeline.base.checking import (
     base_digest,
+    cached,
     config_folder,
     fetch,
     find_base_problems,
@@ -62,7 +63,7 @@ def denoiser_without_weights(section: BaseSection) -> nn.Module:
 
 
 def _load_folder(section: BaseSection, dtype: torch.dtype) -> dict[str, Any]:
-    root = _fetch_all(section) if is_hub_id(section) else Path(section.source)
+    root = (cached(section) or _fetch_all(section)) if is_hub_id(section) else Path(section.source)
     family = family_of(root)
     kinds = {"unet": (UNet2DConditionModel, dtype), "vae": (AutoencoderKL, dtype)}
     parts: dict[str, Any] = {

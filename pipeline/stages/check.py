@@ -4,7 +4,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from pipeline.base.checking import config_folder, find_base_problems
+from pipeline.base.checking import base_warnings, config_folder, find_base_problems
 from pipeline.base.device import choose_device, find_dtype_problems
 from pipeline.errors import Problem, UserError
 from pipeline.outputs import atomic_file
@@ -46,7 +46,7 @@ def run() -> None:
         raise UserError(*problems)
     with atomic_file(CHECKED) as path:
         path.write_text("params, sets, morphs and base are in order\n", encoding="utf-8")
-    if warning := check_ran(params.tracking):
+    for warning in filter(None, [*base_warnings(params.base), check_ran(params.tracking)]):
         print(f"Warning: {warning}", file=sys.stderr)
 
 

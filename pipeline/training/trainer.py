@@ -54,15 +54,14 @@ class PackTrainer:
     def train_step(self) -> None:
         """One optimizer step of every adapter."""
         settings, pack, step = self.settings, self.pack, self.step
-        for micro in range(settings.accumulation):
-            places = self._own_share(range(micro * settings.batch, (micro + 1) * settings.batch))
-            if places:
-                batch = self._draw(step, places)
-                losses = self.objective(self.base, batch)
-                # A mean for each adapter and not over all: its gradient must not depend on its neighbours.
-                losses = losses.view(len(pack), -1).sum(1) / (settings.batch * settings.accumulation)
-                self.scales.scaled(losses).sum().backward()
-                self.history.loss[:, step] += losses.detach()
+        whole = settings.batch * settings.accumulation
+        places = self._own_share(range(whole))
+        for first in range(0, len(places), settings.batch):
+            losses = self.objective(self.base, self._draw(step, places[first : first + settings.batch]))
+            # A mean for each adapter and not over all: its gradient must not depend on its neighbours.
+            losses = losses.view(len(pack), -1).sum(1) / whole
+            self.scales.scaled(losses).sum().backward()
+            self.history.loss[:, step] += losses.detach()
         self._add_up(pack.down_grad, pack.up_grad, self.history.loss[:, step])
         usable = self.scales.unscale(pack)
         self.history.grad_norm[:, step] = pack.clip(settings.max_grad_norm)
@@ -82,7 +81,7 @@ class PackTrainer:
         return Batch.concatenate(drawn).to(self.base.device)
 
     def _own_share(self, places: range) -> list[int]:
-        """The places of a batch that this process draws; all of them where it trains alone."""
+        """The places of a step's samples that this process draws; all of them where it trains alone."""
         if self.accelerator is None:
             return list(places)
         with self.accelerator.split_between_processes(list(places)) as share:

@@ -1,10 +1,12 @@
 import json
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
+import torch
 
-from pipeline.base.checking import base_digest, find_base_problems
+from pipeline.base.checking import base_digest, cached, config_folder, find_base_problems
 from pipeline.errors import Problem
 from pipeline.params import BaseSection
 from tests.tiny import section
@@ -110,6 +112,43 @@ def test_a_hub_id_needs_a_commit() -> None:
         (problem,) = find_base_problems(hub)
         assert problem.where == "params.yaml: base.source" and "no folder 'owner/name'" in problem.found
         assert "40 hex digits, in base.revision" in problem.fix
+
+
+def in_cache(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> BaseSection:
+    """A base as the Hub's client keeps it, on a machine without a network."""
+    from huggingface_hub import constants
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(folder, cache / "models--owner--name/snapshots" / commit)
+
+    def unreachable(*arguments: object, **keywords: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(socket.socket, "connect", unreachable)
+    return BaseSection(source="owner/name", revision=commit, config=None, dtype="float32")
+
+
+def test_a_pinned_hub_base_in_the_cache_needs_no_network(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.base.opening import denoiser_without_weights, open_base
+
+    hub = in_cache(folder, tmp_path / "cache", monkeypatch)
+    assert find_base_problems(hub) == []
+    assert (config_folder(hub, "tokenizer") / "tokenizer").is_dir() and denoiser_without_weights(hub).config
+    base = open_base(hub, torch.device("cpu"))
+    assert base.digest == f"owner/name@{hub.revision}"
+    local = open_base(section(folder), torch.device("cpu"))
+    expected = local.condition(["a red hill"]).tensors["embedding"]
+    assert torch.equal(base.condition(["a red hill"]).tensors["embedding"], expected)
+
+
+def test_a_cache_that_lacks_a_part_is_no_whole_base(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights(folder).unlink()
+    assert cached(in_cache(folder, tmp_path / "cache", monkeypatch)) is None
 
 
 def test_a_single_file_needs_a_config_folder(tmp_path: Path) -> None:

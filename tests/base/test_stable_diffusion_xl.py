@@ -68,10 +68,10 @@ def test_morphs_and_adapters_work_as_on_any_base(folder: Path) -> None:
     pair = [EncodedKeyframe(latents[i], captions.take([i]), ((adapters[i], 1.0),)) for i in range(2)]
     recipe = Recipe(4, 4, use_adain=True, attention=KeyframeAttention(("up",), 0.6, "inputs"))
     noise = invert_keyframes(base, pair, recipe)
-    alphas = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+    alphas = torch.tensor([0.0, 0.3, 0.6, 1.0], dtype=torch.float64)
     frames = morph_segment(base, *pair, noise, alphas, recipe)
-    assert frames.shape == (3, 4, 8, 8) and bool(frames.isfinite().all())
-    alone = morph_segment(base, *pair, noise, alphas, recipe, batch=1)
+    assert frames.shape == (4, 4, 8, 8) and bool(frames.isfinite().all())
+    alone = morph_segment(base, *pair, noise, alphas, recipe, batch=3)
     assert torch.allclose(frames, alone, atol=1e-3)
 
 

@@ -246,3 +246,16 @@ def test_a_batch_without_room_for_one_frame_is_refused(
     ]
     edit(project / "params.yaml", lambda text: with_values(text, {"machine.batch": max(least.values())}))
     assert CliRunner().invoke(app, ["check"]).exit_code == 0
+
+
+@pytest.mark.parametrize(("spacing", "warned"), [("leading", True), ("trailing", False)])
+def test_pure_noise_that_the_spacing_never_reaches_is_warned_of(project: Path, spacing: str, warned: bool) -> None:
+    config = project / "bases/tiny/scheduler/scheduler_config.json"
+    changed = {"rescale_betas_zero_snr": True, "timestep_spacing": spacing, "prediction_type": "v_prediction"}
+    config.write_text(json.dumps(json.loads(config.read_text()) | changed))
+    (problem,) = checked()
+    digest = problem.rpartition("revision: ")[2].rstrip("`.")
+    edit(project / "params.yaml", lambda text: with_values(text, {"base.revision": digest}))
+    answer = CliRunner().invoke(app, ["check"])
+    assert answer.exit_code == 0
+    assert ("Warning: bases/tiny/scheduler/scheduler_config.json: with zero terminal SNR" in answer.stderr) == warned
