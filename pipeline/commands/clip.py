@@ -1,13 +1,14 @@
 """`morphline clip`: write a finished morph in another format, frame rate or size, without computing it again."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import Problem, UserError
 from pipeline.frames.clips import write_frames, write_gif, write_mp4, write_webp
-from pipeline.frames.tensors import Frame, from_arrays, read_arrays, read_pictures, resized, to_arrays
-from pipeline.morphing.interpolation import film_with_real_ends
+from pipeline.frames.real_ends import RealEnds
+from pipeline.frames.tensors import Frame, FrameFiles, ResizedFrames, read_pictures
 from pipeline.outputs import atomic_file, atomic_folder, require_output
 from pipeline.params import load_params
 
@@ -41,10 +42,10 @@ def run(
     settings = facts["settings"]
     frames = _frames(folder, Path("data/prepared", spec.set), facts)
     if size:
-        frames = [resized(frame, size) for frame in frames]
+        frames = ResizedFrames(frames, size)
     if not out.suffix:
         with atomic_folder(out) as partial:
-            write_frames(partial, frames)
+            write_frames(partial, frames, len(frames))
         return out
     fps = settings["fps"] if fps is None else fps
     hold = settings["hold"] if hold is None else hold
@@ -89,13 +90,12 @@ def check_output(out: Path, fps: float | None, hold: float | None, size: int | N
         raise UserError(*problems)
 
 
-def _frames(folder: Path, prepared: Path, facts: dict[str, Any]) -> list[Frame]:
+def _frames(folder: Path, prepared: Path, facts: dict[str, Any]) -> Sequence[Frame]:
     """The frames of the morph's clips: the generated ones, with real ends where its settings ask for them."""
-    frames = read_arrays(sorted((folder / "frames").glob("*.png")))
+    frames = FrameFiles(sorted((folder / "frames").glob("*.png")))
     settings = facts["settings"]
     if settings["correct_ends"] == 0:
         return frames
     real = read_pictures(prepared / keyframe["file_name"] for keyframe in facts["keyframes"])
     stops, alphas = [keyframe["frame"] for keyframe in facts["keyframes"]], facts["alphas"]["morph"]
-    film = film_with_real_ends(from_arrays(frames), real, stops, alphas, settings["correct_ends"], settings["loop"])
-    return to_arrays(film)
+    return RealEnds(frames, real, stops, alphas, settings["correct_ends"])

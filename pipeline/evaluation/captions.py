@@ -6,14 +6,20 @@ import torch
 
 from pipeline.base.conditioning import Conditioning
 
+Position = tuple[int, float]
+"""A segment, from 0, and alpha in it."""
 
-def captions_between(captions: Conditioning, alphas: Sequence[Sequence[float]]) -> Conditioning:
-    """The F captions of all frames between keyframes: linear between the two keyframes' at alpha.
 
-    captions: the K keyframes'. alphas: by segment, both ends included; as many segments as keyframes make a loop, whose
-    last segment leads back to the first keyframe.
+def positions_between(alphas: Sequence[Sequence[float]]) -> list[Position]:
+    """Where the frames between keyframes lie. alphas: by segment, both ends included."""
+    return [(segment, alpha) for segment, row in enumerate(alphas) for alpha in row[1:-1]]
+
+
+def mixed(captions: Conditioning, positions: Sequence[Position]) -> Conditioning:
+    """The captions of frames: linear between the two keyframes' at alpha.
+
+    captions: the K keyframes'. The last segment of a loop leads back to the first keyframe.
     """
-    inner = [(segment, alpha) for segment, row in enumerate(alphas) for alpha in row[1:-1]]
-    first = torch.tensor([segment for segment, _ in inner], dtype=torch.long)
-    weights = torch.tensor([alpha for _, alpha in inner])
+    first = torch.tensor([segment for segment, _ in positions], dtype=torch.long)
+    weights = torch.tensor([alpha for _, alpha in positions])
     return Conditioning.lerp(captions.take(first), captions.take((first + 1) % len(captions)), weights)

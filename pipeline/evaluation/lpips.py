@@ -5,7 +5,7 @@ implementation's `lpips.LPIPS(net="alex")`; `COMMAND` makes it, once, on any mac
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -121,22 +121,21 @@ class Lpips:
         return activations
 
     @torch.no_grad()
-    def neighbour_distances(self, frames: Tensor) -> Tensor:
+    def neighbour_distances(self, frames: Iterable[Tensor]) -> Tensor:
         """LPIPS between each frame and the next, (N - 1,) float64 on the CPU: 0 for equal frames, higher is farther.
 
         d(x, y) = sum over layers l of mean over places of w_l . (f_l(x) - f_l(y))^2 (Zhang et al. 2018, eq. 1). It is
         squared, and so no metric: a path cut more finely is shorter. frames: as in `features`; each passes through the
         network once.
         """
-        distances = torch.zeros(max(0, len(frames) - 1), dtype=torch.float64)
-        previous: list[Tensor] = []
-        for number, frame in enumerate(frames):
+        distances, previous = list[float](), list[Tensor]()
+        for frame in frames:
             current = self.features(frame[None])
-            if number:
+            if previous:
                 pairs = enumerate(zip(previous, current, strict=True))
-                distances[number - 1] = sum(self._layer_distance(layer, x, y) for layer, (x, y) in pairs)
+                distances.append(sum(self._layer_distance(layer, x, y) for layer, (x, y) in pairs))
             previous = current
-        return distances
+        return torch.tensor(distances, dtype=torch.float64)
 
     def _layer_distance(self, number: int, x: Tensor, y: Tensor) -> float:
         weights = self.tensors[f"lin{number}.model.1.weight"]

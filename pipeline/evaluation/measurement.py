@@ -1,10 +1,12 @@
 """All figures of one variant of a morph, from its frames and what they are compared with."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from statistics import fmean
+from typing import Protocol
 
-import torch
+import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -12,13 +14,23 @@ from pipeline.base.conditioning import Conditioning
 from pipeline.base.protocol import Base
 from pipeline.distances import features
 from pipeline.evaluation import lpips
-from pipeline.evaluation.captions import captions_between
+from pipeline.evaluation.captions import mixed, positions_between
 from pipeline.evaluation.fidelity import fidelity
 from pipeline.evaluation.naturalness import naturalness
-from pipeline.evaluation.smoothness import Floats, directness, neighbour_distances, pdv, ppl, segments, smoothness
+from pipeline.evaluation.smoothness import Floats, directness, pdv, ppl, segments, smoothness
 
 Figures = dict[str, float | None]
 """Figures by name; None where a morph has no such figure."""
+
+
+class Pictures(Protocol):
+    """N pictures in [0, 1] that are read when they are asked for, or a tensor (N, 3, H, W)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, numbers: list[int], /) -> Tensor:
+        """Those of them, (n, 3, H, W)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -49,7 +61,7 @@ class Measurement:
 
 
 def measure(
-    frames: Tensor,
+    frames: Pictures,
     alphas: Sequence[Sequence[float]],
     reference: Reference,
     base: Base,
@@ -59,40 +71,56 @@ def measure(
     learned: lpips.Lpips | None = None,
     generated_ends: bool = True,
 ) -> Measurement:
-    """Smoothness, fidelity and naturalness of the frames (N, 3, H, W) in [0, 1] of one variant.
+    """Smoothness, fidelity and naturalness of the N frames of one variant, of which only a few are read at a time.
 
     alphas: by segment, both ends included. base: judges the naturalness, `batch` latents at a time. max_side: px, what
     frames are shrunk to before distances between neighbours are measured. learned: measures those by LPIPS too.
     generated_ends: whether the frames at keyframes were generated; a cross-fade's are the keyframes themselves.
     """
-    closed = torch.cat([frames, frames[:1]]) if reference.loop else frames
+    way = [*range(len(frames)), *([0] if reference.loop else [])]
     stops = [*reference.stops, len(frames)] if reference.loop else reference.stops
-    distances, figures = smoothness_figures(closed, stops, max_side)
+    distances, figures = smoothness_figures(_shrunk(frames, way, max_side, features.SMALLEST_SIDE), stops)
     if learned:
-        figures |= lpips_figures(learned, closed, stops, max_side)
+        figures |= lpips_figures(learned, _shrunk(frames, way, max_side, lpips.SMALLEST_SIDE), stops)
     if generated_ends:
         figures |= endpoint_figures(frames[list(reference.stops)], reference.floor, reference.keyframes)
     between = [number for number in range(len(frames)) if number not in reference.stops]
-    captions = captions_between(reference.captions, alphas)
+    captions = positions_between(alphas)
+    parts = (
+        (frames[between[first : first + (batch or len(between))]], captions[first : first + (batch or len(between))])
+        for first in range(0, len(between), batch or len(between))
+    )
     figures["naturalness"] = naturalness(
-        base, (frames[between], captions), (reference.keyframes, reference.captions), batch
+        base,
+        ((pictures, mixed(reference.captions, positions)) for pictures, positions in parts),
+        [(reference.keyframes, reference.captions)],
+        batch,
     )
     return Measurement(figures, distances)
 
 
-def smoothness_figures(frames: Tensor, stops: Sequence[int], max_side: int) -> tuple[Floats, Figures]:
-    """Perceptual distances (N - 1,) between neighbouring frames (N, 3, H, W), and the figures that follow from them."""
-    small = shrink(frames, max_side, features.SMALLEST_SIDE)
-    distances = neighbour_distances(small)
-    by_segment = segments(distances, stops)
-    figures: Figures = {f"neighbours_{name}": value for name, value in asdict(smoothness(distances)).items()}
-    figures["directness"] = directness(distances, neighbour_distances(small[list(stops)]))
-    return distances, figures | {"ppl": ppl(by_segment), "pdv": pdv(by_segment)}
+def smoothness_figures(frames: Iterable[Tensor], stops: Sequence[int]) -> tuple[Floats, Figures]:
+    """Perceptual distances (N - 1,) between neighbours of N frames (3, H, W), and the figures that follow from them."""
+    distances, at_stops = list[float](), list[features.Features]()
+    before: features.Features | None = None
+    for number, frame in enumerate(frames):
+        now = features.extract(frame[None])
+        if before is not None:
+            distances.append(float(features.feature_distance(before, now)))
+        if number in stops:
+            at_stops.append(now)
+        before = now
+    steps = np.array(distances)
+    straight = [float(features.feature_distance(*pair)) for pair in pairwise(at_stops)]
+    by_segment = segments(steps, stops)
+    figures: Figures = {f"neighbours_{name}": value for name, value in asdict(smoothness(steps)).items()}
+    figures["directness"] = directness(steps, straight)
+    return steps, figures | {"ppl": ppl(by_segment), "pdv": pdv(by_segment)}
 
 
-def lpips_figures(network: lpips.Lpips, frames: Tensor, stops: Sequence[int], max_side: int) -> Figures:
+def lpips_figures(network: lpips.Lpips, frames: Iterable[Tensor], stops: Sequence[int]) -> Figures:
     """PPL and PDV with LPIPS, as papers report them."""
-    distances = network.neighbour_distances(shrink(frames, max_side, lpips.SMALLEST_SIDE)).numpy()
+    distances = network.neighbour_distances(frames).numpy()
     by_segment = segments(distances, stops)
     return {"lpips_ppl": ppl(by_segment), "lpips_pdv": pdv(by_segment)}
 
@@ -102,6 +130,11 @@ def endpoint_figures(generated: Tensor, floor: Tensor, keyframes: Tensor) -> Fig
     rows = [asdict(row) for row in fidelity(generated, floor, keyframes)]
     figures: Figures = {f"endpoints_{name}": fmean(row[name] for row in rows) for name in rows[0]}
     return figures | {"endpoints_worst_psnr_gap": max(row["psnr_gap"] for row in rows)}
+
+
+def _shrunk(frames: Pictures, way: Sequence[int], max_side: int, min_side: int) -> Iterator[Tensor]:
+    for number in way:
+        yield shrink(frames[[number]], max_side, min_side)[0]
 
 
 def shrink(pictures: Tensor, max_side: int, min_side: int) -> Tensor:

@@ -1,5 +1,7 @@
 """How natural a frame looks to the base itself: nothing has to be downloaded."""
 
+from collections.abc import Iterable
+
 import torch
 
 from pipeline.base.conditioning import Conditioning
@@ -36,18 +38,19 @@ def mean_errors(
 
 def naturalness(
     base: Base,
-    frames: tuple[torch.Tensor, Conditioning],
-    keyframes: tuple[torch.Tensor, Conditioning],
+    frames: Iterable[tuple[torch.Tensor, Conditioning]],
+    keyframes: Iterable[tuple[torch.Tensor, Conditioning]],
     batch: int | None = None,
 ) -> float:
     """Mean denoising error of frames over that of the keyframes they lie between: 1 is as natural as those are.
 
-    Both as pictures (N, 3, H, W) and their N captions. Above 1: less natural. A cross-fade
+    Both in parts, each pictures (N, 3, H, W) and their N captions. Above 1: less natural. A cross-fade
     shows two pictures at once, which is unlikely to the base; so are noise and broken shapes. Blur is likely: soft
     frames come out a little below 1, so this figure does not measure sharpness.
     """
-    of_frames, of_keyframes = (
-        mean_errors(base, base.encode(pictures).mean, captions, batch).mean()
-        for pictures, captions in (frames, keyframes)
-    )
-    return float(of_frames / of_keyframes)
+
+    def error(parts: Iterable[tuple[torch.Tensor, Conditioning]]) -> torch.Tensor:
+        errors = [mean_errors(base, base.encode(pictures).mean, captions, batch) for pictures, captions in parts]
+        return torch.cat(errors).mean()
+
+    return float(error(frames) / error(keyframes))

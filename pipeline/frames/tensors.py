@@ -1,7 +1,9 @@
 """Pictures as tensors in [0, 1], for models, and as uint8 arrays, for files."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
@@ -30,6 +32,58 @@ def read_arrays(paths: Iterable[Path]) -> list[Frame]:
         with Image.open(path) as image:
             frames.append(np.array(image.convert("RGB")))
     return frames
+
+
+@dataclass(frozen=True)
+class FrameFiles(Sequence[Frame]):
+    """Pictures in files, each read when it is asked for, so that a long film never lies in memory."""
+
+    paths: Sequence[Path]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @overload
+    def __getitem__(self, number: int) -> Frame: ...
+    @overload
+    def __getitem__(self, number: slice) -> "FrameFiles": ...
+    def __getitem__(self, number: int | slice) -> "Frame | FrameFiles":
+        if isinstance(number, slice):
+            return FrameFiles(self.paths[number])
+        return read_arrays([self.paths[number]])[0]
+
+
+@dataclass(frozen=True)
+class ResizedFrames(Sequence[Frame]):
+    """Frames whose longer side has `side` pixels, each resized when it is asked for."""
+
+    frames: Sequence[Frame]
+    side: int
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @overload
+    def __getitem__(self, number: int) -> Frame: ...
+    @overload
+    def __getitem__(self, number: slice) -> "ResizedFrames": ...
+    def __getitem__(self, number: int | slice) -> "Frame | ResizedFrames":
+        if isinstance(number, slice):
+            return ResizedFrames(self.frames[number], self.side)
+        return resized(self.frames[number], self.side)
+
+
+@dataclass(frozen=True)
+class PictureFiles:
+    """Pictures in files of one size, read as tensors (n, 3, H, W) float32 in [0, 1] when they are asked for."""
+
+    paths: Sequence[Path]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, numbers: Sequence[int]) -> torch.Tensor:
+        return read_pictures(self.paths[number] for number in numbers)
 
 
 def read_pictures(paths: Iterable[Path]) -> torch.Tensor:

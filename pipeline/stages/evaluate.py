@@ -15,7 +15,7 @@ from pipeline.base.protocol import Base
 from pipeline.errors import UserError
 from pipeline.evaluation.lpips import Lpips, find_lpips_problems
 from pipeline.evaluation.measurement import Figures, Measurement, Reference, measure
-from pipeline.frames.tensors import read_pictures
+from pipeline.frames.tensors import PictureFiles, read_pictures
 from pipeline.frames.variants import CROSS_FADE, VARIANTS, Variant
 from pipeline.outputs import atomic_file, require_output
 from pipeline.params import EvaluateSection, load_params
@@ -40,7 +40,7 @@ def run(key: str) -> None:
         reference = read_reference(source, Path("data/prepared", spec.set), facts, base)
         measurements = {
             variant: measure(
-                read_pictures(sorted((source / variant.folder).glob("*.png"))),
+                PictureFiles(sorted((source / variant.folder).glob("*.png"))),
                 facts["alphas"][variant.label],
                 reference,
                 base,

@@ -1,8 +1,8 @@
 """Stage `morph@<morph>`: frames between keyframes, with adapters, without them, and the cross-fade."""
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -19,25 +19,17 @@ from pipeline.base.protocol import Base
 from pipeline.film import Film, FilmSettings, Keyframe
 from pipeline.frames.clips import write_frames, write_mp4, write_webp
 from pipeline.frames.prepared import prepared_name, read_captions
+from pipeline.frames.real_ends import RealEnds
 from pipeline.frames.sheets import strip
-from pipeline.frames.tensors import Frame, from_arrays, read_pictures, to_arrays
+from pipeline.frames.tensors import Frame, FrameFiles, read_pictures, to_arrays
 from pipeline.frames.variants import CROSS_FADE, MORPH, WITHOUT_ADAPTERS, Variant
 from pipeline.morphing.diffmorpher import KeyframeAttention
 from pipeline.morphing.engine import Recipe, cross_fade
-from pipeline.morphing.interpolation import film_with_real_ends
 from pipeline.morphing.pacing import even_alphas
 from pipeline.outputs import atomic_folder, require_output
 from pipeline.params import MorphSection, load_params
 from pipeline.sampling.solver import Progress
 from pipeline.tracking import track
-
-
-@dataclass(frozen=True)
-class VariantFrames:
-    """One variant of the morph: its frames, and the alphas of each segment."""
-
-    frames: list[Frame]
-    alphas: list[torch.Tensor]
 
 
 def run(key: str) -> None:
@@ -57,29 +49,31 @@ def run(key: str) -> None:
         pictures = torch.stack([keyframe.picture for keyframe in keyframes])
         film_settings = settings_of(settings, base)
 
-        variants: dict[Variant, VariantFrames] = {}
-        noise_std: dict[str, float] = {}
-        for variant in (MORPH, WITHOUT_ADAPTERS) if settings.without_adapters else (MORPH,):
-            own = keyframes if variant == MORPH else [replace(keyframe, adapters=()) for keyframe in keyframes]
-            film = Film(base, own, film_settings, batch=params.machine.batch, progress=partial(_bar, variant.label))
-            frames = [frame for made in film for frame in to_arrays(made.picture[None])]
-            variants[variant] = VariantFrames(frames, film.alphas)
-            noise_std[variant.label] = round(film.noise_std, 6)
-        variants[CROSS_FADE] = faded(pictures, film_settings)
-
         between = film_settings.frames_per_segment - 1
         stops = [index * between for index in range(len(names))]
+        count = len(names) * between if settings.loop else stops[-1] + 1
+        alphas: dict[Variant, list[torch.Tensor]] = {}
+        noise_std: dict[str, float] = {}
         out = Path("data/morphs", key)
         with atomic_folder(out) as folder:
-            for variant, made in variants.items():
+            for variant in (MORPH, WITHOUT_ADAPTERS) if settings.without_adapters else (MORPH,):
+                own = keyframes if variant == MORPH else [replace(keyframe, adapters=()) for keyframe in keyframes]
+                film = Film(base, own, film_settings, batch=params.machine.batch, progress=partial(_bar, variant.label))
                 (folder / variant.folder).mkdir()
-                write_frames(folder / variant.folder, made.frames)
+                frames = (to_arrays(made.picture[None])[0] for made in film)
+                write_frames(folder / variant.folder, frames, count)
+                alphas[variant], noise_std[variant.label] = film.alphas, round(film.noise_std, 6)
+            (folder / CROSS_FADE.folder).mkdir()
+            write_frames(folder / CROSS_FADE.folder, faded(pictures, film_settings), count)
+            alphas[CROSS_FADE] = [even_alphas(between + 1)] * len(film.segments)
             (folder / "floor").mkdir()
-            write_frames(folder / "floor", to_arrays(base.decode(base.encode(pictures).mean)))
-            clip = clip_frames(variants[MORPH], pictures, stops, settings)
+            floor = (to_arrays(base.decode(base.encode(picture[None]).mean))[0] for picture in pictures)
+            write_frames(folder / "floor", floor, len(pictures))
+            written = {variant: FrameFiles(sorted((folder / variant.folder).iterdir())) for variant in alphas}
+            clip = clip_frames(written[MORPH], pictures, stops, rounded(alphas[MORPH]), settings)
             write_webp(folder / "morph.webp", clip, settings.fps, stops, settings.hold)
             write_mp4(folder / "morph.mp4", clip, settings.fps, stops, settings.hold)
-            rows = [(variant.label, made.frames) for variant, made in variants.items()]
+            rows = [(variant.label, frames) for variant, frames in written.items()]
             strip(rows, keyframes=stops, columns=13).save(folder / "strip.png")
             facts = {
                 "set": spec.set,
@@ -88,15 +82,15 @@ def run(key: str) -> None:
                     {"file_name": name, "text": keyframe.caption, "frame": stop}
                     for name, keyframe, stop in zip(names, keyframes, stops, strict=True)
                 ],
-                "positions": [round(number / between, 9) for number in range(len(variants[MORPH].frames))],
-                "alphas": {variant.label: rounded(made.alphas) for variant, made in variants.items()},
+                "positions": [round(number / between, 9) for number in range(count)],
+                "alphas": {variant.label: rounded(segments) for variant, segments in alphas.items()},
                 "inverted_noise_std": noise_std,
                 "settings": settings.model_dump(mode="json"),
             }
             (folder / "morph.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         tracker.metric("inverted_noise_std", noise_std[MORPH.label])
         tracker.picture("strip", out / "strip.png")
-        tracker.show(out / "strip.png", f"{key}: " + ", ".join(variant.label for variant in variants))
+        tracker.show(out / "strip.png", f"{key}: " + ", ".join(variant.label for variant in alphas))
         for name in ("morph.webp", "morph.mp4", "morph.json"):
             tracker.artifact(out / name, "clips")
 
@@ -135,22 +129,24 @@ def settings_of(settings: MorphSection, base: Base) -> FilmSettings:
     )
 
 
-def faded(pictures: torch.Tensor, settings: FilmSettings) -> VariantFrames:
+def faded(pictures: torch.Tensor, settings: FilmSettings) -> Iterator[Frame]:
     """The cross-fade through pictures (K, 3, H, W), evenly paced."""
-    evenly = even_alphas(settings.frames_per_segment)
     way = torch.cat([pictures, pictures[:1]]) if settings.loop else pictures
-    segments = [cross_fade(a, b, evenly.tolist()) for a, b in pairwise(way)]
-    frames = torch.cat([part if number == 0 else part[1:] for number, part in enumerate(segments)])
-    return VariantFrames(to_arrays(frames[:-1] if settings.loop else frames), [evenly] * len(segments))
+    for segment, (first, second) in enumerate(pairwise(way)):
+        inner = even_alphas(settings.frames_per_segment).tolist()
+        for alpha in inner[: -1 if settings.loop and segment == len(way) - 2 else None][1 if segment else 0 :]:
+            yield to_arrays(cross_fade(first, second, [alpha]))[0]
 
 
-def clip_frames(made: VariantFrames, pictures: torch.Tensor, stops: list[int], settings: MorphSection) -> list[Frame]:
-    """The frames of the clips: the variant's own, faded from and to the real pictures if asked."""
-    if settings.correct_ends == 0:
-        return made.frames
-    alphas = rounded(made.alphas)
-    frames = from_arrays(made.frames)
-    return to_arrays(film_with_real_ends(frames, pictures, stops, alphas, settings.correct_ends, settings.loop))
+def clip_frames(
+    frames: Sequence[Frame],
+    pictures: torch.Tensor,
+    stops: list[int],
+    alphas: list[list[float]],
+    settings: MorphSection,
+) -> Sequence[Frame]:
+    """The frames of the clips: the generated ones, faded from and to the real pictures if asked."""
+    return RealEnds(frames, pictures, stops, alphas, settings.correct_ends) if settings.correct_ends else frames
 
 
 def rounded(alphas: list[torch.Tensor]) -> list[list[float]]:

@@ -151,7 +151,7 @@ def figures(base: Base, pair: Pair, row: Row, frames: torch.Tensor, alphas: torc
     first, second = (keyframe.conditioning for keyframe in pair.keyframes["as shipped"])
     inner = (alphas > 0) & (alphas < 1)
     between = frames[inner], Conditioning.lerp(first, second, alphas[inner])
-    natural = naturalness(base, between, (pair.pictures, Conditioning.stack([first, second])))
+    natural = naturalness(base, [between], [(pair.pictures, Conditioning.stack([first, second]))])
     return [gap, steps.sum, steps.variance, steps.max_over_mean, natural, detail(frames)]
 
 

@@ -6,7 +6,7 @@ import torch
 from pipeline.base.conditioning import Conditioning
 from pipeline.base.protocol import Base
 from pipeline.distances.perceptual import perceptual
-from pipeline.evaluation.captions import captions_between
+from pipeline.evaluation.captions import mixed, positions_between
 from pipeline.evaluation.measurement import Reference, measure, shrink
 from tests.distances.samples import picture, stack
 
@@ -14,18 +14,18 @@ CAPTIONS = Conditioning({"embedding": torch.tensor([[[0.0]], [[10.0]], [[30.0]]]
 
 
 def test_captions_between_keyframes_are_linear_in_alpha() -> None:
-    found = captions_between(CAPTIONS, [[0, 0.25, 0.5, 1], [0, 0.1, 1]])["embedding"]
+    found = mixed(CAPTIONS, positions_between([[0, 0.25, 0.5, 1], [0, 0.1, 1]]))["embedding"]
     assert found.shape == (3, 1, 1)
     assert found.flatten().tolist() == pytest.approx([2.5, 5, 12])
 
 
 def test_captions_of_a_loop_lead_back_to_the_first_keyframe() -> None:
-    found = captions_between(CAPTIONS, [[0, 0.5, 1], [0, 0.5, 1], [0, 0.2, 1]])["embedding"]
+    found = mixed(CAPTIONS, positions_between([[0, 0.5, 1], [0, 0.5, 1], [0, 0.2, 1]]))["embedding"]
     assert found.flatten().tolist() == pytest.approx([5, 20, 24])
 
 
 def test_two_frames_a_segment_have_no_captions_between() -> None:
-    assert captions_between(CAPTIONS, [[0, 1], [0, 1]])["embedding"].shape == (0, 1, 1)
+    assert mixed(CAPTIONS, positions_between([[0, 1], [0, 1]]))["embedding"].shape == (0, 1, 1)
 
 
 def test_pictures_are_shrunk_to_the_longer_side_and_as_far_as_the_metric_can_see() -> None:

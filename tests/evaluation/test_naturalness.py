@@ -54,10 +54,10 @@ def test_a_cross_fade_is_less_natural_than_pictures_of_the_base(
     half = torch.tensor([0.5])
     halfway = [Conditioning.lerp(ends[1].take([row]), others[1].take([row]), half) for row in range(8)]
     faded = (ends[0] + others[0]) / 2, Conditioning.stack(halfway)
-    assert naturalness(pocket, ends, ends) == 1
+    assert naturalness(pocket, [ends], [ends]) == 1
     both = torch.cat([ends[0], others[0]]), Conditioning.stack([ends[1], others[1]])
-    assert naturalness(pocket, faded, both) > 1.3
-    assert naturalness(pocket, others, ends) == pytest.approx(1, abs=0.25)
+    assert naturalness(pocket, [faded], [both]) > 1.3
+    assert naturalness(pocket, [others], [ends]) == pytest.approx(1, abs=0.25)
 
 
 def test_noise_and_broken_shapes_are_unnatural_and_blur_is_not_seen(
@@ -73,7 +73,7 @@ def test_noise_and_broken_shapes_are_unnatural_and_blur_is_not_seen(
         "flat": pictures.mean((2, 3), keepdim=True).expand_as(pictures).contiguous(),
         "blurred": gaussian_blur(pictures),
     }
-    found = {name: naturalness(pocket, (altered, captions), paintings[0]) for name, altered in changed.items()}
+    found = {name: naturalness(pocket, [(altered, captions)], [paintings[0]]) for name, altered in changed.items()}
     assert 1 == found["as it is"] < found["a little noise"] < found["much noise"]
     assert min(found[name] for name in ("much noise", "upside down", "flat")) > 1.5
     assert 0.8 < found["blurred"] < 1.05, "the docstring: soft frames come out a little below 1"

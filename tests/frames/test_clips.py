@@ -32,7 +32,7 @@ def _decoded(path: Path) -> tuple[list[Frame], list[float], Fraction | None]:
 
 
 def test_frames_are_exact_and_in_the_order_of_their_names(tmp_path: Path) -> None:
-    write_frames(tmp_path, _frames(3))
+    write_frames(tmp_path, iter(_frames(3)), 3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0000.png", "0001.png", "0002.png"]
     for number, frame in enumerate(_frames(3)):
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / f"000{number}.png")), frame)
@@ -139,7 +139,7 @@ def test_the_same_frames_give_the_same_bytes(tmp_path: Path) -> None:
         write_webp(tmp_path / name / "a.webp", _frames(), 8, [0], 0.5)
         write_mp4(tmp_path / name / "a.mp4", _frames(), 8, [0], 0.5)
         write_gif(tmp_path / name / "a.gif", _frames(), 8, [0], 0.5)
-        write_frames(tmp_path / name, _frames())
+        write_frames(tmp_path / name, _frames(), len(_frames()))
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
 

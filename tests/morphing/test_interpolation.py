@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipeline.morphing.diffmorpher import adain
-from pipeline.morphing.interpolation import lerp, slerp, with_real_ends
+from pipeline.morphing.interpolation import lerp, slerp
 from tests.reference import slerp_by_hand
 
 
@@ -60,15 +60,3 @@ def test_adain_leaves_the_ends_as_they_are() -> None:
 def test_adain_of_a_flat_latent_is_finite() -> None:
     flat = torch.full((1, 4, 8, 8), 2.0)
     assert adain(flat, flat[0], flat[0], torch.tensor([0.5])).isfinite().all()
-
-
-def test_real_ends_are_met_exactly_and_fade_out_over_the_reach() -> None:
-    generator = torch.Generator().manual_seed(0)
-    frames = 0.4 + 0.2 * torch.rand(5, 3, 4, 4, generator=generator)
-    first, second = (0.3 + 0.4 * torch.rand(3, 4, 4, generator=generator) for _ in range(2))
-    alphas = torch.linspace(0, 1, 5)
-    met = with_real_ends(frames, alphas, first, second, 0.5)
-    assert torch.allclose(met[0], first) and torch.allclose(met[-1], second)
-    assert torch.allclose(met[2], frames[2], atol=1e-6)
-    assert torch.allclose(met[1], frames[1] + 0.5 * (first - frames[0]))
-    assert torch.equal(with_real_ends(frames, alphas, first, second, 0.0), frames)
