@@ -12,6 +12,11 @@ import typer
 
 from pipeline.errors import UserError
 
+# Before torch is imported: threads that wait for each other give way soon. By default they spin, so that two processes
+# on two cores take a hundred times as long as one after the other.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 app = typer.Typer(
     help="Turn a few pictures into a smooth, tracked, reproducible morph. The whole pipeline runs with `dvc repro`.",
     no_args_is_help=True,
