@@ -32,9 +32,9 @@ def main(folder: Path, number: int) -> None:
     run = os.environ["GITHUB_RUN_ID"]
     log = f"{os.environ['GITHUB_SERVER_URL']}/{os.environ['GITHUB_REPOSITORY']}/actions/runs/{run}"
     report = folder / "report.md"
-    if report.is_file():
+    if report.is_file() and not report.is_symlink():  # what a change made may link to files of this machine
         text = report.read_text(encoding="utf-8")
-        pictures = sorted((folder / "pictures").glob("*.webp"))
+        pictures = sorted(path for path in (folder / "pictures").glob("*.webp") if not path.is_symlink())
         publish(pictures, number, run)
     else:
         text = f"{MARK}\n\n## The pipeline did not succeed\n\nSo there is nothing to compare."
@@ -111,8 +111,12 @@ def comments(path: str) -> list[dict[str, Any]]:
 
 def ask(path: str, method: str = "GET", body: dict[str, str] | None = None) -> tuple[Any, str]:
     """GitHub's answer and its Link header. path: below the API's address, or a whole address."""
+    api = os.environ["GITHUB_API_URL"]
+    address = path if path.startswith("http") else api + path
+    if not address.startswith(f"{api}/"):
+        raise SystemExit(f"the token is for {api} alone, and not for {address!r}")
     request = urllib.request.Request(
-        path if path.startswith("http") else os.environ["GITHUB_API_URL"] + path,
+        address,
         data=json.dumps(body).encode() if body else None,
         method=method,
         headers={"Authorization": f"Bearer {os.environ['GH_TOKEN']}", "Accept": "application/vnd.github+json"},

@@ -55,8 +55,8 @@ def command(function: Callable[..., None], group: typer.Typer = app) -> Callable
                 # The first of several processes reports for all, and its end ends them; unless it has no such problem.
                 time.sleep(REPORT_DELAY)
             print(f"morphline {name}: {len(error.problems)} problem(s)", file=sys.stderr)
-            for problem in error.problems:
-                print(f"  {problem}", file=sys.stderr)
+            for line in str(error).splitlines():
+                print(f"  {line}", file=sys.stderr)
             raise typer.Exit(1) from None
         except FloatingPointError as error:
             print(f"morphline {name}: {error}", file=sys.stderr)

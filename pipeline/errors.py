@@ -1,13 +1,37 @@
 """Mistakes in the user's input: where, what was found, and how to fix it."""
 
+import re
+import unicodedata
 from dataclasses import dataclass
+
+LONGEST = 600  # characters of each part of a problem
+MOST = 100  # problems that are printed
+
+# What moves the cursor, begins a line or turns the direction of text: a name could use it to forge what is printed.
+_ACTIVE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+
+
+def printable(text: str, longest: int = LONGEST) -> str:
+    """Text from outside as one line that a terminal only shows: control characters as escapes such as `\\x1b`, cut in
+    the middle where it is longer than `longest`."""
+    if len(text) > longest:
+        half = longest // 2
+        text = f"{text[:half]} ... [{len(text) - 2 * half} characters] ... {text[-half:]}"
+    return "".join(_escaped(letter) if unicodedata.category(letter) in _ACTIVE else letter for letter in text)
+
+
+def redacted(address: str) -> str:
+    """An address without what may be secret: a password, or a token in its place, and all of the query."""
+    plain = re.sub(r"(\w://[^\s?#]*)\?[^\s#]*", r"\1?***", address)
+    return re.sub(r"(://(?:[^/@:\s]*:)?)[^/@\s]*@", r"\1***@", plain)
 
 
 @dataclass(frozen=True)
 class Problem:
     """One mistake in the user's params, data or base.
 
-    where: the file, `file:line` or params key; found: what is wrong there; fix: the edit or command that fixes it.
+    where: the file, `file:line` or params key; found: what is wrong there; fix: the edit or command that fixes it. All
+    may hold foreign text: as a string it is one line, without control characters.
     """
 
     where: str
@@ -15,7 +39,7 @@ class Problem:
     fix: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.found}. {self.fix}"
+        return f"{printable(self.where)}: {printable(self.found)}. {printable(self.fix)}"
 
 
 class UserError(Exception):
@@ -23,4 +47,11 @@ class UserError(Exception):
 
     def __init__(self, *problems: Problem) -> None:
         self.problems = problems
-        super().__init__("\n".join(str(problem) for problem in problems))
+        more = len(problems) - MOST
+        lines = [str(problem) for problem in problems[:MOST]]
+        super().__init__("\n".join([*lines, *([f"and {more} more"] if more > 0 else [])]))
+
+
+def _escaped(letter: str) -> str:
+    code = ord(letter)
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}"

@@ -227,6 +227,43 @@ def test_pictures_of_a_pull_request_are_replaced_and_those_of_others_stay(github
     assert git("rev-list", "--count", "ci-pictures") == "1"
 
 
+def test_the_token_goes_to_github_alone_whatever_an_answer_links_to(
+    github: GitHub, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.headers["Authorization"])
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"[]")
+
+    write_report(ci_report.MARK)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        port = other.server_address[1]
+        for address in (f"http://127.0.0.1:{port}/", f"{github.address}@127.0.0.1:{port}/", f"{github.address}0/"):
+            link = f'<{address}x>; rel="next"'
+            monkeypatch.setattr(Answers, "do_GET", lambda self, link=link: self.answer([], link))
+            done = comment("7")
+            assert done.returncode == 1 and "the token is for" in done.stderr
+        other.shutdown()
+    assert not asked and not github.comments
+
+
+def test_what_a_change_links_to_is_not_published(github: GitHub, checkout: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    write_report(ci_report.MARK, now="a7")
+    Path("report/pictures/link.webp").symlink_to(tmp_path / "secret")
+    assert comment("7").returncode == 0
+    assert published() == {"12/7/now.webp": "a7"}
+    Path("report/report.md").unlink()
+    Path("report/report.md").symlink_to(tmp_path / "secret")
+    assert comment("8").returncode == 0
+    assert "secret" not in github.comments[0]["body"] and "did not succeed" in github.comments[0]["body"]
+
+
 def test_git_logs_in_at_github_alone_and_no_argument_shows_the_token(
     github: GitHub, checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

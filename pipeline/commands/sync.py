@@ -1,7 +1,8 @@
 """`morphline track sync`: bring a tracking server what it lacks of the project's runs."""
 
+from pipeline.errors import redacted
 from pipeline.params import load_params
-from pipeline.tracking import redacted, server_uri, sync
+from pipeline.tracking import server_uri, sync
 
 
 def run() -> bool:

@@ -6,9 +6,9 @@ import socket
 import subprocess
 from types import FrameType
 
-from pipeline.errors import Problem, UserError
+from pipeline.errors import Problem, UserError, redacted
 from pipeline.params import load_params
-from pipeline.tracking import dashboard_command, redacted, runs_page, server_uri
+from pipeline.tracking import dashboard_command, runs_page, server_uri
 
 END_SECONDS = 10.0
 

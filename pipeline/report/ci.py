@@ -5,6 +5,7 @@ and the strips before and now. It needs Git and DVC's cache, and neither GitHub 
 """
 
 import json
+import re
 import subprocess
 from io import StringIO
 from pathlib import Path
@@ -14,8 +15,9 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from pipeline.errors import Problem, UserError
+from pipeline.params import KEY
 from pipeline.report.changes import Change, changes, steps_differ
-from pipeline.report.markdown import escape_cell, figures_part, params_part, stages_part, strips_part
+from pipeline.report.markdown import figures_part, inert, params_part, stages_part, strips_part
 
 MARK = "<!-- morphline ci-report -->"
 """The first line of every report, by which its comment is found again."""
@@ -40,13 +42,14 @@ def run(base: str, out: Path, pictures: Path, url: str | None) -> None:
         _parse_yaml(_read_at(base, "params.yaml")), _parse_yaml(Path("params.yaml").read_text(encoding="utf-8"))
     )
     figures = [change for name in _metrics_files(base) for change in _metrics_changes(base, name)]
-    morphs = sorted(name.removeprefix("morph@") for name in now if name.startswith("morph@"))
+    found = (name.removeprefix("morph@") for name in now if name.startswith("morph@"))
+    morphs = sorted(key for key in found if re.match(KEY, key))  # their names become names of files and addresses
     pictures.mkdir(parents=True, exist_ok=True)
     strips = {morph: write_strips(base, morph, pictures) for morph in morphs}
     commit, _, subject = _git("log", "-1", "--format=%h %s", base).strip().partition(" ")
     parts = (
         MARK,
-        f"## What this change does to the pipeline\n\ncompared with `{commit}` ({escape_cell(subject)})",
+        f"## What this change does to the pipeline\n\ncompared with `{commit}` ({inert(subject)})",
         stages_part(before, now),
         params_part(params),
         figures_part(figures, steps_differ(params)),
@@ -100,6 +103,8 @@ def _metrics_files(base: str) -> list[str]:
 
 def _metrics_changes(base: str, name: str) -> list[Change]:
     path = Path(name)
+    if path.is_symlink():
+        raise UserError(Problem(name, "it is a link", "Metrics are files, which `dvc repro` writes."))
     text = _read_at(base, name)
     before = json.loads(text) if text else {}
     now = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -1,8 +1,10 @@
 """The parts of the CI report as Markdown."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pipeline.errors import printable
 from pipeline.report.changes import STEPS, Change, difference, verdict
 
 
@@ -23,7 +25,7 @@ def params_part(rows: Sequence[Change]) -> str:
     """A table of changed params."""
     if not rows:
         return "### Params\n\nunchanged"
-    lines = [f"| `{escape_cell(row.key)}` | {escape_cell(row.before)} | {escape_cell(row.now)} |" for row in rows]
+    lines = [f"| {cell(row.key)} | {cell(row.before)} | {cell(row.now)} |" for row in rows]
     return "\n".join(["### Params", "", "| key | before | now |", "|---|---|---|", *lines])
 
 
@@ -54,9 +56,9 @@ def _figures(rows: Iterable[tuple[str, Change]]) -> str:
     for found, row in rows:
         gain = difference(row)
         cells = (
-            f"`{escape_cell(row.key)}`",
-            escape_cell(row.before),
-            escape_cell(row.now),
+            cell(row.key),
+            cell(row.before),
+            cell(row.now),
             "" if gain is None else f"{gain:+.3g}",
             marks[found],
         )
@@ -72,7 +74,7 @@ def strips_part(strips: Mapping[str, Mapping[str, str | None] | None], url: str 
     """
     parts = []
     for morph, names in strips.items():
-        parts.append(f"### Morph `{morph}`")
+        parts.append(f"### Morph {inert(morph)}")
         if names is None:
             parts.append("the same frames")
             continue
@@ -86,15 +88,26 @@ def strips_part(strips: Mapping[str, Mapping[str, str | None] | None], url: str 
     return "\n\n".join(parts)
 
 
-def escape_cell(value: Any) -> str:
-    """A value as text that cannot break a table or become markup."""
+def cell(value: Any) -> str:
+    """A value of params or figures in a table: numbers plain, all else inert."""
     if value is None:
         return ""
     if isinstance(value, bool):
         return str(value).lower()  # as in params.yaml
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+    if isinstance(value, int | float):
+        return f"{value:.6g}"
+    return inert(value).replace("|", "\\|")  # a table is cut into cells before anything else is read
+
+
+def inert(value: Any) -> str:
+    """Foreign text as a code span, in which nothing lives: no mark-up, link, picture, mention or number of an issue.
+
+    Fenced by more backticks than it has in a row (CommonMark 0.31, section 6.1); one line, cut where it is long.
+    """
+    text = printable(str(value), 200)
+    fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
+    return f"{fence} {text} {fence}" if "`" in text or not text.strip() else f"{fence}{text}{fence}"
 
 
 def _names(names: Iterable[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)
+    return ", ".join(map(inert, names))

@@ -8,11 +8,10 @@ every few seconds while a stage runs, at its end, and by `sync`. Tracking never 
 stage can fail (a UserError, unless `tracking.required` is false); after it no call raises.
 """
 
-from pipeline.tracking.connection import redacted
 from pipeline.tracking.dashboard import dashboard_command, runs_page
 from pipeline.tracking.stages import check_ran, close_parent, track
 from pipeline.tracking.store import server_uri
 from pipeline.tracking.sync import sync
 from pipeline.tracking.tracker import Tracker
 
-__all__ = ["Tracker", "check_ran", "close_parent", "dashboard_command", "redacted", "runs_page", "server_uri", "sync", "track"]  # fmt: skip  # noqa: E501
+__all__ = ["Tracker", "check_ran", "close_parent", "dashboard_command", "runs_page", "server_uri", "sync", "track"]

@@ -3,11 +3,10 @@
 import functools
 import logging
 import os
-import re
 import time
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import Problem
+from pipeline.errors import Problem, printable, redacted
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -107,11 +106,6 @@ def now() -> int:
     return time.time_ns() // 1_000_000
 
 
-def redacted(uri: str) -> str:
-    """An address without its password."""
-    return re.sub(r"(://[^/@:]*:)[^/@]*@", r"\1***@", uri)
-
-
 def why(error: BaseException) -> str:
     """What lies at the bottom of an error, in one line of at most 300 characters."""
     if str(error).startswith("API request to"):  # then a chain of five, each with the whole text of the one before
@@ -119,7 +113,7 @@ def why(error: BaseException) -> str:
             error = error.__cause__ or error.__context__ or error
     text = (error.strerror if isinstance(error, OSError) else None) or str(error)
     lines = text.strip().splitlines()
-    return redacted((lines[0] if lines else type(error).__name__)[:300])
+    return printable(redacted(lines[0] if lines else type(error).__name__), 300)
 
 
 @functools.cache

@@ -15,8 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.errors import redacted
 from pipeline.tracking.adapters import bring_models
-from pipeline.tracking.connection import connect, experiment_of, is_refusal, redacted, why
+from pipeline.tracking.connection import connect, experiment_of, is_refusal, why
 from pipeline.tracking.descriptions import NOTE
 from pipeline.tracking.runs import OPEN, PARENT, PLACE
 from pipeline.tracking.store import ARTIFACTS, Store, search_runs

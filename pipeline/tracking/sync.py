@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pipeline.errors import Problem, UserError
+from pipeline.errors import Problem, UserError, redacted
 from pipeline.params import TrackingSection
-from pipeline.tracking.connection import redacted, why
+from pipeline.tracking.connection import why
 from pipeline.tracking.mirror import Mirror
 from pipeline.tracking.runs import PARENT, STATE, close_dead
 from pipeline.tracking.store import open_store, server_uri

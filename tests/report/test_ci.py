@@ -82,7 +82,7 @@ def changed(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 def test_a_whole_report(changed: Path) -> None:
     ci_report.run("main", Path("report/report.md"), Path("report/pictures"), "https://example.org/p/")
     text = Path("report/report.md").read_text(encoding="utf-8")
-    assert text.startswith(ci_report.MARK) and "` (before)" in text
+    assert text.startswith(ci_report.MARK) and "` (`before`)" in text
     assert "**Ran, results changed:** `morph@a`" in text and "| `shade` | 50 | 200 |" in text
     assert "| `a.morph.endpoints_psnr` | 5 | 20 | +15 | 🟢 better |" in text
     assert "![a, before](https://example.org/p/a-before.webp)" in text
@@ -123,6 +123,14 @@ def test_figures_of_a_new_morph_are_reported(changed: Path) -> None:
     Path("reports/metrics/b.json").write_text(json.dumps({"morph": {"endpoints_psnr": 3.0}}))
     ci_report.run("main", Path("report.md"), Path("pictures"), None)
     assert "| `b.morph.endpoints_psnr` |  | 3 |  |  |" in Path("report.md").read_text(encoding="utf-8")
+
+
+def test_a_metrics_file_that_links_elsewhere_is_not_read(changed: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret.json").write_text('{"token": "abc"}')
+    Path("reports/metrics/b.json").symlink_to(tmp_path / "secret.json")
+    with pytest.raises(UserError, match=r"reports/metrics/b\.json: it is a link"):
+        ci_report.run("main", Path("report.md"), Path("pictures"), None)
+    assert not Path("report.md").exists()
 
 
 def test_before_is_made_on_this_machine_and_the_checkout_is_left_as_it_was(changed: Path) -> None:

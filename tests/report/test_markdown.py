@@ -1,9 +1,13 @@
 """The parts of the CI report."""
 
-import pytest
+import random
 
+import pytest
+from markdown_it import MarkdownIt
+
+from pipeline.errors import printable
 from pipeline.report.changes import Change, steps_differ
-from pipeline.report.markdown import figures_part, params_part, stages_part, strips_part
+from pipeline.report.markdown import figures_part, inert, params_part, stages_part, strips_part
 
 
 def test_the_worse_figures_come_first_and_nothing_breaks_the_table() -> None:
@@ -11,9 +15,39 @@ def test_the_worse_figures_come_first_and_nothing_breaks_the_table() -> None:
     lines = figures_part([*rows, Change("c|d", "<b>", "x\ny")]).splitlines()
     assert lines[4] == "| `b.morph.endpoints_psnr` | 2 | 1.5 | -0.5 | 🔴 worse |"
     assert lines[5] == "| `a.morph.endpoints_psnr` | 1 | 2 | +1 | 🟢 better |"
-    assert "| `c\\|d` | &lt;b> | x y |  |  |" in lines
+    assert "| `c\\|d` | `<b>` | `x\\x0ay` |  |  |" in lines
     assert figures_part([]).endswith("unchanged")
     assert "| `morph.adain` | true | false |" in params_part([Change("morph.adain", True, False)])
+
+
+HOSTILE = (
+    "@octocat", "#1", "owner/name#2", "https://example.org/x", "www.example.org", "![a](https://example.org/a.png)",
+    "[a](javascript:alert(1))", "<img src=x onerror=1>", "a | b", "a\r\nb", "a\rb", "`", "``", "a ` b", "` `` ```",
+    "`a`", "a`", "\\", "a\\|b", "", " ", "**a**", "&#64;octocat", "\x1b[31m", "\u202egnp", "GH-3", "a" * 5000, "|",
+)  # fmt: skip
+
+
+def texts() -> list[str]:
+    """What is hostile by hand, and by chance."""
+    draw = random.Random(0)
+    letters = "`|\\\r\n <>[]()!@#&*_~ab\x1b\u202e"
+    return [*HOSTILE, *("".join(draw.choices(letters, k=draw.randint(1, 12))) for _ in range(2000))]
+
+
+def test_foreign_text_is_only_ever_code() -> None:
+    """By a CommonMark reader with GitHub's tables, in a line and in a table."""
+    reader = MarkdownIt("commonmark").enable("table")
+    for text in texts():
+        (inline,) = [token for token in reader.parse(f"x {inert(text)} y") if token.type == "inline"]
+        kinds = [token.type for token in inline.children]
+        assert kinds == ["text", "code_inline", "text"], text
+        assert inline.children[1].content.strip() == printable(text, 200).strip()
+        table = params_part([Change(text, text, "z")]).partition("\n\n")[2]
+        cells = [token for token in reader.parse(table) if token.type == "inline"]
+        assert [cell.content for cell in cells[:3]] == ["key", "before", "now"] and len(cells) == 6, text
+        for cell in cells[3:]:
+            assert [token.type for token in cell.children] == ["code_inline"], text
+        assert cells[3].children[0].content.strip() == printable(text, 200).strip()
 
 
 def test_a_baseline_gets_no_verdict_and_is_folded_away() -> None:
