@@ -43,7 +43,7 @@ class FilmSettings:
     recipe: Recipe = field(default_factory=Recipe)
     frames: int = 16
     pacing: Literal["linear", "perceptual"] | tuple[float, ...] = "perceptual"
-    pacing_spare: int = 9
+    pacing_spare: int = 6
     loop: bool = False
 
     @property

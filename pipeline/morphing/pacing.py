@@ -26,7 +26,7 @@ def paced_frames(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Alphas (frames,) float64 from 0 to 1 at which neighbours look equally far apart, and the latents there.
 
-    A third of the frames are made at even alphas, more by bisecting the widest gaps, until there are `spare` more than
+    Half of the frames are made at even alphas, more by bisecting the widest gaps, until there are `spare` more than
     needed; then those are left out without which the widest gap is narrowest. All are made as they will be shown, so
     that a sudden change is where it was measured; in a coarse pass of fewer steps it is somewhere else.
 
@@ -51,15 +51,16 @@ def paced_frames(
     def apart(i: int, j: int) -> float:
         return between(placed[i], placed[j])
 
-    add(even_alphas(max(2, frames // 3 + 1)).tolist())
+    add(even_alphas(frames // 2 + 1).tolist())
     while (lacking := frames + spare - len(placed)) > 0:
         chosen = narrowest(len(placed), min(frames, len(placed)), apart)
         # Only what would narrow the frames chosen so far counts: of each of their gaps, its widest part.
         widths = [0.0] * (len(placed) - 1)
         for i, j in pairwise(chosen):
             widths[max(range(i, j), key=lambda k: apart(k, k + 1))] = apart(i, j)
-        # A third of what is lacking at a time: few rounds, and the later ones know more.
-        add(bisected(placed, widths, math.ceil(lacking / 3)))
+        # Half of what is lacking at a time, and no single ones, which take most of the time of two: few rounds, and the
+        # later ones know more.
+        add(bisected(placed, widths, min(lacking, max(2, math.ceil(lacking / 2)))))
     best = [placed[place] for place in narrowest(len(placed), frames, apart)]
     return torch.tensor(best, dtype=torch.float64), torch.stack([latents[alpha] for alpha in best])
 

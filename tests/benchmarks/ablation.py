@@ -63,7 +63,7 @@ class Row:
 
 def of_steps(steps: int, inversion_steps: int | None = None, solver: Solver = "midpoint") -> Row:
     """A paced row of other steps."""
-    return Row(Recipe(steps, inversion_steps or steps, solver), spare=9)
+    return Row(Recipe(steps, inversion_steps or steps, solver), spare=6)
 
 
 ROWS = {
@@ -79,10 +79,11 @@ ROWS = {
     "attention: keys and values": Row(replace(ADAIN, attention=KeyframeAttention(("up",), 0.6, "keys-values"))),
     "attention: all steps": Row(replace(ADAIN, attention=KeyframeAttention(("up",), 1.0, "inputs"))),
     "guidance 2": Row(replace(BARE, guidance=2.0)),
-    "+ AdaIN + attention + pacing": Row(ATTENTION, spare=9),
+    "+ AdaIN + attention + pacing": Row(ATTENTION, spare=6),
     "pacing, none spare": Row(BARE, spare=0),
-    "pacing, 9 spare (as it ships)": Row(BARE, spare=9),
-    "bfloat16": Row(BARE, spare=9, dtype="bfloat16"),
+    "pacing, 6 spare (as it ships)": Row(BARE, spare=6),
+    "pacing, 12 spare": Row(BARE, spare=12),
+    "bfloat16": Row(BARE, spare=6, dtype="bfloat16"),
     "DDIM, 20 steps": of_steps(20, solver="ddim"),
     "6 steps": of_steps(6),
     "20 steps": of_steps(20),

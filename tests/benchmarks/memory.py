@@ -34,7 +34,7 @@ def one_morph(source: str, frames: int, steps: int, batch: int) -> float:
     recipe = Recipe(steps, steps, use_adain=True, attention=KeyframeAttention(("down", "mid", "up"), 1.0, "inputs"))
 
     noise = invert_keyframes(base, ends, recipe, batch)
-    for latent in paced_segment(base, ends, noise, frames, 9, recipe, batch)[1]:
+    for latent in paced_segment(base, ends, noise, frames, 6, recipe, batch)[1]:
         base.decode(latent[None])
     if base.device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
