@@ -19,6 +19,9 @@ from pipeline.distances.features import Features, extract, feature_distance
 from pipeline.morphing.engine import Bars, EncodedKeyframe, Recipe, invert_keyframes, morph_segment
 from pipeline.morphing.pacing import even_alphas, paced_frames
 
+MOST_SEEN = 256 * 2**20
+"""Bytes of pictures of a segment that are kept between pacing, which looks at them, and their turn in the film."""
+
 __all__ = ["Film", "FilmSettings", "Frame", "Keyframe", "Recipe", "draw_latents"]
 
 
@@ -118,20 +121,30 @@ class Film:
         for number, (first, second) in enumerate(segments):
             # A keyframe is the end of two segments, and made for one of them.
             known = {alpha: ends[row] for alpha, row in ((0.0, first), (1.0, second)) if row in ends}
-            alphas, latents = self._segment(first, second, known, self._bars(f"{number + 1}/{len(segments)}"))
+            bars, seen = self._bars(f"{number + 1}/{len(segments)}"), dict[float, torch.Tensor]()
+            alphas, latents = self._segment(first, second, known, seen, bars)
             ends |= {first: latents[0], second: latents[-1]}
             self.alphas.append(alphas)
             start = 1 if number else 0
             stop = len(alphas) - (1 if self.settings.loop and number == len(segments) - 1 else 0)
             for row in range(start, stop):
+                alpha = float(alphas[row])
                 # Decoded one by one, so that the device never holds more than one picture.
-                picture = self.base.decode(latents[row, None]).cpu()[0]
-                yield Frame(picture, number, float(alphas[row]))
+                picture = seen.pop(alpha) if alpha in seen else self.base.decode(latents[row, None]).cpu()[0]
+                yield Frame(picture, number, alpha)
 
     def _segment(
-        self, first: int, second: int, known: dict[float, torch.Tensor], bars: Bars
+        self,
+        first: int,
+        second: int,
+        known: dict[float, torch.Tensor],
+        seen: dict[float, torch.Tensor],
+        bars: Bars,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Alphas (F,) float64 and latents (F, C, h, w) of a segment; known: those of its ends that are there."""
+        """Alphas (F,) float64 and latents (F, C, h, w) of a segment.
+
+        known: those of its ends that are there. seen: gets the pictures that pacing has decoded, as many as MOST_SEEN.
+        """
         pair, noise, settings = (
             (self.keyframes[first], self.keyframes[second]),
             self.noise[[first, second]],
@@ -146,14 +159,20 @@ class Film:
                 found.update(zip(new, made, strict=True))
             return torch.stack([found[alpha] for alpha in alphas.tolist()])
 
+        def look(alphas: Sequence[float], latents: torch.Tensor) -> list[Features]:
+            features = []
+            for row, alpha in enumerate(alphas):
+                picture = self.base.decode(latents[row, None])
+                features.append(extract(picture))
+                if (len(seen) + 1) * picture.nbytes <= MOST_SEEN:
+                    seen[alpha] = picture.cpu()[0]
+            return features
+
         if settings.pacing == "perceptual":
-            return paced_frames(make, self._look, _apart, settings.frames, settings.pacing_spare)
+            return paced_frames(make, look, _apart, settings.frames, settings.pacing_spare)
         even = settings.pacing == "linear"
         alphas = even_alphas(settings.frames) if even else torch.tensor(settings.pacing, dtype=torch.float64)
         return alphas, make(alphas)
-
-    def _look(self, latents: torch.Tensor) -> list[Features]:
-        return [extract(self.base.decode(latents[row, None])) for row in range(len(latents))]
 
     def _bars(self, where: str) -> Bars:
         return lambda part: self.progress(f"{where} {part}")

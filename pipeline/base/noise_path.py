@@ -25,7 +25,7 @@ class Pair(NamedTuple):
 
 
 class NoisePath(Protocol):
-    """A noising path. A new one gives `levels`, `at`, `draw_times`, `time_at`, `target_coefficients`; the rest follows.
+    """A noising path. A new one gives `levels`, `at`, `times_at`, `time_at`, `target_coefficients`; the rest follows.
 
     The network predicts y = c x0 + d e, with c and d as `target_coefficients` gives them for a and s: the noise (0, 1),
     v (-s, a), or a flow's velocity (-1, 1). Others write alpha_t, sigma_t and epsilon for a, s and e. Times are in the
@@ -44,8 +44,8 @@ class NoisePath(Protocol):
         """a and s, (B,) float64, at times (B,), which may lie between those that the base was trained at."""
         ...
 
-    def draw_times(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        """Times (count,) to train at."""
+    def times_at(self, draws: torch.Tensor) -> torch.Tensor:
+        """Times (B,) to train at, for draws (B,) that are uniform in [0, 1)."""
         ...
 
     def time_at(self, share: float) -> float:
@@ -179,9 +179,9 @@ class VariancePreserving(NoisePath):
         share = (angle - angles[above - 1]) / (angles[above] - angles[above - 1])
         return Level(above - 1 + float(share.clamp(0, 1)), math.cos(angle), math.sin(angle))
 
-    def draw_times(self, count: int, generator: torch.Generator) -> torch.Tensor:
+    def times_at(self, draws: torch.Tensor) -> torch.Tensor:
         """Uniform over the timesteps (Ho et al. 2020, algorithm 1)."""
-        return torch.randint(len(self), (count,), generator=generator)
+        return (draws * len(self)).long()
 
     def time_at(self, share: float) -> int:
         """The timestep at that share of the table."""

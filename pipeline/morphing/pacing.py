@@ -19,7 +19,7 @@ def even_alphas(frames: int) -> torch.Tensor:
 
 def paced_frames(
     make: Callable[[torch.Tensor], torch.Tensor],
-    look: Callable[[torch.Tensor], Sequence[View]],
+    look: Callable[[Sequence[float], torch.Tensor], Sequence[View]],
     distance: Callable[[View, View], float],
     frames: int,
     spare: int,
@@ -30,15 +30,15 @@ def paced_frames(
     needed; then those are left out without which the widest gap is narrowest. All are made as they will be shown, so
     that a sudden change is where it was measured; in a coarse pass of fewer steps it is somewhere else.
 
-    make: alphas (n,) to latents (n, ...). look: latents (n, ...) to what `distance` compares. A distance that is no
-    number counts as none.
+    make: alphas (n,) to latents (n, ...). look: alphas and their latents to what `distance` compares. A distance that
+    is no number counts as none.
     """
     latents, views, placed = dict[float, torch.Tensor](), dict[float, View](), list[float]()
 
     def add(alphas: list[float]) -> None:
         made = make(torch.tensor(alphas, dtype=torch.float64))
         latents.update(zip(alphas, made, strict=True))
-        views.update(zip(alphas, look(made), strict=True))
+        views.update(zip(alphas, look(alphas, made), strict=True))
         placed.extend(alphas)
         placed.sort()
 

@@ -81,8 +81,18 @@ def _draw(
     posterior = example.flipped if flip and example.flipped is not None else example.posterior
     latents = posterior.sample(generator)
     noise = noise_like(latents, settings.noise_offset, generator)
-    times = path.draw_times(1, generator)
+    times = path.times_at(_spread(settings, step, place))
     return Batch(latents, noise, times, empty_caption if dropped else example.conditioning)
+
+
+def _spread(settings: TrainSection, step: int, place: int) -> torch.Tensor:
+    """One of a step's uniform draws, (1,), which lie evenly over [0, 1) from a random start (Kingma et al. 2021, I.1).
+
+    The loss varies with time more than with anything else: such a step tells as much as one of more samples.
+    """
+    count = settings.batch * settings.accumulation
+    start = torch.rand(1, generator=torch.Generator().manual_seed(keyed_seed(settings.seed, "times", step)))
+    return (start + place / count) % 1
 
 
 def noise_like(latents: torch.Tensor, offset: float, generator: torch.Generator) -> torch.Tensor:

@@ -42,8 +42,8 @@ ADAIN = replace(BARE, use_adain=True)
 ATTENTION = replace(ADAIN, attention=KeyframeAttention(("up",), 0.6, "inputs"))
 TRAININGS: dict[str, dict[str, object]] = {
     "as shipped": {},
-    "60 at 1e-3": {"steps": 60, "learning_rate": 1e-3, "b_rate": 1.0, "schedule": "constant"},
-    "150 at 2e-3": {"steps": 150, "learning_rate": 2e-3, "b_rate": 1.0, "schedule": "constant"},
+    "60 at 1e-3": {"steps": 60, "batch": 4, "learning_rate": 1e-3, "b_rate": 1.0, "schedule": "constant"},
+    "150 at 2e-3": {"steps": 150, "batch": 4, "learning_rate": 2e-3, "b_rate": 1.0, "schedule": "constant"},
 }
 
 

@@ -7,23 +7,25 @@ of 17 frames in 8 steps). Prints medians of seconds, and how even the frames are
 
 import argparse
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 import torch
 
 from pipeline.base.protocol import Base
 from pipeline.distances.perceptual import perceptual
+from pipeline.film import Film, Keyframe
+from pipeline.landscapes.world import caption
 from pipeline.morphing.engine import EncodedKeyframe, Recipe, invert_keyframes, morph_segment
 from pipeline.morphing.pacing import even_alphas
 from pipeline.params import TrainSection, load_params
 from pipeline.stages.morph import settings_of
 from tests.benchmarks.pairs import scenes, trained_keyframes
-from tests.benchmarks.shared import open_pocket, paced_segment
+from tests.benchmarks.shared import open_pocket, paintings
 from tests.reference import repaced_alphas
 
-FORMER_TRAINING = {"steps": 60, "learning_rate": 1e-3, "b_rate": 1.0, "schedule": "constant"}
+FORMER_TRAINING = {"steps": 60, "batch": 4, "learning_rate": 1e-3, "b_rate": 1.0, "schedule": "constant"}
 FORMER = Recipe(20, 20, "ddim")
 
 Pair = tuple[EncodedKeyframe, EncodedKeyframe]
@@ -45,23 +47,24 @@ class Times:
         return f"| {name} | {' | '.join(cells)} | {float(steps.max() / steps.mean()):.2f} | {float(steps.sum()):.3f} |"
 
 
-def former(base: Base, pair: Pair, frames: int) -> torch.Tensor:
-    """Latents of the frames as they were made before."""
+def former(base: Base, pair: Pair, frames: int) -> Iterator[torch.Tensor]:
+    """The frames as they were made before."""
     noise = invert_keyframes(base, pair, FORMER)
     measured = even_alphas(17)
     coarse = base.decode(morph_segment(base, *pair, noise, measured, Recipe(8, 8, "ddim")))
     alphas = repaced_alphas(measured, perceptual(coarse[:-1], coarse[1:]), frames)
-    return morph_segment(base, *pair, noise, alphas, FORMER)
+    for latent in morph_segment(base, *pair, noise, alphas, FORMER):
+        yield base.decode(latent[None])[0]
 
 
-def timed(base: Base, times: Times, settings: TrainSection, morph: Callable[[Pair], torch.Tensor]) -> None:
-    """One round."""
+def timed(base: Base, times: Times, settings: TrainSection, morph: Callable[[Pair], Iterable[torch.Tensor]]) -> None:
+    """One round; `morph` gives the decoded frames."""
     chosen = scenes(1)
     start = time.perf_counter()
     first, second = trained_keyframes(base, chosen, settings)
     _wait(base)
     trained = time.perf_counter()
-    times.frames = torch.cat([base.decode(latent[None]) for latent in morph((first, second))]).cpu()
+    times.frames = torch.stack([picture.cpu() for picture in morph((first, second))])
     times.training.append(trained - start)
     times.morph.append(time.perf_counter() - trained)
 
@@ -74,11 +77,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     params, base = load_params(), open_pocket(arguments.base)
-    film = settings_of(params.morph, base)
+    settings = replace(settings_of(params.morph, base), frames=arguments.frames)
+    chosen = scenes(1)
+    pictures = paintings(chosen).float() / 255
 
-    def shipped(pair: Pair) -> torch.Tensor:
-        noise = invert_keyframes(base, pair, film.recipe)
-        return paced_segment(base, pair, noise, arguments.frames, film.pacing_spare, film.recipe)[1]
+    def shipped(pair: Pair) -> Iterator[torch.Tensor]:
+        given = [
+            Keyframe(picture, caption(scene), keyframe.adapters)
+            for picture, scene, keyframe in zip(pictures, chosen, pair, strict=True)
+        ]
+        for frame in Film(base, given, settings):
+            yield frame.picture
 
     ways = {
         "before": (params.train.model_copy(update=FORMER_TRAINING), lambda pair: former(base, pair, arguments.frames)),
@@ -87,8 +96,8 @@ def main() -> None:
     timed(base, Times(), params.train.model_copy(update={"steps": 2}), shipped)  # warm up
     found = {name: Times() for name in ways}
     for _ in range(arguments.rounds):
-        for name, (settings, morph) in ways.items():
-            timed(base, found[name], settings, morph)
+        for name, (training, morph) in ways.items():
+            timed(base, found[name], training, morph)
     ratios = [(old[0] + old[1]) / (new[0] + new[1]) for old, new in zip(
         *(zip(times.training, times.morph, strict=True) for times in found.values()), strict=True)]  # fmt: skip
     print(f"{arguments.frames} frames, {arguments.rounds} rounds in turns, {base.device.type}; medians")

@@ -49,7 +49,7 @@ def paced_segment(
     def make(alphas: torch.Tensor) -> torch.Tensor:
         return morph_segment(base, *pair, noise, alphas, recipe, batch)
 
-    def look(latents: torch.Tensor) -> list[Features]:
+    def look(alphas: Sequence[float], latents: torch.Tensor) -> list[Features]:
         return [extract(base.decode(latent[None])) for latent in latents]
 
     return paced_frames(make, look, lambda a, b: float(feature_distance(a, b)), frames, spare)

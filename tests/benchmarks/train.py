@@ -56,7 +56,7 @@ def _one_by_one(
         for _ in range(settings.steps):
             latents, conditioning = latents_of(index), conditioning_of(index)
             noise = torch.randn(latents.shape).to(latents)
-            times = base.path.draw_times(1, _generator())
+            times = base.path.times_at(torch.rand(1, generator=_generator()))
             noisy = base.path.add_noise(latents, noise, times)
             prediction = base.predict(noisy, times, conditioning)
             F.mse_loss(prediction, base.path.target(latents, noise, times)).backward()

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import combinations, pairwise
 
 import pytest
@@ -16,7 +16,8 @@ def paced(way: Callable[[float], float], frames: int, spare: int) -> tuple[list[
         made.extend(alphas.tolist())
         return torch.tensor([[way(alpha)] for alpha in alphas.tolist()], dtype=torch.float64)
 
-    def look(latents: torch.Tensor) -> list[float]:
+    def look(alphas: Sequence[float], latents: torch.Tensor) -> list[float]:
+        assert latents[:, 0].tolist() == [way(alpha) for alpha in alphas]
         return latents[:, 0].tolist()
 
     alphas, latents = paced_frames(make, look, lambda a, b: abs(a - b), frames, spare)
@@ -72,7 +73,9 @@ def test_where_nothing_moves_or_is_no_number_the_spacing_is_nearly_even(frames: 
         def distance(a: float, b: float, value: float = value) -> float:
             return value
 
-        alphas, _ = paced_frames(lambda alphas: alphas[:, None], lambda made: made.tolist(), distance, frames, spare)
+        alphas, _ = paced_frames(
+            lambda alphas: alphas[:, None], lambda alphas, made: made.tolist(), distance, frames, spare
+        )
         gaps = alphas.diff()
         assert float(gaps.min()) > 0 and float(gaps.max()) < 2.01 / (frames - 1)
 
