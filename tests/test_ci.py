@@ -254,10 +254,9 @@ def test_the_token_goes_to_github_alone_whatever_an_answer_links_to(
 
 def test_what_a_change_links_to_is_not_published(github: GitHub, checkout: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("secret")
-    write_report(ci_report.MARK, now="a7")
+    write_report(ci_report.MARK)
     Path("report/pictures/link.webp").symlink_to(tmp_path / "secret")
-    assert comment("7").returncode == 0
-    assert published() == {"12/7/now.webp": "a7"}
+    assert comment("7").returncode == 0 and not published()
     Path("report/report.md").unlink()
     Path("report/report.md").symlink_to(tmp_path / "secret")
     assert comment("8").returncode == 0

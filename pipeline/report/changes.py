@@ -4,16 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Which direction is better, by the end of a figure's name. The others get no verdict.
-LOWER = (
-    "neighbours_variance", "neighbours_std", "neighbours_max_over_mean", "perceptual", "psnr_gap", "directness", "loss",
-    "ppl", "pdv", "naturalness",
-)  # fmt: skip
-HIGHER = ("_psnr", "_ssim")
-# The floor is what the autoencoder alone can do: no merit of the morph.
-FLOOR = "_floor_"
+from pipeline.report.figures import FIGURES
+
+# Which direction of a figure is better, as the report's table has it. The others get no verdict.
+BETTER = {figure.name: figure.better for figure in FIGURES}
 # More frames make shorter steps, and other keyframes another path: then these cannot be compared with earlier ones.
-STEPS = ("neighbours_variance", "neighbours_std", "pdv")
+STEPS = ("pdv",)
 # A smaller share of the figure than this is no difference: float rounding differs between machines.
 NEGLIGIBLE = 1e-3
 
@@ -54,12 +50,9 @@ def steps_differ(params: Sequence[Change]) -> bool:
 
 
 def verdict(change: Change) -> str:
-    """Better, worse or an empty text, by the figure's name."""
+    """Better, worse or an empty text, by the figure's name, the last part of the key."""
     gain = difference(change)
-    if gain is None or FLOOR in change.key or abs(gain) <= NEGLIGIBLE * max(abs(change.before), abs(change.now)):
+    better = BETTER.get(change.key.rpartition(".")[2], "")
+    if gain is None or not better or abs(gain) <= NEGLIGIBLE * max(abs(change.before), abs(change.now)):
         return ""
-    if change.key.endswith(LOWER):
-        return "better" if gain < 0 else "worse"
-    if change.key.endswith(HIGHER):
-        return "better" if gain > 0 else "worse"
-    return ""
+    return "better" if (gain > 0) == (better == "higher") else "worse"

@@ -44,7 +44,7 @@ def figures_part(rows: Sequence[Change], steps_differ: bool = False) -> str:
     judged.sort(key=lambda item: (item[0] != "worse", item[1].key))
     parts = ["### Figures", _figures(judged) if judged else "no figure of a morph is better or worse"]
     if steps_differ:
-        parts.append("Variance and deviation of the steps get no verdict: the frames or keyframes changed.")
+        parts.append("The variance of the steps gets no verdict: the frames or keyframes changed.")
     if others:
         parts += [f"<details><summary>{len(others)} more, without a verdict</summary>", _figures(others), "</details>"]
     return "\n\n".join(parts)

@@ -60,7 +60,7 @@ def training_locks(paths: Sequence[Path]) -> Iterator[None]:
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        needed = len(paths) + 256  # all else that is open
+        needed = len(paths) + len(os.listdir("/dev/fd")) + 64  # what is open, and what else will be
         if resource.RLIM_INFINITY != hard < needed:
             found = f"{len(paths)} adapters at once need {needed} open files, of which the system allows {hard}"
             raise UserError(Problem("ulimit -n", found, "Raise that limit, or divide the set into several."))

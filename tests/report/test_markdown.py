@@ -51,7 +51,7 @@ def test_foreign_text_is_only_ever_code() -> None:
 
 
 def test_a_baseline_gets_no_verdict_and_is_folded_away() -> None:
-    text = figures_part([Change("a.cross_fade.neighbours_std", 1.0, 2.0)])
+    text = figures_part([Change("a.cross_fade.pdv", 1.0, 2.0)])
     assert "no figure of a morph is better or worse" in text and "worse |" not in text
     assert text.index("<details>") < text.index("cross_fade") < text.index("</details>")
 
@@ -62,10 +62,10 @@ def test_a_baseline_gets_no_verdict_and_is_folded_away() -> None:
 )
 def test_steps_of_other_frames_or_keyframes_are_not_compared(key: str, other: bool) -> None:
     assert steps_differ([Change("train.rank", 4, 8), Change(key, 1, 2)]) is other
-    rows = [Change("a.morph.neighbours_std", 0.1, 0.2), Change("a.morph.neighbours_max_over_mean", 2.0, 3.0)]
+    rows = [Change("a.morph.pdv", 0.1, 0.2), Change("a.morph.neighbours_max_over_mean", 2.0, 3.0)]
     first = figures_part(rows, other).partition("<details>")[0]
     assert "`a.morph.neighbours_max_over_mean` | 2 | 3 | +1 | 🔴 worse" in first
-    assert ("`a.morph.neighbours_std`" in first) is not other
+    assert ("`a.morph.pdv`" in first) is not other
 
 
 def test_stages_that_changed_ran_and_the_others_were_skipped() -> None:

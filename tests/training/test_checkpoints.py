@@ -90,8 +90,10 @@ def test_more_locks_than_files_may_be_open_raise_the_limit_or_say_so(
         with training_locks(paths):
             assert len(list(tmp_path.glob("*.lock"))) == len(list(tmp_path.glob("*.pid"))) == 150
         assert not list(tmp_path.glob("*.pid"))
-        monkeypatch.setattr(resource, "getrlimit", lambda kind: (100, 300))
-        with pytest.raises(UserError, match="150 adapters at once need 406 open files, of which the system allows 300"):
+        monkeypatch.setattr(resource, "getrlimit", lambda kind: (100, 150))
+        with pytest.raises(
+            UserError, match=r"150 adapters at once need \d+ open files, of which the system allows 150"
+        ):
             training_locks(paths).__enter__()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
