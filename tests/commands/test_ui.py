@@ -33,7 +33,12 @@ def test_the_server_ends_with_the_command_however_it_is_stopped(
     project: Path, port: int, sent: signal.Signals, code: int
 ) -> None:
     command = [sys.executable, "-m", "pipeline", "ui", "--port", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    # Shells start what runs in the background with SIGINT ignored, and processes inherit that.
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    try:
         assert process.stdout is not None
         assert process.stdout.readline().startswith(f"Open http://127.0.0.1:{port}/#/experiments/")
         until = time.monotonic() + 120
@@ -42,6 +47,9 @@ def test_the_server_ends_with_the_command_however_it_is_stopped(
             time.sleep(0.2)
         process.send_signal(sent)
         assert process.wait(60) == code
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
     with socket.socket() as again:
         again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         again.bind(("127.0.0.1", port))
