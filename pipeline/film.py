@@ -145,12 +145,8 @@ class Film:
 
         known: those of its ends that are there. seen: gets the pictures that pacing has decoded, as many as MOST_SEEN.
         """
-        pair, noise, settings = (
-            (self.keyframes[first], self.keyframes[second]),
-            self.noise[[first, second]],
-            self.settings,
-        )
-        found = dict(known)
+        settings, noise = self.settings, self.noise[[first, second]]
+        pair, found = (self.keyframes[first], self.keyframes[second]), dict(known)
 
         def make(alphas: torch.Tensor) -> torch.Tensor:
             if new := [alpha for alpha in alphas.tolist() if alpha not in found]:

@@ -85,17 +85,10 @@ def measure(
     if generated_ends:
         figures |= endpoint_figures(frames[list(reference.stops)], reference.floor, reference.keyframes)
     between = [number for number in range(len(frames)) if number not in reference.stops]
-    captions = positions_between(alphas)
-    parts = (
-        (frames[between[first : first + (batch or len(between))]], captions[first : first + (batch or len(between))])
-        for first in range(0, len(between), batch or len(between))
-    )
-    figures["naturalness"] = naturalness(
-        base,
-        ((pictures, mixed(reference.captions, positions)) for pictures, positions in parts),
-        [(reference.keyframes, reference.captions)],
-        batch,
-    )
+    positions, size = positions_between(alphas), batch or len(between)
+    chunks = [slice(first, first + size) for first in range(0, len(between), size)]
+    parts = ((frames[between[chunk]], mixed(reference.captions, positions[chunk])) for chunk in chunks)
+    figures["naturalness"] = naturalness(base, parts, [(reference.keyframes, reference.captions)], batch)
     return Measurement(figures, distances)
 
 

@@ -3,15 +3,14 @@
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import overload
 
 import torch
 
-from pipeline.frames.tensors import Frame, from_arrays, to_arrays
+from pipeline.frames.tensors import Frame, LazyFrames, from_arrays, to_arrays
 
 
 @dataclass(frozen=True)
-class RealEnds(Sequence[Frame]):
+class RealEnds(LazyFrames):
     """The frames of a film, each corrected by `with_real_ends` when it is asked for.
 
     pictures: (K, 3, H, W), the real keyframes, which lie at frames `stops`. alphas: by segment, both ends included; of
@@ -27,14 +26,8 @@ class RealEnds(Sequence[Frame]):
     def __len__(self) -> int:
         return len(self.frames)
 
-    @overload
-    def __getitem__(self, number: int) -> Frame: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[Frame]: ...
-    def __getitem__(self, number: int | slice) -> Frame | list[Frame]:
-        if isinstance(number, slice):
-            return [self[one] for one in range(*number.indices(len(self)))]
-        number = range(len(self))[number]
+    def frame(self, number: int) -> Frame:
+        """Corrected."""
         segment = min(bisect_right(self.stops, number) - 1, len(self.alphas) - 1)
         first, second = segment, (segment + 1) % len(self.stops)
         three = from_arrays([self.frames[place] for place in (self.stops[first], number, self.stops[second])])

@@ -1,5 +1,6 @@
 """Pictures as tensors in [0, 1], for models, and as uint8 arrays, for files."""
 
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,28 +35,40 @@ def read_arrays(paths: Iterable[Path]) -> list[Frame]:
     return frames
 
 
+class LazyFrames(Sequence[Frame]):
+    """Frames that are each made when asked for, so that a long film never lies in memory. A subclass gives `frame`."""
+
+    @abstractmethod
+    def frame(self, number: int) -> Frame:
+        """Frame `number`, from 0 to below the count."""
+
+    @overload
+    def __getitem__(self, number: int) -> Frame: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Frame]: ...
+    def __getitem__(self, number: int | slice) -> Frame | list[Frame]:
+        if isinstance(number, slice):
+            return [self.frame(one) for one in range(*number.indices(len(self)))]
+        return self.frame(range(len(self))[number])
+
+
 @dataclass(frozen=True)
-class FrameFiles(Sequence[Frame]):
-    """Pictures in files, each read when it is asked for, so that a long film never lies in memory."""
+class FrameFiles(LazyFrames):
+    """Pictures in files."""
 
     paths: Sequence[Path]
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    @overload
-    def __getitem__(self, number: int) -> Frame: ...
-    @overload
-    def __getitem__(self, number: slice) -> "FrameFiles": ...
-    def __getitem__(self, number: int | slice) -> "Frame | FrameFiles":
-        if isinstance(number, slice):
-            return FrameFiles(self.paths[number])
+    def frame(self, number: int) -> Frame:
+        """Read from its file."""
         return read_arrays([self.paths[number]])[0]
 
 
 @dataclass(frozen=True)
-class ResizedFrames(Sequence[Frame]):
-    """Frames whose longer side has `side` pixels, each resized when it is asked for."""
+class ResizedFrames(LazyFrames):
+    """Frames whose longer side has `side` pixels."""
 
     frames: Sequence[Frame]
     side: int
@@ -63,13 +76,8 @@ class ResizedFrames(Sequence[Frame]):
     def __len__(self) -> int:
         return len(self.frames)
 
-    @overload
-    def __getitem__(self, number: int) -> Frame: ...
-    @overload
-    def __getitem__(self, number: slice) -> "ResizedFrames": ...
-    def __getitem__(self, number: int | slice) -> "Frame | ResizedFrames":
-        if isinstance(number, slice):
-            return ResizedFrames(self.frames[number], self.side)
+    def frame(self, number: int) -> Frame:
+        """Resized."""
         return resized(self.frames[number], self.side)
 
 
