@@ -33,7 +33,7 @@ def preview_sheet(base: Base, jobs: Sequence[Job]) -> Frame:
             for example in examples
         ]
     ).to(base.device)
-    predict = predictor(base, Conditioning.stack([example.conditioning for example in examples]))
+    predict = predictor(base, Conditioning.stack([example.conditioning for example in examples]).to(base.device))
     latents = sample(noise, predict, base.path, STEPS)
     base.move_encoders(base.device)  # only for now: training needs the room
     pictures = to_arrays(base.decode(latents))

@@ -17,6 +17,7 @@ from pipeline.film import Film, FilmSettings, Keyframe
 from pipeline.morphing.diffmorpher import KeyframeAttention
 from pipeline.morphing.engine import Recipe
 from pipeline.stages import evaluate, morph, prepare, report, sample, train
+from pipeline.training.examples import encode_example
 from tests.pretend import DEVICE, Pretend
 from tests.tiny import open_tiny
 from tests.training.jobs import jobs, trained
@@ -134,3 +135,14 @@ def test_training_waits_for_the_device_at_its_periodic_looks_only(
             return sum(mode.waits.values())
 
     assert waits(3) == waits(7) > 0
+
+
+def test_encoded_examples_take_nothing_of_the_device(tiny_folders: dict[str, Path], tmp_path: Path) -> None:
+    """Thousands of pictures and their captions would fill it."""
+    pixels = torch.zeros(3, 16, 16, dtype=torch.uint8)
+    with Pretend(float64=False):
+        example = encode_example(
+            open_tiny(tiny_folders["v_prediction"], device=DEVICE), "a", pixels, "b", True, tmp_path
+        )
+    held = [*example.conditioning.tensors.values(), example.posterior.mean, example.posterior.std]
+    assert {tensor.device.type for tensor in held} == {"cpu"}

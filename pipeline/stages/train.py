@@ -110,10 +110,11 @@ def train_missing(
         # shared out and packed as before.
         accelerator.wait_for_everyone()
         for job in writing:
-            if warning := learned_little(curves_of(states[job.name], spec.train)):
+            state = states[job.name]
+            if warning := learned_little(curves_of(state, spec.train)):
                 tqdm.write(f"{job.name}: {warning}")
             source = {"source": params.base.source, "revision": params.base.revision}
-            cache.add(base, job, states[job.name], source, spec.train)
+            cache.add(base, job, state, source, spec.train)
             checkpoints.forget(job.digest)
     accelerator.wait_for_everyone()
     return [job for job in missing if job.name not in states]

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +112,19 @@ class Checkpoints:
             states.append(TrainState(0, {}))
         return next((state for state in states if state.step == step), None)
 
+    def require_at(self, name: str, step: int) -> TrainState:
+        """The state at that very step, which is known to have been saved; at step 0 there is nothing to save.
+
+        Raises:
+            UserError: when it is no longer there, or damaged.
+        """
+        if step == 0:
+            return TrainState(0, {})
+        if (state := self.load_at(name, step)) is None:
+            found = f"the checkpoint of step {step}, saved a while ago, is gone or damaged"
+            raise UserError(Problem(str(self.folder / name), found, "Run again: training goes on from what is there."))
+        return state
+
     def forget(self, name: str) -> None:
         """Remove the states of a training that is over."""
         for path in self._paths(name):
@@ -119,6 +132,28 @@ class Checkpoints:
 
     def _paths(self, name: str) -> tuple[Path, Path]:
         return self.folder / name / "checkpoint.safetensors", self.folder / name / "checkpoint-before.safetensors"
+
+
+class SavedStates(Mapping[str, TrainState]):
+    """The states of trainings at known steps, each read from its checkpoint when it is asked for, and not kept.
+
+    at: for each training, the name of its checkpoint and the step.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, at: Mapping[str, tuple[str, int]]) -> None:
+        self._checkpoints, self._at = checkpoints, dict(at)
+
+    def __getitem__(self, name: str) -> TrainState:
+        return self._checkpoints.require_at(*self._at[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._at  # without reading it
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._at)
+
+    def __len__(self) -> int:
+        return len(self._at)
 
 
 def write_state(path: Path, state: TrainState) -> None:

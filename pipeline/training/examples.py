@@ -36,7 +36,8 @@ class Example:
 def encode_example(base: Base, name: str, pixels: torch.Tensor, caption: str, flip: bool, cache: Path) -> Example:
     """A picture (3, H, W) uint8 and its caption, from `cache` if they were ever encoded with this base before.
 
-    flip: encode the mirrored picture too. Latents stay on the CPU, where noise is drawn.
+    flip: encode the mirrored picture too. All of it stays on the CPU, where noise is drawn, so that a set of thousands
+    takes nothing of an accelerator's memory.
     """
     digest = hashlib.sha256(pixels.contiguous().numpy().tobytes() + caption.encode()).hexdigest()
     inputs = f"{code_digest(ENCODING)} {base.digest} {base.dtype} {tuple(pixels.shape)} {digest} {flip}"
@@ -49,8 +50,7 @@ def encode_example(base: Base, name: str, pixels: torch.Tensor, caption: str, fl
             save_file(tensors, partial)
     flipped = Posterior(tensors["flipped_mean"], tensors["flipped_std"]) if flip else None
     rows = {name.removeprefix(CAPTION): row for name, row in tensors.items() if name.startswith(CAPTION)}
-    conditioning = Conditioning(rows).to(base.device)
-    return Example(name, digest, Posterior(tensors["mean"], tensors["std"]), conditioning, caption, flipped)
+    return Example(name, digest, Posterior(tensors["mean"], tensors["std"]), Conditioning(rows), caption, flipped)
 
 
 def _encode(base: Base, pixels: torch.Tensor, caption: str, flip: bool) -> dict[str, torch.Tensor]:

@@ -71,6 +71,12 @@ class History:
         return {key: value.cpu().double().clone() for key, value in curves.items()}
 
 
+def outline(state: TrainState) -> TrainState:
+    """The step and the validations alone, which tell whether a training is at its end."""
+    kept = {key: value for key, value in state.tensors.items() if key.startswith(VALIDATION)}
+    return TrainState(state.step, kept)
+
+
 def ended(state: TrainState, settings: TrainSection) -> str | None:
     """Why a training is at its end, or None when it is not."""
     if state.step >= settings.steps:

@@ -15,9 +15,9 @@ from tqdm import tqdm
 from pipeline.base.conditioning import Conditioning
 from pipeline.base.protocol import Base
 from pipeline.params import TrainSection
-from pipeline.training.checkpoints import Checkpoints, TrainState
+from pipeline.training.checkpoints import Checkpoints, SavedStates, TrainState
 from pipeline.training.examples import Example
-from pipeline.training.history import ended
+from pipeline.training.history import ended, outline
 from pipeline.training.objective import Objective
 from pipeline.training.stopping import Stopped, stop_signals
 from pipeline.training.trainer import PackTrainer
@@ -74,8 +74,10 @@ class TrainingSetup:
         return self.accelerator is None or self.accelerator.is_main_process
 
 
-def train_adapters(setup: TrainingSetup, jobs: Sequence[Job]) -> dict[str, TrainState]:
+def train_adapters(setup: TrainingSetup, jobs: Sequence[Job]) -> Mapping[str, TrainState]:
     """Train every job to its end, from its checkpoint if there is one; the finished states by the jobs' names.
+
+    Only the pack in training is in memory. The finished states lie in the checkpoints, and are read one by one.
 
     Raises:
         FloatingPointError: when a loss or a gradient is not finite.
@@ -97,11 +99,11 @@ def train_adapters(setup: TrainingSetup, jobs: Sequence[Job]) -> dict[str, Train
             size = (len(pack) + 1) // 2
             tqdm.write(f"{len(pack)} adapters at once do not fit into memory: continuing with {size} (machine.pack)")
             torch.cuda.empty_cache()
-    return states
+    return SavedStates(setup.checkpoints, {job.name: (job.digest, states[job.name].step) for job in jobs})
 
 
 def resumed_states(jobs: Sequence[Job], checkpoints: Checkpoints, size: int) -> dict[str, TrainState]:
-    """The state that each training resumes from, by the jobs' names; `size` of them are one pack.
+    """An outline of the state that each training resumes from, by the jobs' names; `size` of them are one pack.
 
     A kill while a pack was saved leaves some of it a checkpoint ahead. Those go back to their one before, so that the
     pack continues together, in batches of the shape that it would have had undisturbed.
@@ -114,17 +116,20 @@ def resumed_states(jobs: Sequence[Job], checkpoints: Checkpoints, size: int) -> 
         for job in pack:
             if last[job.name].step > behind:
                 last[job.name] = checkpoints.load_at(job.digest, behind) or last[job.name]
-        states |= last
+        states |= {name: outline(state) for name, state in last.items()}
     return states
 
 
 def train_pack(setup: TrainingSetup, jobs: Sequence[Job], states: dict[str, TrainState], until: int) -> None:
-    """Train jobs that are at one step until step `until`, or until one of them ends; their states go into `states`."""
+    """Train jobs that are at one step until step `until`, or until one of them ends.
+
+    states: an outline of each job's state, from which it goes on; the new ones are put there.
+    """
     settings, callbacks = setup.settings, setup.callbacks
     trainer = PackTrainer(
         setup.base,
         [job.examples for job in jobs],
-        [states[job.name] for job in jobs],
+        [setup.checkpoints.require_at(job.digest, states[job.name].step) for job in jobs],
         settings,
         setup.objective,
         setup.empty_caption,
@@ -157,9 +162,10 @@ def train_pack(setup: TrainingSetup, jobs: Sequence[Job], states: dict[str, Trai
     def save() -> None:
         require_finite()
         for row, job in enumerate(jobs):
-            states[job.name] = trainer.state(row)
+            state = trainer.state(row)
+            states[job.name] = outline(state)
             if setup.is_main:
-                setup.checkpoints.save(job.digest, states[job.name])
+                setup.checkpoints.save(job.digest, state)
 
     label = jobs[0].name if len(jobs) == 1 else f"{len(jobs)} adapters"
     bar = tqdm(total=settings.steps, initial=first, desc=label, unit="step", disable=not setup.is_main, smoothing=0.05)

@@ -39,7 +39,8 @@ class PackTrainer:
         accelerator: Accelerator | None,
     ) -> None:
         self.base, self.examples, self.settings = base, examples, settings
-        self.objective, self.empty_caption, self.accelerator = objective, empty_caption, accelerator
+        self.objective, self.accelerator = objective, accelerator
+        self.empty_caption = empty_caption.to(torch.device("cpu"))  # beside the examples' captions
         seeds = [keyed_seed(settings.seed, *(example.digest for example in own)) for own in examples]
         self.pack = AdapterPack(base.denoiser, seeds, settings)
         self.optimizers = [RowOptimizer(self.pack, row, settings) for row in range(len(examples))]

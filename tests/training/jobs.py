@@ -25,7 +25,7 @@ def examples(base: Base, first: int = 0, count: int = 2) -> list[Example]:
         generator = torch.Generator().manual_seed(number)
         mean = torch.randn(1, 4, 8, 8, generator=generator).to(base.dtype)
         mirrored = Posterior(mean.flip(-1), torch.full_like(mean, 0.1))
-        conditioning = base.condition(["a red hill"])
+        conditioning = base.condition(["a red hill"]).to(torch.device("cpu"))
         posterior = Posterior(mean, torch.full_like(mean, 0.1))
         made.append(Example(f"{number}.png", f"digest {number}", posterior, conditioning, "a red hill", mirrored))
     return made
@@ -42,7 +42,7 @@ def trained(
     wanted: list[Job] | None = None,
     every: int = 2,
     **options: object,
-) -> dict[str, TrainState]:
+) -> Mapping[str, TrainState]:
     """The states of a run's jobs at its end. options: as `TrainingSetup` takes them."""
     options = {"objective": objective_of(settings), "checkpoint_every": every, **options}
     setup = TrainingSetup(base, settings, base.condition([""]), checkpoints=Checkpoints(folder), **options)

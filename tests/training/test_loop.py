@@ -1,3 +1,5 @@
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -265,3 +267,24 @@ def test_previews_leave_no_trace(fresh_tiny: Fresh, tmp_path: Path) -> None:
     assert not (sheets[0] == sheets[2]).all()
     for name, state in plain.items():
         assert all(torch.equal(tensor, shown[name].tensors[key]) for key, tensor in state.tensors.items())
+
+
+def test_only_the_pack_in_training_is_in_memory(
+    fresh_tiny: Fresh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 1,000 adapters the finished ones lie on disk, and those to come are not read yet."""
+    plain, known = trainer.PackTrainer.state, list[weakref.ref[TrainState]]()
+    alive = list[int]()
+
+    def state(self: trainer.PackTrainer, row: int) -> TrainState:
+        alive.append(sum(ref() is not None for ref in known))
+        found = plain(self, row)
+        known.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(trainer.PackTrainer, "state", state)
+    states = trained(fresh_tiny(), tmp_path, pack_size=1, every=100)
+    gc.collect()
+    assert len(known) >= 3 and max(alive) <= 1
+    assert sum(ref() is not None for ref in known) <= 1
+    assert "job 1" in states and states["job 1"].tensors["weight/down"].abs().sum() > 0
