@@ -215,6 +215,22 @@ def export(
 
 
 @command
+def clean(
+    days: Annotated[float, typer.Option(help="Only what nothing has used for so many days.", min=0)] = 30,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete it, and say what that freed.")] = False,
+) -> None:
+    """Say what the work files in .work take that nothing has used for a while, and delete it if asked.
+
+    No result depends on them: what is needed again is made again.
+
+    Example: morphline clean --days 7 --delete
+    """
+    from pipeline.commands import clean
+
+    print(*clean.run(days, delete), sep="\n")
+
+
+@command
 def ci_report(
     base: Annotated[str, typer.Option(help="The Git revision to compare with.")],
     out: Annotated[Path, typer.Option(help="The report, Markdown.")] = Path("report/report.md"),

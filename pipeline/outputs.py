@@ -4,7 +4,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.errors import Problem, UserError
@@ -54,6 +54,12 @@ def require_output(path: Path, stage: str) -> Path:
     if not path.exists():
         raise UserError(Problem(str(path), "it is not there yet", f"Run `dvc repro {stage}`."))
     return path
+
+
+def mark_used(path: Path) -> None:
+    """Give a file that is kept for later the present as its time of change, by which those long unused are found."""
+    with suppress(OSError):  # where nothing may be written, nothing will be deleted either
+        os.utime(path)
 
 
 def _sibling(path: Path, purpose: str) -> Path:

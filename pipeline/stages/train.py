@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -26,7 +27,7 @@ from pipeline.tracking import Tracker, track
 from pipeline.training.cache import AdapterCache
 from pipeline.training.checkpoints import Checkpoints, training_locks
 from pipeline.training.code_digest import TRAINING, code_digest
-from pipeline.training.examples import Example, encode_example
+from pipeline.training.examples import Example, encode_example, forget_oldest
 from pipeline.training.history import curves_of, learned_little, write_curves
 from pipeline.training.loop import Callbacks, Job, TrainingSetup, train_adapters
 from pipeline.training.objective import objective_of
@@ -35,6 +36,8 @@ from pipeline.training.rates import learning_rate
 
 WORK = Path(".work/adapters")
 LATENTS = Path(".work/latents")
+LATENTS_LIMIT = 8 * 2**30
+"""Bytes of encoded pictures that are kept, of this set and others: some 7,000 of 1024x1024 for an SDXL."""
 # Names in MLflow, whose charts come in the order of the alphabet: the loss first.
 METRICS = {"loss": "loss/{}", "grad_norm": "optimizer/grad_norm/{}", "learning_rate": "optimizer/learning_rate/{}"}
 
@@ -58,11 +61,13 @@ def train_set(key: str, params: Params, accelerator: Accelerator) -> None:
     if accelerator.is_main_process:
         tracked = track(f"train@{key}", params.tracking, section, datasets={key: prepared}, tags=params.base.tags())
     with tracked as tracker:
-        base = open_base(params.base, accelerator.device)
+        base, start = open_base(params.base, accelerator.device), time.time()
         examples = [
             encode_example(base, row.file_name, pixels, row.text, spec.train.flip, LATENTS)
             for row, pixels in tqdm(read_prepared_pixels(prepared), desc="encode", unit="picture")
         ]
+        if accelerator.is_main_process:
+            forget_oldest(LATENTS, LATENTS_LIMIT, start)
         jobs = jobs_of(base, examples, spec.adapter == "image", section)
         elsewhere = train_missing(base, jobs, params, spec, accelerator, tracker)
         if tracker:

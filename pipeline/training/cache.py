@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from pipeline.adapters.lora import lora_config, save_adapter
 from pipeline.base.protocol import Base
-from pipeline.outputs import atomic_file
+from pipeline.outputs import atomic_file, mark_used
 from pipeline.params import TrainSection
 from pipeline.training.checkpoints import TrainState, read_state, write_state
 from pipeline.training.loop import Job
@@ -23,13 +23,16 @@ class AdapterCache:
     folder: Path
 
     def has(self, digest: str) -> bool:
-        """Whether that adapter is there and whole."""
+        """Whether that adapter is there and whole; if so, it counts as used now."""
         try:
             with safe_open(self.adapter(digest), framework="pt") as file:
                 whole = bool(list(file.keys()))
         except (SafetensorError, OSError):
             return False
-        return whole and read_state(self._curves(digest)) is not None
+        if not whole or read_state(self._curves(digest)) is None:
+            return False
+        mark_used(self.adapter(digest))
+        return True
 
     def adapter(self, digest: str) -> Path:
         """Its file."""

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from pipeline.base.conditioning import Conditioning
 from pipeline.base.posterior import Posterior
 from pipeline.base.protocol import Base
-from pipeline.outputs import atomic_file
+from pipeline.outputs import atomic_file, mark_used
 from pipeline.training.code_digest import ENCODING, code_digest
 
 CAPTION = "conditioning/"
@@ -53,6 +53,20 @@ def encode_example(base: Base, name: str, pixels: torch.Tensor, caption: str, fl
     return Example(name, digest, Posterior(tensors["mean"], tensors["std"]), Conditioning(rows), caption, flipped)
 
 
+def forget_oldest(cache: Path, limit: int, since: float) -> None:
+    """Delete the encoded pictures that were not used for longest until the cache has at most `limit` bytes.
+
+    Those used since that moment (seconds since 1970) stay: a set that is larger must not push itself out.
+    """
+    known = {path: path.stat() for path in cache.glob("*.safetensors")}
+    size = sum(status.st_size for status in known.values())
+    for path, status in sorted(known.items(), key=lambda item: item[1].st_mtime):
+        if size <= limit or status.st_mtime >= since:
+            return
+        path.unlink(missing_ok=True)
+        size -= status.st_size
+
+
 def _encode(base: Base, pixels: torch.Tensor, caption: str, flip: bool) -> dict[str, torch.Tensor]:
     picture = pixels[None].float() / 255
     posterior = base.encode(picture)
@@ -67,6 +81,8 @@ def _encode(base: Base, pixels: torch.Tensor, caption: str, flip: bool) -> dict[
 def _read(path: Path) -> dict[str, torch.Tensor] | None:
     """What was kept, or None: a cache that is missing or damaged is filled again."""
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except (SafetensorError, OSError):
         return None
+    mark_used(path)
+    return tensors

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 from typing import Any
 
@@ -34,3 +35,18 @@ def test_encoded_pictures_are_kept_until_the_picture_the_caption_or_the_code_is_
         path.write_bytes(b"damaged")
     examples.encode_example(base, "a", pixels, "a red hill", True, tmp_path)
     assert len(encoded) == 4
+
+
+def test_the_cache_of_encoded_pictures_has_a_limit_but_for_those_in_use(tmp_path: Path) -> None:
+    for number in range(5):
+        (tmp_path / f"{number}.safetensors").write_bytes(bytes(100))
+        os.utime(tmp_path / f"{number}.safetensors", (1000 + number, 1000 + number))
+
+    def left(limit: int, since: float) -> str:
+        examples.forget_oldest(tmp_path, limit, since)
+        return "".join(sorted(path.stem for path in tmp_path.iterdir()))
+
+    assert left(500, 2000) == "01234"
+    assert left(499, 2000) == "1234"
+    assert left(0, 1003) == "34"
+    assert left(100, 2000) == "4"
