@@ -55,12 +55,18 @@ def with_values(text: str, values: Mapping[str, object]) -> str:
     """A params.yaml with other values for keys such as `train.steps`; every other byte stays."""
     left = dict(values)
     section = ""
-    lines = text.splitlines(keepends=True)
-    for number, line in enumerate(lines):
+    lines = []
+    in_list = False
+    for line in text.splitlines(keepends=True):
+        if in_list and line.startswith("  - "):
+            continue  # of a list that another value takes the place of
+        in_list = False
         if found := re.match(r"(\w+):", line):
             section = found[1]
-        elif (found := re.match(r"  ([\w-]+): ", line)) and f"{section}.{found[1]}" in left:
-            lines[number] = f"  {found[1]}: {left.pop(f'{section}.{found[1]}')}\n"
+        elif (found := re.match(r"  ([\w-]+):(?: |$)", line)) and f"{section}.{found[1]}" in left:
+            in_list = line.endswith(":\n")
+            line = f"  {found[1]}: {left.pop(f'{section}.{found[1]}')}\n"
+        lines.append(line)
     assert not left, f"params.yaml has no {sorted(left)}"
     return "".join(lines)
 

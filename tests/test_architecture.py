@@ -17,7 +17,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     for room, imports in re.findall(r"(?m)^\| (\w+) \| [^|`]*(?:`[^|]*)? \|(.*)\|$", PAGE.partition("## Four types")[0])
     if room != "room"
 }
-ANYBODYS = {"errors", "outputs", "parallel", "params"}
+ANYBODYS = {"errors", "inputs", "outputs", "parallel", "params"}
 OF_PARAMS = {"overrides", "validation"}
 PEOPLE = {"stages", "commands", "cli", "__main__"}
 FILES = sorted((ROOT / "pipeline").rglob("*.py"))

@@ -1,7 +1,7 @@
 """Whether a base exists and is whole, and its digest, without loading it (and without torch)."""
 
 import hashlib
-import json
+import os
 import re
 from collections.abc import Callable
 from functools import partial
@@ -10,8 +10,10 @@ from typing import TypeVar
 
 from pipeline.base.digests import file_sha256
 from pipeline.base.families import FAMILIES, family_of
-from pipeline.base.files import RESTORE, json_problems, safetensors_problems, weights_problems
+from pipeline.base.files import RESTORE, json_problems, single_file_problems, weights_problems
+from pipeline.base.schedule import FILE
 from pipeline.errors import Problem, UserError
+from pipeline.inputs import read_json
 from pipeline.params import BaseSection
 
 Response = TypeVar("Response")
@@ -22,7 +24,8 @@ SHIPPED = Path("models/pocket")
 
 def is_hub_id(section: BaseSection) -> bool:
     """A source of the form owner/name that is not a local path is a Hub id."""
-    return not Path(section.source).exists() and bool(_HUB_ID.fullmatch(section.source)) and not is_single_file(section)
+    there = os.path.lexists(section.source)
+    return not there and bool(_HUB_ID.fullmatch(section.source)) and not is_single_file(section)
 
 
 def is_single_file(section: BaseSection) -> bool:
@@ -31,11 +34,12 @@ def is_single_file(section: BaseSection) -> bool:
 
 
 def find_base_problems(section: BaseSection) -> list[Problem]:
-    """Everything that would keep this base from loading. The Hub is queried only for a Hub id."""
+    """Everything that would keep this base from loading, as far as its files tell (see `fitting.py` for more). The Hub
+    is queried only for a Hub id."""
     source = Path(section.source)
     if is_single_file(section):
         problems = _single_file_problems(section)
-    elif source.is_dir():
+    elif os.path.isdir(source):
         problems = _folder_problems(source)
     elif is_hub_id(section):
         return _hub_problems(section)
@@ -49,8 +53,8 @@ def find_base_problems(section: BaseSection) -> list[Problem]:
 
 def base_warnings(section: BaseSection) -> list[str]:
     """What a base without problems should be told of."""
-    config = config_folder(section, "scheduler") / "scheduler" / "scheduler_config.json"
-    scheduler = json.loads(config.read_text(encoding="utf-8"))
+    config = config_folder(section, "scheduler") / "scheduler" / FILE
+    scheduler = read_json(config)
     if scheduler.get("rescale_betas_zero_snr") and scheduler.get("timestep_spacing", "leading") == "leading":
         return [
             f"{config}: with zero terminal SNR the last timestep is pure noise, and `leading` spacing never goes there:"
@@ -165,8 +169,8 @@ def _first_line(error: BaseException) -> str:
 
 def _single_file_problems(section: BaseSection) -> list[Problem]:
     source = Path(section.source)
-    if source.is_file():
-        problems = safetensors_problems(source)
+    if os.path.isfile(source):
+        problems = single_file_problems(source)
     else:
         problems = [Problem("params.yaml: base.source", f"there is no file {source}", "Correct the path.")]
     if section.config is None:

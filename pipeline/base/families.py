@@ -1,8 +1,9 @@
 """The families of bases that can be opened: of which parts their diffusers folders consist."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+
+from pipeline.inputs import read_json
 
 # None: the key may be missing, as in Stable Diffusion 1.5's own scheduler.
 Expected = dict[str, tuple[str | None, ...]]
@@ -51,5 +52,5 @@ FAMILIES = (STABLE_DIFFUSION, STABLE_DIFFUSION_XL)
 
 def family_of(folder: Path) -> Family:
     """The family of a diffusers folder, by its model_index.json, which `check` has found to be one of ours."""
-    name = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+    name = read_json(folder / "model_index.json")["_class_name"]
     return next(family for family in FAMILIES if family.pipeline == name)

@@ -1,11 +1,12 @@
 """Whether the files of a base exist and are whole."""
 
-import json
+import re
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from pipeline.errors import Problem
+from pipeline.inputs import read_json
 
 RESTORE = "Download or restore the base again."
 
@@ -13,10 +14,12 @@ RESTORE = "Download or restore the base again."
 def json_problems(path: Path, fix: str = RESTORE, **expected: tuple[str | None, ...]) -> list[Problem]:
     """Problems of a JSON object in a file. expected: key to the values that it may have."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         return [Problem(str(path), "the file is missing", fix)]
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        return [Problem(str(path), f"the file cannot be read ({error.strerror})", fix)]
+    except ValueError as error:
         return [Problem(str(path), f"not valid JSON ({str(error).splitlines()[0]})", fix)]
     if not isinstance(content, dict):
         return [Problem(str(path), "not a JSON object", fix)]
@@ -35,10 +38,20 @@ def find_weights(part: Path, stem: str) -> tuple[str, list[Path]] | None:
         if single.is_file():
             return variant, [single]
         index = part / f"{stem}.safetensors.index{dotted}.json"
-        if index.is_file() and not json_problems(index):
-            shards = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {})
-            return variant, sorted({part / name for name in shards.values()})
+        if index.is_file() and (shards := _shards(index)):
+            return variant, [part / name for name in shards]
     return None
+
+
+def _shards(index: Path) -> list[str]:
+    """The names of files in an index of shards; none where it is damaged, or names anything else."""
+    if json_problems(index):
+        return []
+    named = read_json(index).get("weight_map")
+    names = list(named.values()) if isinstance(named, dict) else []
+    # Beside the index, and no other file of this machine.
+    plain = all(isinstance(name, str) and re.fullmatch(r"\w[\w.-]*\.safetensors", name) for name in names)
+    return sorted(set(names)) if plain else []
 
 
 def weights_problems(part: Path, stem: str) -> list[Problem]:
@@ -62,3 +75,26 @@ def safetensors_problems(file: Path) -> list[Problem]:
     except SafetensorError as error:
         reason = str(error).removeprefix("Error while deserializing header: ")
         return [Problem(str(file), f"cut off or damaged, or not a safetensors file ({reason})", fix)]
+    except OSError as error:
+        return [Problem(str(file), f"the file cannot be read ({error.strerror or error})", "Make it readable.")]
+
+
+ORIGINAL = {
+    "unet": ("model.diffusion_model.",),
+    "vae": ("first_stage_model.",),
+    "text_encoder": ("cond_stage_model.", "conditioner.embedders."),
+}
+"""Part of a base to how its tensors' names begin in a single file."""
+
+
+def single_file_problems(file: Path) -> list[Problem]:
+    """Problems of a single file with all parts of a base: damage, or a part that is not in it."""
+    if problems := safetensors_problems(file):
+        return problems
+    with safe_open(file, framework="numpy") as content:
+        names = list(content.keys())
+    lacking = [part for part, starts in ORIGINAL.items() if not any(name.startswith(starts) for name in names)]
+    if not lacking:
+        return []
+    fix = "Use a checkpoint with UNet, autoencoder and text encoder in one file, or a diffusers folder."
+    return [Problem(str(file), f"it holds no {', '.join(lacking)}", fix)]

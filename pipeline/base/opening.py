@@ -1,6 +1,5 @@
 """Opening a base from a folder, the Hub or a single file, on the device of choice."""
 
-import json
 import os
 import warnings
 from pathlib import Path
@@ -25,12 +24,15 @@ from pipeline.base.checking import (
 )
 from pipeline.base.device import find_dtype_problems, torch_dtype
 from pipeline.base.families import STABLE_DIFFUSION_XL, Family, family_of
-from pipeline.base.files import find_weights
+from pipeline.base.files import RESTORE, find_weights
+from pipeline.base.fitting import find_fit_problems
 from pipeline.base.noise_path import VariancePreserving
 from pipeline.base.protocol import Base
+from pipeline.base.schedule import FILE
 from pipeline.base.stable_diffusion import StableDiffusion
 from pipeline.base.stable_diffusion_xl import StableDiffusionXL
-from pipeline.errors import UserError
+from pipeline.errors import Problem, UserError
+from pipeline.inputs import read_json
 from pipeline.params import BaseSection
 
 
@@ -40,12 +42,12 @@ def open_base(section: BaseSection, device: torch.device) -> Base:
     Raises:
         UserError: when it is not there, not whole, of another family, or not the pinned one.
     """
-    problems = [*find_base_problems(section), *find_dtype_problems(section, device)]
+    problems = [*find_base_problems(section), *find_dtype_problems(section, device)] or fit_problems(section)
     if problems:
         raise UserError(*problems)
     disable_progress_bar()  # a bar for reading a file from disk hides the bars that matter
     dtype = torch_dtype(section)
-    parts = _load_single_file(section, dtype) if is_single_file(section) else _load_folder(section, dtype)
+    parts = _load(section, dtype)
     path = VariancePreserving.from_scheduler_config(parts.pop("scheduler_config"))
     for model in (parts[name] for name in ("denoiser", "vae", "text_encoder", "text_encoder_2") if name in parts):
         model.to(device).eval().requires_grad_(False)
@@ -55,6 +57,15 @@ def open_base(section: BaseSection, device: torch.device) -> Base:
     return kind(**parts, path=path, device=device, dtype=dtype, digest=base_digest(section))
 
 
+def fit_problems(section: BaseSection) -> list[Problem]:
+    """What keeps the parts of a base, whose files are whole, from working together; a Hub base is downloaded for that.
+
+    Raises:
+        UserError: when the Hub refuses or cannot be reached.
+    """
+    return find_fit_problems(_root(section), with_weights=not is_single_file(section))
+
+
 def denoiser_without_weights(section: BaseSection) -> nn.Module:
     """The base's denoiser as its config describes it, on torch's meta device: for questions about its layers."""
     config = UNet2DConditionModel.load_config(config_folder(section, "unet"), subfolder="unet")
@@ -62,8 +73,38 @@ def denoiser_without_weights(section: BaseSection) -> nn.Module:
         return UNet2DConditionModel.from_config(config)
 
 
+def _root(section: BaseSection) -> Path:
+    """The diffusers folder of a base: with its configs alone for a single file."""
+    if is_hub_id(section):
+        return cached(section) or _fetch_all(section)
+    return Path(section.config or "") if is_single_file(section) else Path(section.source)
+
+
+def _load(section: BaseSection, dtype: torch.dtype) -> dict[str, Any]:
+    """The parts of a base.
+
+    Raises:
+        UserError: for whatever the libraries meet that `fit_problems` cannot see, above all in single files.
+    """
+    try:
+        parts = _load_single_file(section, dtype) if is_single_file(section) else _load_folder(section, dtype)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # three libraries, each with kinds of its own
+        reason = (str(error).strip().splitlines() or [""])[0][:300]
+        found = f"it cannot be loaded ({type(error).__name__}: {reason})"
+        raise UserError(Problem(section.source, found, RESTORE)) from error
+    models = {part: model for part, model in parts.items() if isinstance(model, nn.Module)}
+    for part, model in models.items():
+        # What a single file lacks stays without a value.
+        if empty := [name for name, tensor in model.named_parameters() if tensor.is_meta]:
+            found = f"it lacks {len(empty)} tensors of its {part}, {empty[0]} first"
+            raise UserError(Problem(section.source, found, RESTORE))
+    return parts
+
+
 def _load_folder(section: BaseSection, dtype: torch.dtype) -> dict[str, Any]:
-    root = (cached(section) or _fetch_all(section)) if is_hub_id(section) else Path(section.source)
+    root = _root(section)
     family = family_of(root)
     kinds = {"unet": (UNet2DConditionModel, dtype), "vae": (AutoencoderKL, dtype)}
     parts: dict[str, Any] = {
@@ -81,10 +122,9 @@ def _load_folder(section: BaseSection, dtype: torch.dtype) -> dict[str, Any]:
         )
     for part in family.tokenizers:
         parts[part] = CLIPTokenizer.from_pretrained(root, subfolder=part)
-    scheduler = root / "scheduler" / "scheduler_config.json"
-    parts["scheduler_config"] = json.loads(scheduler.read_text(encoding="utf-8"))
+    parts["scheduler_config"] = read_json(root / "scheduler" / FILE)
     if family is STABLE_DIFFUSION_XL:
-        index = json.loads((root / "model_index.json").read_text(encoding="utf-8"))
+        index = read_json(root / "model_index.json")
         parts["empty_is_zero"] = bool(index.get("force_zeros_for_empty_prompt", True))
     return parts
 

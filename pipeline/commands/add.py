@@ -9,6 +9,7 @@ from io import StringIO
 from pathlib import Path
 
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from pipeline.errors import Problem, UserError
@@ -79,7 +80,7 @@ def _without_folder(problem: Problem, folder: Path) -> Problem:
 
 
 def _add_to_params(key: str, names: Sequence[str]) -> None:
-    """Add two lines and change no other byte: the file's comments and layout are the user's."""
+    """Add two entries and change no other byte: the file's comments and layout are the user's."""
     text = PARAMS.read_bytes().decode("utf-8")
     entry = {"adapter": "image", "prepare": {}, "train": {}, "sample": {}}
     text = _with_entry(text, "sets", key, entry)
@@ -90,19 +91,19 @@ def _add_to_params(key: str, names: Sequence[str]) -> None:
 
 
 def _with_entry(text: str, section: str, key: str, entry: Mapping[str, object]) -> str:
-    """The YAML text with one more entry, in flow style, at the end of a section."""
+    """The YAML text with one more entry at the end of a section."""
     sections = {name.value: node for name, node in YAML().compose(text).value}
     node = sections[section]
-    line = _in_flow_style({key: entry})[1:-1]
     if node.flow_style:  # `morphs: {}`
         end = node.end_mark.index - 1
-        return f"{text[:end]}{', ' if node.value else ''}{line}{text[end:]}"
+        return f"{text[:end]}{', ' if node.value else ''}{_in_one_line({key: entry})[1:-1]}{text[end:]}"
     newline = "\r\n" if "\r\n" in text else "\n"
     indent = " " * node.value[-1][0].start_mark.column
+    lines = "".join(f"{indent}{line}{newline}" for line in _as_dvc_writes_it(key, entry))
     end = text.find("\n", _end(node)) + 1
     if not end:  # the file does not end with a newline
-        return f"{text}{newline}{indent}{line}{newline}"
-    return f"{text[:end]}{indent}{line}{newline}{text[end:]}"
+        return f"{text}{newline}{lines}"
+    return f"{text[:end]}{lines}{text[end:]}"
 
 
 def _end(node: Node) -> int:
@@ -115,10 +116,24 @@ def _end(node: Node) -> int:
     return int(node.end_mark.index)
 
 
-def _in_flow_style(value: object) -> str:
+def _in_one_line(value: object) -> str:
     yaml = YAML()
     yaml.default_flow_style = True
     yaml.width = 1_000_000
     text = StringIO()
     yaml.dump(value, text)
     return text.getvalue().strip()
+
+
+def _as_dvc_writes_it(key: str, entry: Mapping[str, object]) -> list[str]:
+    """The entry's lines, as `dvc exp run -S` writes them: one, or a line for each value where one would be long."""
+    for flow in (True, False):
+        mapping = CommentedMap(entry)
+        if flow:
+            mapping.fa.set_flow_style()
+        text = StringIO()
+        YAML().dump({"section": {key: mapping}}, text)
+        lines = [line.removeprefix("  ") for line in text.getvalue().splitlines()[1:]]
+        if len(lines) == 1:
+            break
+    return lines

@@ -4,9 +4,11 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from pipeline.base.checking import base_warnings, config_folder, find_base_problems
+from pipeline.base.checking import base_warnings, cached, config_folder, find_base_problems, is_hub_id
 from pipeline.base.device import choose_device, find_dtype_problems
+from pipeline.base.schedule import FILE, timesteps_of
 from pipeline.errors import Problem, UserError
+from pipeline.inputs import read_json
 from pipeline.outputs import atomic_file
 from pipeline.params import Params, load_params
 from pipeline.pictures.imagefolder import CaptionLength, find_problems
@@ -25,9 +27,9 @@ def run() -> None:
         UserError: with every problem of the params, the sets, the morphs and the base.
     """
     params = load_params()
-    problems = find_base_problems(params.base)
+    problems = find_base_problems(params.base) or _fit_problems(params)
     caption_length = None if problems else _caption_length(params)
-    problems += [] if problems else _target_problems(params)
+    problems += [] if problems else [*_target_problems(params), *_steps_problems(params)]
     problems += _device_problems(params)
     for key, spec in params.sets.items():
         problems += find_problems(
@@ -48,6 +50,28 @@ def run() -> None:
         path.write_text("params, sets, morphs and base are in order\n", encoding="utf-8")
     for warning in filter(None, [*base_warnings(params.base), check_ran(params.tracking)]):
         print(f"Warning: {warning}", file=sys.stderr)
+
+
+def _fit_problems(params: Params) -> list[Problem]:
+    """Parts of the base that do not belong together. One of the Hub is compared once it is downloaded."""
+    if is_hub_id(params.base) and not cached(params.base):
+        return []
+    from pipeline.base.opening import fit_problems
+
+    return fit_problems(params.base)
+
+
+def _steps_problems(params: Params) -> list[Problem]:
+    """More steps than the base's schedule has."""
+    timesteps = timesteps_of(read_json(config_folder(params.base, "scheduler") / "scheduler" / FILE))
+    asked = {f"sets.{key}: sample.steps": spec.sample.steps for key, spec in params.sets.items()}
+    for key, spec in params.morphs.items():
+        asked |= {f"morphs.{key}: morph.{name}": getattr(spec.morph, name) for name in ("steps", "inversion_steps")}
+    return [
+        Problem(f"params.yaml: {where}", f"{steps} steps", f"The base's schedule has {timesteps}: write no more.")
+        for where, steps in asked.items()
+        if steps > timesteps
+    ]
 
 
 def _path_problems() -> list[Problem]:

@@ -1,4 +1,4 @@
-"""`morphline add`: a set and a morph of one's own, two lines in params.yaml, and no other byte touched."""
+"""`morphline add`: a set and a morph of one's own, an entry each in params.yaml, and no other byte touched."""
 
 import difflib
 import json
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
+from dvc.utils.hydra import apply_overrides
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -61,7 +62,12 @@ def test_a_set_and_a_morph_are_added_and_every_other_byte_of_params_stays(projec
     assert "data/morphs/my-own/morph.mp4" in answer.stdout
     assert lines_added(before, Path("params.yaml").read_bytes().decode()) == [
         "  my-own: {adapter: image, prepare: {}, train: {}, sample: {}}\n",
-        "  my-own: {set: my-own, keyframes: ['späte Dämmerung, 1.jpg', Hügel & Söhne (2).PNG], morph: {}}\n",
+        "  my-own:\n",
+        "    set: my-own\n",
+        "    keyframes:\n",
+        "    - späte Dämmerung, 1.jpg\n",
+        "    - Hügel & Söhne (2).PNG\n",
+        "    morph: {}\n",
     ]
     morph = load_params().get_morph("my-own")
     assert morph.keyframes == ("späte Dämmerung, 1.jpg", "Hügel & Söhne (2).PNG") and morph.set == "my-own"
@@ -87,7 +93,7 @@ def test_it_works_again_and_again(project: Path, pictures: list[Path]) -> None:
     before = Path("params.yaml").read_bytes().decode()
     for key in ("one", "123", "null"):  # the latter two would be no texts if YAML read them as they are
         assert add(key, *pictures, *CAPTIONS).exit_code == 0
-    assert len(lines_added(before, Path("params.yaml").read_bytes().decode())) == 6
+    assert len(lines_added(before, Path("params.yaml").read_bytes().decode())) == 3 * 7
     params = load_params()
     assert list(params.sets) == list(params.morphs) == ["hills", "dots", "one", "123", "null"]
     assert CliRunner().invoke(app, ["check"]).exit_code == 0
@@ -133,7 +139,7 @@ def test_however_the_user_has_laid_out_the_file(project: Path, pictures: list[Pa
 def test_the_shipped_file_itself_keeps_every_byte(project: Path, pictures: list[Path]) -> None:
     Path("params.yaml").write_text(SHIPPED, encoding="utf-8")
     assert add("my-own", *pictures, *CAPTIONS).exit_code == 0
-    assert len(lines_added(SHIPPED, Path("params.yaml").read_text(encoding="utf-8"))) == 2
+    assert len(lines_added(SHIPPED, Path("params.yaml").read_text(encoding="utf-8"))) == 7
 
 
 @pytest.mark.parametrize("key", ["hills", "taken"])
@@ -141,6 +147,21 @@ def test_nothing_is_overwritten(project: Path, pictures: list[Path], key: str) -
     (project / "data/raw/taken").mkdir()
     (problem,) = refused(key, *pictures, *CAPTIONS)
     assert problem == f"KEY: {key!r} exists already. Choose another key; nothing is overwritten."
+
+
+def test_an_experiment_leaves_what_was_added_as_it_is(project: Path, pictures: list[Path]) -> None:
+    """With entries longer than a line, which DVC breaks, too."""
+    Path("params.yaml").write_text(SHIPPED, encoding="utf-8")
+    many = [project.parent / f"a picture with a long name, number {number}.png" for number in range(5)]
+    for path in many:
+        paint(path, 3)
+    captions = [part for path in many for part in ("--caption", path.stem)]
+    assert add("my-own", *pictures, *CAPTIONS).exit_code == add("many", *many, *captions).exit_code == 0
+    before = Path("params.yaml").read_text(encoding="utf-8")
+    for _ in range(2):
+        apply_overrides("params.yaml", ["train.rank=8"])
+        assert Path("params.yaml").read_text(encoding="utf-8") == before
+    assert load_params().get_morph("many").keyframes == tuple(path.name for path in many)
 
 
 @pytest.mark.parametrize("key", ["My Own", "../up", "späte", "-x", ""])

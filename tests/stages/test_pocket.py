@@ -30,7 +30,7 @@ def test_the_stage_writes_a_whole_base_beside_the_card_and_says_what_made_it(
     for key, value in tiny.items():
         lines = [f"  {key}: {value}" if line.startswith(f"  {key}: ") else line for line in text.splitlines()]
         text = "\n".join(lines)
-    text = text.replace("  uri: null", "  uri: http://127.0.0.1:9").replace("  required: true", "  required: false")
+    text = text.replace("  uri:\n", "  uri: http://127.0.0.1:9\n").replace("  required: true", "  required: false")
     (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
     card = tmp_path / "models" / "pocket" / "README.md"
     card.parent.mkdir(parents=True)
