@@ -89,6 +89,7 @@ class TrainSection(Section):
     )
     init: Literal["kaiming", "gaussian"]
     gradient_checkpointing: bool
+    hold_out: int = Field(ge=0, le=1000)
     validate_every: Annotated[int, Field(ge=1, le=1_000_000)] | None
     patience: Annotated[int, Field(ge=1, le=1000)] | None
     target_loss: Annotated[float, Field(gt=0)] | None

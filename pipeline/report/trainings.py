@@ -11,7 +11,8 @@ from pipeline.report.plots import Training
 
 @dataclass(frozen=True)
 class AdapterRow:
-    """An adapter in the table of a set. first_validation, last_validation: loss; None where there was no validation."""
+    """An adapter in the table of a set. first_validation, last_validation: its loss at fixed noise before and after;
+    None where it was not taken."""
 
     name: str
     steps: int
@@ -29,14 +30,14 @@ def read_trainings(path: Path) -> tuple[dict[str, Training], list[float]]:
         name: Training(
             losses=[float(row[f"loss {name}"]) for row in rows if row[f"loss {name}"]],
             validation={
-                int(row["step"]): float(row[f"validation loss {name}"])
+                int(row["step"]): float(row[f"fixed-noise loss {name}"])
                 for row in rows
-                if row[f"validation loss {name}"]
+                if row[f"fixed-noise loss {name}"]
             },
         )
         for name in names
     }
-    return trainings, [float(row["learning_rate"]) for row in rows]
+    return trainings, [float(row["learning_rate"]) for row in rows if row["learning_rate"]]
 
 
 def adapter_row(name: str, training: Training, settings: TrainSection) -> AdapterRow:
@@ -53,10 +54,10 @@ def adapter_row(name: str, training: Training, settings: TrainSection) -> Adapte
 
 
 def stop_reason(steps: int, validation: Sequence[float], settings: TrainSection) -> str:
-    """Why a training stopped after so many steps. validation: its validation losses, in order, as in the curves."""
+    """Why a training stopped after so many steps. validation: its losses at fixed noise, in order, as in the curves."""
     if steps >= settings.steps:
         return "all steps done"
     # The curves have six digits.
     if settings.target_loss is not None and validation and validation[-1] <= settings.target_loss * (1 + 1e-5):
-        return f"validation loss reached {settings.target_loss:g}"
-    return f"no lower validation loss {settings.patience} times in a row"
+        return f"loss at fixed noise reached {settings.target_loss:g}"
+    return f"no lower loss at fixed noise {settings.patience} times in a row"
