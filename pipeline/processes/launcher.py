@@ -1,6 +1,6 @@
 """`accelerate launch`, but with its processes' own exit code, and no traceback of the launcher's below their messages.
 
-python -m pipeline.training.launcher --multi_gpu --num_processes=2 --module pipeline train alps
+python -m pipeline.processes.launcher --multi_gpu --num_processes=2 --module pipeline train alps
 """
 
 import sys

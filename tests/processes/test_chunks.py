@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pipeline.sampling.chunks import in_chunks
+from pipeline.processes.chunks import in_chunks
 
 
 def test_chunks_are_as_large_as_there_is_room() -> None:
