@@ -5,11 +5,11 @@ in order, and what is decided by a figure is decided by the main process alone. 
 the host's memory (gloo), on a GPU too: little data, no memory of the device, and a process that is gone is noticed.
 """
 
+import atexit
 import pickle
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import cache
 from typing import Any, NoReturn, TypeVar
 
@@ -27,6 +27,8 @@ Result = TypeVar("Result")
 
 REPORT_TIME = 60.0
 """Seconds for the main process to report an error and end, which ends the others too; then they go by themselves."""
+GONE_TIME = 10.0
+"""Seconds for a launcher to end its processes after the death of one."""
 
 
 def in_chunks(
@@ -71,8 +73,7 @@ def decided(choose: Callable[[], Result], accelerator: Accelerator | None = None
     if accelerator is None or accelerator.num_processes == 1:
         return choose()
     box: list[Any] = [choose() if accelerator.is_main_process else None]
-    with _others_needed(accelerator):
-        distributed.broadcast_object_list(box, src=0, group=_host_group())
+    _together(lambda: distributed.broadcast_object_list(box, src=0, group=_host_group()), accelerator)
     return box[0]
 
 
@@ -98,17 +99,18 @@ def _in_turn(first: int, last: int, size: int, work: Callable[[slice], Result]) 
 def _from_all(work: Callable[[], Result], accelerator: Accelerator) -> list[Result]:
     """What `work` gives in each process, in all of them, in the order of the processes."""
     result, error = None, None
+    _host_group()
     try:
         result = send_to_device(work(), torch.device("cpu"))
     except Exception as raised:  # the others must hear of it: they would wait for ever
         error = raised
     received: list[Any] = [None] * accelerator.num_processes
-    with _others_needed(accelerator):
-        distributed.all_gather_object(received, (result, _sendable(error, accelerator)), group=_host_group())
+    sent = (result, _sendable(error, accelerator))
+    _together(lambda: distributed.all_gather_object(received, sent, group=_host_group()), accelerator)
     if failures := [failure for _, failure in received if failure is not None]:
         if accelerator.is_main_process:
             raise error or failures[0]
-        _leave_it_to_the_main_process()
+        _wait_to_be_ended()
     return [result for result, _ in received]
 
 
@@ -120,29 +122,40 @@ def _sendable(error: Exception | None, accelerator: Accelerator) -> Exception | 
         sent: Exception = pickle.loads(pickle.dumps(error))
     except Exception:  # a class that cannot be made again from its arguments
         sent = RuntimeError(f"{type(error).__name__}: {error}")
-    lines = "".join(traceback.format_exception(error))
-    sent.add_note(f"in process {accelerator.process_index} of {accelerator.num_processes}:\n{lines}")
+    lines = "".join(traceback.format_tb(error.__traceback__))
+    sent.add_note(f"in process {accelerator.process_index} of {accelerator.num_processes}, counted from 0:\n{lines}")
     return sent
 
 
-@contextmanager
-def _others_needed(accelerator: Accelerator) -> Iterator[None]:
-    """While processes wait for each other: what to say when one of them is gone."""
+def _together(exchange: Callable[[], None], accelerator: Accelerator) -> None:
+    """What all processes do at one time; where one of them is gone, the others end."""
     try:
-        yield
-    except RuntimeError:
-        if not accelerator.is_main_process:
-            _leave_it_to_the_main_process()
-        found = f"one of {accelerator.num_processes} processes that share the work has ended"
-        fix = "Look above for its error. If there is none, it was killed, probably for memory: lower machine.batch."
-        raise UserError(Problem("machine.processes", found, fix)) from None
+        exchange()
+    except RuntimeError as error:
+        found = str(error)
+    else:
+        return
+    if not accelerator.is_main_process:
+        _wait_to_be_ended()
+    # Where a process of this machine has died, it or its launcher says so, and the launcher ends this one meanwhile.
+    time.sleep(GONE_TIME)
+    what = f"one of {accelerator.num_processes} processes that share the work has ended, or cannot be reached ({found})"
+    raise UserError(Problem("machine.processes", what, "See what it says on its machine."))
 
 
-def _leave_it_to_the_main_process() -> NoReturn:
+def _wait_to_be_ended() -> NoReturn:
     time.sleep(REPORT_TIME)
     raise SystemExit(1)
 
 
 @cache
 def _host_group() -> distributed.ProcessGroup:
+    """Made before there is any work, while all are there: who waits for others to join it hears no signals."""
+    atexit.register(_leave_host_group)
     return distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
+
+
+def _leave_host_group() -> None:
+    """While Python is whole: gloo's threads that let go of tensors later than that crash."""
+    distributed.destroy_process_group(_host_group())
+    _host_group.cache_clear()

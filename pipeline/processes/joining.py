@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from datetime import timedelta
+from types import FrameType
 from typing import NoReturn
 
 import torch
@@ -87,9 +88,16 @@ def join_processes(device: torch.device) -> Accelerator:
             found = f"{name} splits models over GPUs; here the base is frozen and an adapter has megabytes"
             raise UserError(Problem("accelerate launch", found, "Launch with --multi_gpu, or leave it to `dvc repro`."))
     if is_launched():
+        signal.signal(signal.SIGTERM, _end)
         stop_with_launcher()
     patient = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
     return Accelerator(cpu=device.type == "cpu", mixed_precision="no", kwargs_handlers=[patient])
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """Clean up and end without a word: whoever was at fault says why. Unless this process is ending already."""
+    if sys.exc_info()[0] is None:
+        raise SystemExit(128 + number)
 
 
 def stop_with_launcher(look_every: float = 0.5) -> None:
