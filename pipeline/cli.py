@@ -38,7 +38,7 @@ Size = Annotated[int | None, typer.Option(help="Longer side in pixels; default: 
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing clip.")]
 
 REPORT_DELAY = 10.0
-"""Seconds that the other processes of a training wait for the first one to report a mistake that all of them make."""
+"""Seconds that other processes of a stage wait for the first one to report a mistake that all of them make."""
 
 
 def command(function: Callable[..., None], group: typer.Typer = app) -> Callable[..., None]:
@@ -63,7 +63,8 @@ def command(function: Callable[..., None], group: typer.Typer = app) -> Callable
             raise typer.Exit(1) from None
         except KeyboardInterrupt as stopped:
             reason = str(stopped) or "stopped"
-            print(f"morphline {name}: {reason}; `dvc repro` goes on from here", file=sys.stderr)
+            if os.environ.get("RANK", "0") == "0":  # one of several processes speaks for all
+                print(f"morphline {name}: {reason}; `dvc repro` goes on from here", file=sys.stderr)
             raise typer.Exit(getattr(stopped, "exit_code", 130)) from None
 
     return group.command()(run)

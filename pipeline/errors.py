@@ -51,6 +51,10 @@ class UserError(Exception):
         lines = [str(problem) for problem in problems[:MOST]]
         super().__init__("\n".join([*lines, *([f"and {more} more"] if more > 0 else [])]))
 
+    def __reduce__(self) -> tuple[type["UserError"], tuple[Problem, ...]]:
+        """From process to process, as problems and not as their text."""
+        return type(self), self.problems
+
 
 def _escaped(letter: str) -> str:
     code = ord(letter)

@@ -1,7 +1,9 @@
 """Stage `morph@<morph>`: frames between keyframes, with adapters, without them, and the cross-fade."""
 
 import json
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -28,27 +30,45 @@ from pipeline.morphing.engine import Recipe, cross_fade
 from pipeline.morphing.pacing import even_alphas
 from pipeline.outputs import atomic_folder, require_output
 from pipeline.params import MorphSection, load_params
+from pipeline.processes.joining import all_processes
 from pipeline.sampling.solver import Progress
-from pipeline.tracking import track
+from pipeline.tracking import Tracker, track
 
 
 def run(key: str) -> None:
-    """Write data/morphs/<morph>/: frames, the baselines, the autoencoder's floor, clips, strip and morph.json."""
+    """Write data/morphs/<morph>/: frames, the baselines, the autoencoder's floor, clips, strip and morph.json.
+
+    With as many processes as there are to use; the first writes.
+    """
     params = load_params()
+    accelerator = all_processes(["morph", key], params.machine.processes, choose_device(params.machine.device))
     spec = params.get_morph(key)
     settings = spec.morph
     prepared = require_output(Path("data/prepared", spec.set), f"prepare@{spec.set}")
     adapters = require_output(Path("models/adapters", spec.set), f"train@{spec.set}")
     section = {"base": params.base.model_dump(), **spec.model_dump()}
-    with track(
-        f"morph@{key}", params.tracking, section, datasets={spec.set: prepared}, tags=params.base.tags()
-    ) as tracker:
-        base = open_base(params.base, choose_device(params.machine.device))
+    tracked: AbstractContextManager[Tracker | None] = nullcontext()
+    if accelerator.is_main_process:
+        datasets = {spec.set: prepared}
+        tracked = track(f"morph@{key}", params.tracking, section, datasets=datasets, tags=params.base.tags())
+    with tracked as tracker:
+        base = open_base(params.base, accelerator.device)
         names = [prepared_name(name) for name in spec.keyframes]
         keyframes = read_keyframes(base, prepared, adapters, names)
         pictures = torch.stack([keyframe.picture for keyframe in keyframes])
         film_settings = settings_of(settings, base)
+        variants = (MORPH, WITHOUT_ADAPTERS) if settings.without_adapters else (MORPH,)
 
+        def film_of(variant: Variant) -> Film:
+            own = keyframes if variant == MORPH else [replace(keyframe, adapters=()) for keyframe in keyframes]
+            bars = partial(_bar, variant.label, tracker is None)
+            batch = params.machine.batch
+            return Film(base, own, film_settings, batch=batch, progress=bars, accelerator=accelerator)
+
+        if tracker is None:
+            for variant in variants:
+                deque(film_of(variant), maxlen=0)
+            return
         between = film_settings.frames_per_segment - 1
         stops = [index * between for index in range(len(names))]
         count = len(names) * between if settings.loop else stops[-1] + 1
@@ -56,9 +76,8 @@ def run(key: str) -> None:
         noise_std: dict[str, float] = {}
         out = Path("data/morphs", key)
         with atomic_folder(out) as folder:
-            for variant in (MORPH, WITHOUT_ADAPTERS) if settings.without_adapters else (MORPH,):
-                own = keyframes if variant == MORPH else [replace(keyframe, adapters=()) for keyframe in keyframes]
-                film = Film(base, own, film_settings, batch=params.machine.batch, progress=partial(_bar, variant.label))
+            for variant in variants:
+                film = film_of(variant)
                 (folder / variant.folder).mkdir()
                 frames = (to_arrays(made.picture[None])[0] for made in film)
                 write_frames(folder / variant.folder, frames, count)
@@ -154,8 +173,8 @@ def rounded(alphas: list[torch.Tensor]) -> list[list[float]]:
     return [[round(alpha, 6) for alpha in segment.tolist()] for segment in alphas]
 
 
-def _bar(variant: str, part: str) -> Progress:
+def _bar(variant: str, silent: bool, part: str) -> Progress:
     def progress(steps: Iterable[Any]) -> Iterable[Any]:
-        return tqdm(list(steps), desc=f"{variant} {part}", unit="step")
+        return tqdm(list(steps), desc=f"{variant} {part}", unit="step", disable=silent)
 
     return progress

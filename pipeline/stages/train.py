@@ -24,6 +24,7 @@ from pipeline.frames.prepared import read_prepared_pixels
 from pipeline.outputs import atomic_folder, require_output
 from pipeline.params import Params, SetSpec, TrainSection, load_params
 from pipeline.previews import preview_sheet
+from pipeline.processes.joining import all_processes
 from pipeline.tracking import Tracker, track
 from pipeline.training.cache import AdapterCache
 from pipeline.training.checkpoints import Checkpoints, training_locks
@@ -32,7 +33,6 @@ from pipeline.training.examples import Example, encode_example, forget_oldest
 from pipeline.training.history import curves_of, learned_little, write_curves
 from pipeline.training.loop import Callbacks, Job, TrainingSetup, train_adapters
 from pipeline.training.objective import objective_of
-from pipeline.training.processes import is_launched, join_processes, process_count, relaunch
 from pipeline.training.rates import learning_rate
 
 WORK = Path(".work/adapters")
@@ -47,10 +47,7 @@ def run(key: str) -> None:
     """Write models/adapters/<set>/ and reports/curves/sets/<set>.csv, with as many processes as there are to use."""
     params = load_params()
     device = choose_device(params.machine.device)
-    count = process_count(params.machine.processes, device)
-    if count > 1 and not is_launched():
-        relaunch(["train", key], count, device)
-    train_set(key, params, join_processes(device))
+    train_set(key, params, all_processes(["train", key], params.machine.processes, device))
 
 
 def train_set(key: str, params: Params, accelerator: Accelerator) -> None:
