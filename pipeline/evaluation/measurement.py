@@ -16,6 +16,7 @@ from pipeline.distances import features
 from pipeline.evaluation import lpips
 from pipeline.evaluation.captions import mixed, positions_between
 from pipeline.evaluation.fidelity import fidelity
+from pipeline.evaluation.ghosting import Segment, ghosting
 from pipeline.evaluation.naturalness import naturalness
 from pipeline.evaluation.smoothness import Floats, directness, pdv, ppl, segments, smoothness
 
@@ -71,7 +72,7 @@ def measure(
     learned: lpips.Lpips | None = None,
     generated_ends: bool = True,
 ) -> Measurement:
-    """Smoothness, fidelity and naturalness of the N frames of one variant, of which only a few are read at a time.
+    """Smoothness, fidelity, ghosting and naturalness of the N frames of a variant, of which few are read at a time.
 
     alphas: by segment, both ends included. base: judges the naturalness, `batch` latents at a time. max_side: px, what
     frames are shrunk to before distances between neighbours are measured. learned: measures those by LPIPS too.
@@ -80,6 +81,7 @@ def measure(
     way = [*range(len(frames)), *([0] if reference.loop else [])]
     stops = [*reference.stops, len(frames)] if reference.loop else reference.stops
     distances, figures = smoothness_figures(_shrunk(frames, way, max_side, features.SMALLEST_SIDE), stops)
+    figures["ghosting"] = ghosting(_segments(frames, way, stops, max_side))
     if learned:
         figures |= lpips_figures(learned, _shrunk(frames, way, max_side, lpips.SMALLEST_SIDE), stops)
     if generated_ends:
@@ -123,6 +125,12 @@ def endpoint_figures(generated: Tensor, floor: Tensor, keyframes: Tensor) -> Fig
     rows = [asdict(row) for row in fidelity(generated, floor, keyframes)]
     figures: Figures = {f"endpoints_{name}": fmean(row[name] for row in rows) for name in rows[0]}
     return figures | {"endpoints_worst_psnr_gap": max(row["psnr_gap"] for row in rows)}
+
+
+def _segments(frames: Pictures, way: Sequence[int], stops: Sequence[int], max_side: int) -> Iterator[Segment]:
+    for start, stop in pairwise(stops):
+        first, last = _shrunk(frames, [way[start], way[stop]], max_side, features.SMALLEST_SIDE)
+        yield first, last, _shrunk(frames, way[start + 1 : stop], max_side, features.SMALLEST_SIDE)
 
 
 def _shrunk(frames: Pictures, way: Sequence[int], max_side: int, min_side: int) -> Iterator[Tensor]:

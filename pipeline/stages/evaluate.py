@@ -15,8 +15,9 @@ from pipeline.base.protocol import Base
 from pipeline.errors import UserError
 from pipeline.evaluation.lpips import Lpips, find_lpips_problems
 from pipeline.evaluation.measurement import Figures, Measurement, Reference, measure
+from pipeline.evaluation.strangeness import strangeness
 from pipeline.frames.tensors import PictureFiles, read_pictures
-from pipeline.frames.variants import CROSS_FADE, VARIANTS, Variant
+from pipeline.frames.variants import CROSS_FADE, MORPH, VARIANTS, Variant
 from pipeline.outputs import atomic_file, require_output
 from pipeline.params import EvaluateSection, load_params
 from pipeline.report.plots import Curve, smoothness_plot
@@ -52,6 +53,9 @@ def run(key: str) -> None:
             for variant in VARIANTS
             if variant.label in facts["alphas"]
         }
+        measurements[MORPH].figures["keyframes_strangeness"] = strangeness(
+            base, reference.keyframes, reference.captions, params.machine.batch
+        )
         # A loop ends where it began, one keyframe further.
         positions = [*facts["positions"], float(len(reference.stops))] if reference.loop else facts["positions"]
         write_outputs(key, positions, measurements)
