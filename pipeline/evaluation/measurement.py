@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from statistics import fmean
 from typing import Protocol
 
@@ -17,6 +18,7 @@ from pipeline.distances import features
 from pipeline.evaluation import lpips
 from pipeline.evaluation.captions import mixed, positions_between
 from pipeline.evaluation.fidelity import fidelity
+from pipeline.evaluation.ghosting import Segment, ghosting
 from pipeline.evaluation.naturalness import naturalness, picture_errors
 from pipeline.evaluation.smoothness import Floats, directness, pdv, ppl, segments, smoothness
 from pipeline.processes.chunks import in_chunks
@@ -74,7 +76,7 @@ def measure(
     generated_ends: bool = True,
     accelerator: Accelerator | None = None,
 ) -> Measurement:
-    """Smoothness, fidelity and naturalness of the N frames of one variant, of which only a few are read at a time.
+    """Smoothness, fidelity, ghosting and naturalness of the N frames of a variant, of which few are read at a time.
 
     alphas: by segment, both ends included. base: judges the naturalness, `batch` latents at a time. max_side: px, what
     frames are shrunk to before distances between neighbours are measured. learned: measures those by LPIPS too.
@@ -94,6 +96,7 @@ def measure(
     distances = along(way, perceptual_distances, features.SMALLEST_SIDE)
     straight = along([way[stop] for stop in stops], perceptual_distances, features.SMALLEST_SIDE)
     figures = smoothness_figures(distances, straight, stops)
+    figures["ghosting"] = ghosting(_segments(frames, way, stops, max_side))
     if learned:
         figures |= lpips_figures(along(way, learned.neighbour_distances, lpips.SMALLEST_SIDE), stops)
     if generated_ends:
@@ -144,6 +147,12 @@ def endpoint_figures(generated: Tensor, floor: Tensor, keyframes: Tensor) -> Fig
     rows = [asdict(row) for row in fidelity(generated, floor, keyframes)]
     figures: Figures = {f"endpoints_{name}": fmean(row[name] for row in rows) for name in rows[0]}
     return figures | {"endpoints_worst_psnr_gap": max(row["psnr_gap"] for row in rows)}
+
+
+def _segments(frames: Pictures, way: Sequence[int], stops: Sequence[int], max_side: int) -> Iterator[Segment]:
+    for start, stop in pairwise(stops):
+        first, last = _shrunk(frames, [way[start], way[stop]], max_side, features.SMALLEST_SIDE)
+        yield first, last, _shrunk(frames, way[start + 1 : stop], max_side, features.SMALLEST_SIDE)
 
 
 def _shrunk(frames: Pictures, way: Sequence[int], max_side: int, min_side: int) -> Iterator[Tensor]:

@@ -6,12 +6,10 @@ from typing import Any
 
 from pipeline.report.figures import FIGURES
 
-# Which direction of a figure is better, as the report's table has it. The others get no verdict.
-BETTER = {figure.name: figure.better for figure in FIGURES}
+JUDGED = {figure.name: figure for figure in FIGURES if figure.better}
+"""Figures that are better in one direction, as the report's table has them. The others get no verdict."""
 # More frames make shorter steps, and other keyframes another path: then these cannot be compared with earlier ones.
 STEPS = ("pdv",)
-# A smaller share of the figure than this is no difference: float rounding differs between machines.
-NEGLIGIBLE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -25,14 +23,15 @@ class Change:
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     """Every key, dotted, whose value differs."""
-    old, new = dict(_flatten(before)), dict(_flatten(now))
+    old, new = dict(flatten(before)), dict(flatten(now))
     return [Change(key, old.get(key), new.get(key)) for key in sorted(old | new) if old.get(key) != new.get(key)]
 
 
-def _flatten(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key, dotted, with its value."""
     if isinstance(content, Mapping) and content:
         for key, value in content.items():
-            yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+            yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, content
 
@@ -50,9 +49,9 @@ def steps_differ(params: Sequence[Change]) -> bool:
 
 
 def verdict(change: Change) -> str:
-    """Better, worse or an empty text, by the figure's name, the last part of the key."""
+    """Better, worse or an empty text, by the figure's name, the last part of the key; empty, too, within tolerance."""
     gain = difference(change)
-    better = BETTER.get(change.key.rpartition(".")[2], "")
-    if gain is None or not better or abs(gain) <= NEGLIGIBLE * max(abs(change.before), abs(change.now)):
+    figure = JUDGED.get(change.key.rpartition(".")[2])
+    if gain is None or figure is None or figure.alike(change.before, change.now):
         return ""
-    return "better" if (gain > 0) == (better == "higher") else "worse"
+    return "better" if (gain > 0) == (figure.better == "higher") else "worse"

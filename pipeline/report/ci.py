@@ -7,6 +7,7 @@ and the strips before and now. It needs Git and DVC's cache, and neither GitHub 
 import json
 import re
 import subprocess
+from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from ruamel.yaml import YAML
 
 from pipeline.errors import Problem, UserError
 from pipeline.params import KEY
-from pipeline.report.changes import Change, changes, steps_differ
+from pipeline.report.changes import Change, changes, flatten, steps_differ
+from pipeline.report.figures import is_foreign
 from pipeline.report.markdown import figures_part, inert, params_part, stages_part, strips_part
 
 MARK = "<!-- morphline ci-report -->"
@@ -41,7 +43,9 @@ def run(base: str, out: Path, pictures: Path, url: str | None) -> None:
     params = changes(
         _parse_yaml(_read_at(base, "params.yaml")), _parse_yaml(Path("params.yaml").read_text(encoding="utf-8"))
     )
-    figures = [change for name in _metrics_files(base) for change in _metrics_changes(base, name)]
+    metrics = {name: _metrics(base, name) for name in _metrics_files(base)}
+    figures = [change for name, both in metrics.items() for change in _metrics_changes(name, *both)]
+    foreign = [Path(name).stem for name, both in metrics.items() if any(map(_is_foreign, both))]
     found = (name.removeprefix("morph@") for name in now if name.startswith("morph@"))
     morphs = sorted(key for key in found if re.match(KEY, key))  # their names become names of files and addresses
     pictures.mkdir(parents=True, exist_ok=True)
@@ -52,7 +56,7 @@ def run(base: str, out: Path, pictures: Path, url: str | None) -> None:
         f"## What this change does to the pipeline\n\ncompared with `{commit}` ({inert(subject)})",
         stages_part(before, now),
         params_part(params),
-        figures_part(figures, steps_differ(params)),
+        figures_part(figures, steps_differ(params), foreign),
         strips_part(strips, url),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -101,14 +105,24 @@ def _metrics_files(base: str) -> list[str]:
     return sorted(now | {name for name in before if name.endswith(".json")})
 
 
-def _metrics_changes(base: str, name: str) -> list[Change]:
+def _metrics(base: str, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The content of a metrics file, before and now; empty where it is absent."""
     path = Path(name)
     if path.is_symlink():
         raise UserError(Problem(name, "it is a link", "Metrics are files, which `dvc repro` writes."))
     text = _read_at(base, name)
     before = json.loads(text) if text else {}
-    now = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return [Change(f"{path.stem}.{change.key}", change.before, change.now) for change in changes(before, now)]
+    return before, json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _is_foreign(metrics: Mapping[str, Any]) -> bool:
+    figures = dict(flatten(metrics))
+    return "morph.naturalness" in figures and is_foreign(figures.get("morph.keyframes_strangeness"))
+
+
+def _metrics_changes(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
+    morph = Path(name).stem
+    return [Change(f"{morph}.{change.key}", change.before, change.now) for change in changes(before, now)]
 
 
 def _read_at(base: str, path: str) -> str:

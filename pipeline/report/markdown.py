@@ -1,7 +1,7 @@
 """The parts of the CI report as Markdown."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import printable
@@ -29,13 +29,18 @@ def params_part(rows: Sequence[Change]) -> str:
     return "\n".join(["### Params", "", "| key | before | now |", "|---|---|---|", *lines])
 
 
-def figures_part(rows: Sequence[Change], steps_differ: bool = False) -> str:
-    """Changed figures: those of morphs with a verdict, the worse ones first; the others folded away."""
+def figures_part(rows: Sequence[Change], steps_differ: bool = False, foreign: Collection[str] = ()) -> str:
+    """Changed figures: those of morphs with a verdict, the worse ones first; the others folded away.
+
+    foreign: morphs of whose naturalness the base knows nothing.
+    """
     if not rows:
         return "### Figures\n\nunchanged"
     judged, others = [], []
     for row in rows:
-        found = "" if steps_differ and row.key.endswith(STEPS) else verdict(row)
+        morph, _, figure = row.key.partition(".morph.")
+        blind = figure == "naturalness" and morph in foreign
+        found = "" if blind or (steps_differ and row.key.endswith(STEPS)) else verdict(row)
         # Whether a baseline got better is no merit of the change.
         if found and ".morph." in row.key:
             judged.append((found, row))
@@ -45,6 +50,8 @@ def figures_part(rows: Sequence[Change], steps_differ: bool = False) -> str:
     parts = ["### Figures", _figures(judged) if judged else "no figure of a morph is better or worse"]
     if steps_differ:
         parts.append("The variance of the steps gets no verdict: the frames or keyframes changed.")
+    if foreign:
+        parts.append(f"Naturalness gets no verdict where keyframes are strange to the base: {_names(sorted(foreign))}.")
     if others:
         parts += [f"<details><summary>{len(others)} more, without a verdict</summary>", _figures(others), "</details>"]
     return "\n\n".join(parts)

@@ -15,7 +15,7 @@ from pipeline.adapters.store import read_index
 from pipeline.frames.variants import MORPH, VARIANTS, Variant
 from pipeline.params import BaseSection, SetSpec, TrainSection
 from pipeline.report.data_uris import data_uri, thumbnail_uri
-from pipeline.report.figures import Metrics, Row, table
+from pipeline.report.figures import PACE, Metrics, Row, table
 from pipeline.report.plots import loss_plot
 from pipeline.report.trainings import AdapterRow, adapter_row, read_trainings
 
@@ -28,13 +28,14 @@ WIDE_SIDE = 2400  # px, the most of strips and grids
 class FrameView:
     """One frame in the viewer.
 
-    position: with its alpha, as text. caption: the keyframe's, or the two that the frame lies between. pictures: data
-    URIs, one for each of the variants that were made.
+    position: as text. caption: the keyframe's, or the two that the frame lies between. alphas, as text, and pictures,
+    data URIs: one for each of the variants that were made, since each is paced by itself.
     """
 
     number: int
     position: str
     caption: str
+    alphas: tuple[str, ...]
     pictures: tuple[str, ...]
 
 
@@ -86,7 +87,7 @@ def render(morphs: Sequence[MorphPart], sets: Sequence[SetPart], base: BaseSecti
         lstrip_blocks=True,
     )
     template = environment.get_template("page.html")
-    return template.render(morphs=morphs, sets=sets, base=base)
+    return template.render(morphs=morphs, sets=sets, base=base, pace=PACE)
 
 
 def morph_part(key: str, metrics: Metrics) -> MorphPart:
@@ -110,7 +111,9 @@ def morph_part(key: str, metrics: Metrics) -> MorphPart:
             for keyframe in facts["keyframes"]
         ),
         frames=frames,
-        initial=stops[1] // 2,
+        # Halfway a morph is at its worst, and a keyframe shows nothing of it: a quarter of the way tells the variants
+        # apart and is still like a picture.
+        initial=-(-stops[1] // 4),
         stops=stops,
         rows=table(metrics),
         alphas=tuple(
@@ -135,6 +138,7 @@ def frame_views(folder: Path, facts: Mapping[str, Any]) -> tuple[FrameView, ...]
         FrameView(
             number,
             *describe_frame(number, facts),
+            tuple(alpha_of(number, facts, variant) for variant in _made(facts)),
             tuple(thumbnail_uri(folder / variant.folder / names[number], FRAME_SIDE) for variant in _made(facts)),
         )
         for number in range(count)
@@ -143,15 +147,23 @@ def frame_views(folder: Path, facts: Mapping[str, Any]) -> tuple[FrameView, ...]
 
 
 def describe_frame(number: int, facts: Mapping[str, Any]) -> tuple[str, str]:
-    """Position and alpha of a frame as text, and the caption or captions there."""
+    """Position of a frame as text, and the caption or captions there."""
     stops, captions = _stops(facts), [keyframe["text"] for keyframe in facts["keyframes"]]
-    position = f"position {facts['positions'][number]:.4g}"
+    position = f"position {facts['positions'][number]:.3g}"
     if number in stops:
         return f"{position}, keyframe", captions[stops.index(number)]
     segment = bisect_right(stops, number) - 1
-    alpha = facts["alphas"][MORPH.label][segment][number - stops[segment]]
     following = captions[(segment + 1) % len(captions)]  # a loop's last segment leads to the first keyframe
-    return f"{position}, alpha {alpha:.4g}", f"{captions[segment]} → {following}"
+    return position, f"{captions[segment]} → {following}"
+
+
+def alpha_of(number: int, facts: Mapping[str, Any], variant: Variant) -> str:
+    """How far a frame of a variant is from one keyframe to the next, as text; empty at a keyframe."""
+    stops = _stops(facts)
+    if number in stops:
+        return ""
+    segment = bisect_right(stops, number) - 1
+    return f"alpha {facts['alphas'][variant.label][segment][number - stops[segment]]:.3g}"
 
 
 def set_part(key: str, spec: SetSpec, shared: TrainSection) -> SetPart:

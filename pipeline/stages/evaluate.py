@@ -16,8 +16,9 @@ from pipeline.base.protocol import Base
 from pipeline.errors import UserError
 from pipeline.evaluation.lpips import Lpips, find_lpips_problems
 from pipeline.evaluation.measurement import Figures, Measurement, Reference, measure
+from pipeline.evaluation.strangeness import strangeness
 from pipeline.frames.tensors import PictureFiles, read_pictures
-from pipeline.frames.variants import CROSS_FADE, VARIANTS, Variant
+from pipeline.frames.variants import CROSS_FADE, MORPH, VARIANTS, Variant
 from pipeline.outputs import atomic_file, require_output
 from pipeline.params import EvaluateSection, load_params
 from pipeline.processes.joining import all_processes
@@ -63,6 +64,9 @@ def run(key: str) -> None:
         }
         if tracker is None:
             return
+        measurements[MORPH].figures["keyframes_strangeness"] = strangeness(
+            base, reference.keyframes, reference.captions, params.machine.batch
+        )
         # A loop ends where it began, one keyframe further.
         positions = [*facts["positions"], float(len(reference.stops))] if reference.loop else facts["positions"]
         write_outputs(key, positions, measurements)

@@ -56,6 +56,13 @@ def test_a_baseline_gets_no_verdict_and_is_folded_away() -> None:
     assert text.index("<details>") < text.index("cross_fade") < text.index("</details>")
 
 
+def test_naturalness_gets_no_verdict_where_keyframes_are_strange_to_the_base() -> None:
+    rows = [Change(f"{morph}.morph.naturalness", 0.9, 1.2) for morph in ("a", "b")]
+    first = figures_part(rows, foreign=["a"]).partition("<details>")[0]
+    assert "`b.morph.naturalness` | 0.9 | 1.2 | +0.3 | 🔴 worse" in first and "`a.morph.naturalness`" not in first
+    assert "strange to the base: `a`." in first
+
+
 @pytest.mark.parametrize(
     ("key", "other"),
     [("morph.frames", True), ("morphs.a.morph.frames", True), ("morphs.a.keyframes", True), ("morph.adain", False)],

@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-from pipeline.report.page import MAX_FRAMES, describe_frame, frame_views
+from pipeline.frames.variants import CROSS_FADE, MORPH
+from pipeline.report.page import MAX_FRAMES, alpha_of, describe_frame, frame_views
 from tests.declarations import ROOT
 from tests.project import HILLS
 
@@ -140,11 +141,25 @@ def test_a_frame_has_its_position_and_captions(page: Page) -> None:
     red, lake, blue = HILLS.values()
     assert hills == [
         ("position 0, keyframe", red),
-        ("position 0.5, alpha 0.5", f"{red} → {lake}"),
+        ("position 0.5", f"{red} → {lake}"),
         ("position 1, keyframe", lake),
-        ("position 1.5, alpha 0.5", f"{lake} → {blue}"),
+        ("position 1.5", f"{lake} → {blue}"),
         ("position 2, keyframe", blue),
     ]
+
+
+def test_a_frame_has_the_alpha_of_its_own_variant(ran: Path, page: Page) -> None:
+    """The cross-fade is paced otherwise than the morph."""
+    facts = json.loads((ran / "data/morphs/dots/morph.json").read_text(encoding="utf-8"))
+    for variant in FOLDERS:
+        found = [given["alt"] for given in page.frames(variant, 4)]
+        alphas = [f"{alpha:.3g}" for alpha in facts["alphas"][variant][0]]
+        assert found == [
+            f"{variant}, frame 0, position 0, keyframe",
+            f"{variant}, frame 1, position 0.333, alpha {alphas[1]}",
+            f"{variant}, frame 2, position 0.667, alpha {alphas[2]}",
+            f"{variant}, frame 3, position 1, keyframe",
+        ]
 
 
 def test_every_picture_has_an_alternative_text(page: Page) -> None:
@@ -200,15 +215,22 @@ def facts_of(stops: Sequence[int], alphas: Sequence[Sequence[float]], count: int
     return {
         "keyframes": [{"frame": stop, "text": name} for stop, name in zip(stops, "ABC", strict=False)],
         "positions": [number / between for number in range(count)],
-        "alphas": {"morph": alphas},
+        "alphas": dict.fromkeys(("morph", "without adapters", "cross-fade"), alphas),
     }
 
 
 def test_the_last_segment_of_a_loop_leads_to_the_first_keyframe() -> None:
     facts = facts_of([0, 2], [[0, 0.3, 1], [0, 0.6, 1]], 4)
-    assert describe_frame(1, facts) == ("position 0.5, alpha 0.3", "A → B")
+    assert describe_frame(1, facts) == ("position 0.5", "A → B")
     assert describe_frame(2, facts) == ("position 1, keyframe", "B")
-    assert describe_frame(3, facts) == ("position 1.5, alpha 0.6", "B → A")
+    assert describe_frame(3, facts) == ("position 1.5", "B → A")
+
+
+def test_each_variant_has_its_own_alphas() -> None:
+    facts = facts_of([0, 2], [[0, 0.3, 1], [0, 0.6, 1]], 4)
+    facts["alphas"]["cross-fade"] = [[0, 0.5, 1], [0, 0.5, 1]]
+    found = [[alpha_of(number, facts, variant) for number in range(4)] for variant in (MORPH, CROSS_FADE)]
+    assert found == [["", "alpha 0.3", "", "alpha 0.6"], ["", "alpha 0.5", "", "alpha 0.5"]]
 
 
 def test_a_long_morph_is_thinned_out_but_for_its_keyframes(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ def test_the_summary_holds_the_figures_that_decide(ran: Path) -> None:
         full = json.loads((ran / f"reports/metrics/{key}.json").read_text(encoding="utf-8"))["morph"]
         assert figures == {
             "endpoint_psnr": pytest.approx(full["endpoints_psnr"], abs=1e-3),
+            "ghosting": pytest.approx(full["ghosting"], abs=1e-4),
             "naturalness": pytest.approx(full["naturalness"], abs=1e-4),
             "endpoint_gap": pytest.approx(full["endpoints_worst_psnr_gap"], abs=1e-3),
             "path_length": pytest.approx(full["neighbours_sum"], abs=1e-4),

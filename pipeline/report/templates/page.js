@@ -3,12 +3,14 @@ for (const viewer of document.querySelectorAll(".viewer")) {
   const slider = viewer.querySelector("input");
   const button = viewer.querySelector("button");
   const position = viewer.querySelector(".position");
+  const panes = [...viewer.querySelectorAll(".panes figcaption span")];
   const stacks = [...viewer.querySelectorAll(".stack")].map((stack) => [...stack.children]);
   let timer = 0;
 
   const show = () => {
     const number = slider.valueAsNumber;
     for (const frames of stacks) frames.forEach((frame, index) => { frame.hidden = index !== number; });
+    stacks.forEach((frames, pane) => { panes[pane].textContent = frames[number].dataset.alpha; });
     const frame = stacks[0][number].dataset;
     position.querySelector("strong").textContent = frame.position;
     position.querySelector("span").textContent = frame.caption;
