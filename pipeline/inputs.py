@@ -8,14 +8,15 @@ import errno
 import json
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 MOST = 64 * 2**20
 """Bytes of the largest text that is read: a vocabulary has three million, a row of metadata some hundred."""
 
 
-def open_plain(path: Path) -> BinaryIO:
+def open_plain(path: Path) -> BufferedReader:
     """A file opened for reading.
 
     Raises:
