@@ -1,6 +1,7 @@
 """Mistakes in the user's input: where, what was found, and how to fix it."""
 
 import re
+import reprlib
 import unicodedata
 from dataclasses import dataclass
 
@@ -18,6 +19,11 @@ def printable(text: str, longest: int = LONGEST) -> str:
         half = longest // 2
         text = f"{text[:half]} ... [{len(text) - 2 * half} characters] ... {text[-half:]}"
     return "".join(_escaped(letter) if unicodedata.category(letter) in _ACTIVE else letter for letter in text)
+
+
+def shown(value: object) -> str:
+    """What a person recognises of a value from outside, whatever its size."""
+    return _Short().repr(value)
 
 
 def redacted(address: str) -> str:
@@ -55,3 +61,16 @@ class UserError(Exception):
 def _escaped(letter: str) -> str:
     code = ord(letter)
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}"
+
+
+class _Short(reprlib.Repr):
+    """What a person recognises of a value, whatever its size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxdict, self.maxlist, self.maxtuple = 3, 12, 12, 12
+        self.maxstring = self.maxlong = self.maxother = 120
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Python refuses to write out thousands of digits."""
+        return super().repr_int(x, level) if x.bit_length() < 10_000 else f"a number of {x.bit_length()} bits"

@@ -183,7 +183,7 @@ def _single_file_problems(section: BaseSection) -> list[Problem]:
 
 def _folder_problems(folder: Path, with_weights: bool = True) -> list[Problem]:
     index = folder / "model_index.json"
-    if not index.is_file():
+    if not os.path.isfile(index):
         fix = "A base is a diffusers folder; restore it, or choose another."
         return [Problem(str(folder), "model_index.json is missing", fix)]
     problems = json_problems(index, _class_name=tuple(family.pipeline for family in FAMILIES))

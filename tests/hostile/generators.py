@@ -2,6 +2,7 @@
 an hour, each test for its share; without it each takes a few seconds and always the same examples."""
 
 import os
+import unicodedata
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,11 @@ def hostile(examples: int) -> Callable[[Any], Any]:
         database=None,
         suppress_health_check=list(HealthCheck),
     )
+
+
+def is_plain(text: str) -> bool:
+    """Whether a terminal only shows it: nothing moves the cursor, begins a line or turns the direction of text."""
+    return not {unicodedata.category(letter) for letter in text} & {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 def damaged(content: bytes) -> st.SearchStrategy[bytes]:
