@@ -1,5 +1,6 @@
 """Mistakes in the user's input: where, what was found, and how to fix it."""
 
+import errno
 import re
 import reprlib
 import unicodedata
@@ -56,6 +57,27 @@ class UserError(Exception):
         more = len(problems) - MOST
         lines = [str(problem) for problem in problems[:MOST]]
         super().__init__("\n".join([*lines, *([f"and {more} more"] if more > 0 else [])]))
+
+    def __reduce__(self) -> tuple[type["UserError"], tuple[Problem, ...]]:
+        """Whole through a pipe from another process."""
+        return type(self), self.problems
+
+
+# What to do about what the system refuses, by the number of its error; and what is still there.
+_FULL = "Make room there. Nothing is half written and what was finished is still there: run the same again."
+_READ_ONLY = "Make it writable, or use another place. What is there is as it was."
+_FIXES = {
+    errno.ENOSPC: _FULL, errno.EDQUOT: _FULL, errno.EFBIG: _FULL, errno.EROFS: _READ_ONLY, errno.EACCES: _READ_ONLY,
+    errno.EPERM: _READ_ONLY, errno.ENOENT: "Correct the path, or make what is missing.",
+    errno.ENAMETOOLONG: "Use a shorter name.",
+}  # fmt: skip
+
+
+def of_system(error: OSError) -> Problem:
+    """What the system refused: a full disk, a folder that may not be written to, a name that is too long."""
+    where = str(error.filename or error.filename2 or "the system")
+    fix = _FIXES.get(error.errno or 0, "Correct it, and run the same again: what was finished is still there.")
+    return Problem(where, redacted(error.strerror or str(error) or type(error).__name__), fix)
 
 
 def _escaped(letter: str) -> str:

@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.lpips import Lpips, find_lpips_problems
 from pipeline.evaluation.measurement import Figures, Measurement, Reference, measure
 from pipeline.frames.tensors import PictureFiles, read_pictures
-from pipeline.frames.variants import CROSS_FADE, VARIANTS, Variant
+from pipeline.frames.variants import CROSS_FADE, VARIANTS, Variant, frame_paths, read_facts
 from pipeline.outputs import atomic_file, require_output
 from pipeline.params import EvaluateSection, load_params
 from pipeline.report.plots import Curve, smoothness_plot
@@ -36,11 +36,11 @@ def run(key: str) -> None:
         device = choose_device(params.machine.device)
         learned = open_lpips(params.evaluate, device)
         base = open_base(params.base, device)
-        facts = json.loads((source / "morph.json").read_text(encoding="utf-8"))
+        facts = read_facts(source)
         reference = read_reference(source, Path("data/prepared", spec.set), facts, base)
         measurements = {
             variant: measure(
-                PictureFiles(sorted((source / variant.folder).glob("*.png"))),
+                PictureFiles(frame_paths(source / variant.folder, len(facts["positions"]))),
                 facts["alphas"][variant.label],
                 reference,
                 base,
@@ -76,7 +76,7 @@ def read_reference(morph: Path, prepared: Path, facts: Mapping[str, Any], base: 
     keyframes = facts["keyframes"]
     return Reference(
         keyframes=read_pictures(prepared / keyframe["file_name"] for keyframe in keyframes),
-        floor=read_pictures(sorted((morph / "floor").glob("*.png"))),
+        floor=read_pictures(frame_paths(morph / "floor", len(keyframes))),
         captions=base.condition([keyframe["text"] for keyframe in keyframes]),
         stops=[keyframe["frame"] for keyframe in keyframes],
         loop=facts["settings"]["loop"],
