@@ -1,16 +1,17 @@
 """The command line: parse, import the stage or command, call it. Nothing heavy is imported before a command runs."""
 
+import io
 import os
 import sys
 import time
 from collections.abc import Callable
 from functools import partial, wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from pipeline.errors import UserError
+from pipeline.errors import Problem, UserError, of_system
 
 # Before torch is imported: threads that wait for each other give way soon. By default they spin, so that two processes
 # on two cores take a hundred times as long as one after the other.
@@ -42,22 +43,30 @@ REPORT_DELAY = 10.0
 
 
 def command(function: Callable[..., None], group: typer.Typer = app) -> Callable[..., None]:
-    """Register a command. A user's mistake becomes its message and exit code 1; Ctrl-C becomes exit code 130."""
+    """Register a command. A mistake of the user's, or of the system's, becomes
+    its message and exit code 1; Ctrl-C becomes exit code 130."""
 
     name = ("" if group is app else "track ") + function.__name__.replace("_", "-")
 
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
+        _print_anything()
         try:
             function(*args, **kwargs)
         except UserError as error:
-            if os.environ.get("RANK", "0") != "0":
-                # The first of several processes reports for all, and its end ends them; unless it has no such problem.
-                time.sleep(REPORT_DELAY)
-            print(f"morphline {name}: {len(error.problems)} problem(s)", file=sys.stderr)
-            for line in str(error).splitlines():
-                print(f"  {line}", file=sys.stderr)
-            raise typer.Exit(1) from None
+            _refuse(name, error)
+        except BrokenPipeError:
+            raise  # whoever read the output has seen enough
+        except OSError as error:
+            _refuse(name, UserError(of_system(error)))
+        except UnicodeEncodeError as error:
+            found = f"it has no {error.object[error.start : error.end]!r}"
+            _refuse(name, UserError(Problem("the locale's encoding", found, "Set PYTHONUTF8=1 in the environment.")))
+        except MemoryError:
+            fix = (
+                "Use smaller pictures, batches or workers (`machine` in params.yaml): what was finished is still there."
+            )
+            _refuse(name, UserError(Problem("memory", "it ran out", fix)))
         except FloatingPointError as error:
             print(f"morphline {name}: {error}", file=sys.stderr)
             raise typer.Exit(1) from None
@@ -68,6 +77,22 @@ def command(function: Callable[..., None], group: typer.Typer = app) -> Callable
             raise typer.Exit(getattr(stopped, "exit_code", 130)) from None
 
     return group.command()(run)
+
+
+def _refuse(name: str, error: UserError) -> NoReturn:
+    if os.environ.get("RANK", "0") != "0":
+        # The first of several processes reports for all, and its end ends them; unless it has no such problem.
+        time.sleep(REPORT_DELAY)
+    print(f"morphline {name}: {len(error.problems)} problem(s)", file=sys.stderr)
+    for line in str(error).splitlines():
+        print(f"  {line}", file=sys.stderr)
+    raise typer.Exit(1) from None
+
+
+def _print_anything() -> None:
+    """Names and captions in any script, whatever the terminal's encoding: what it lacks is written as an escape."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @command

@@ -1,10 +1,12 @@
 """The trainings of a set, from its curves: the losses of each adapter, and why it stopped."""
 
 import csv
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.outputs import reading
 from pipeline.params import TrainSection
 from pipeline.report.plots import Training
 
@@ -22,22 +24,35 @@ class AdapterRow:
 
 
 def read_trainings(path: Path) -> tuple[dict[str, Training], list[float]]:
-    """Each adapter's training from a set's curves, and the learning rate at each step of the longest."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    names = [column.removeprefix("loss ") for column in rows[0] if column.startswith("loss ")]
-    trainings = {
-        name: Training(
-            losses=[float(row[f"loss {name}"]) for row in rows if row[f"loss {name}"]],
-            validation={
-                int(row["step"]): float(row[f"fixed-noise loss {name}"])
-                for row in rows
-                if row[f"fixed-noise loss {name}"]
-            },
-        )
-        for name in names
-    }
-    return trainings, [float(row["learning_rate"]) for row in rows if row["learning_rate"]]
+    """Each adapter's training from a set's curves, and the learning rate at each step of the longest.
+
+    Raises:
+        UserError: when the file is missing or damaged.
+    """
+    with reading(path):
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        names = [column.removeprefix("loss ") for column in rows[0] if column.startswith("loss ")]
+        trainings = {
+            name: Training(
+                losses=[_finite(row[f"loss {name}"]) for row in rows if row[f"loss {name}"]],
+                validation={
+                    int(row["step"]): _finite(row[f"fixed-noise loss {name}"])
+                    for row in rows
+                    if row[f"fixed-noise loss {name}"]
+                },
+            )
+            for name in names
+        }
+        if not names or not all(training.losses for training in trainings.values()):
+            raise ValueError("it has no losses")
+        return trainings, [_finite(row["learning_rate"]) for row in rows if row["learning_rate"]]
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is no loss or rate")
+    return value
 
 
 def adapter_row(name: str, training: Training, settings: TrainSection) -> AdapterRow:

@@ -18,7 +18,7 @@ from pipeline.evaluation.lpips import Lpips, find_lpips_problems
 from pipeline.evaluation.measurement import Figures, Measurement, Reference, measure
 from pipeline.evaluation.strangeness import strangeness
 from pipeline.frames.tensors import PictureFiles, read_pictures
-from pipeline.frames.variants import CROSS_FADE, MORPH, VARIANTS, Variant
+from pipeline.frames.variants import CROSS_FADE, MORPH, VARIANTS, Variant, frame_paths, read_facts
 from pipeline.outputs import atomic_file, require_output
 from pipeline.params import EvaluateSection, load_params
 from pipeline.processes.joining import all_processes
@@ -45,11 +45,11 @@ def run(key: str) -> None:
     with tracked as tracker:
         learned = open_lpips(params.evaluate, accelerator.device)
         base = open_base(params.base, accelerator.device)
-        facts = json.loads((source / "morph.json").read_text(encoding="utf-8"))
+        facts = read_facts(source)
         reference = read_reference(source, Path("data/prepared", spec.set), facts, base)
         measurements = {
             variant: measure(
-                PictureFiles(sorted((source / variant.folder).glob("*.png"))),
+                PictureFiles(frame_paths(source / variant.folder, len(facts["positions"]))),
                 facts["alphas"][variant.label],
                 reference,
                 base,
@@ -91,7 +91,7 @@ def read_reference(morph: Path, prepared: Path, facts: Mapping[str, Any], base: 
     keyframes = facts["keyframes"]
     return Reference(
         keyframes=read_pictures(prepared / keyframe["file_name"] for keyframe in keyframes),
-        floor=read_pictures(sorted((morph / "floor").glob("*.png"))),
+        floor=read_pictures(frame_paths(morph / "floor", len(keyframes))),
         captions=base.condition([keyframe["text"] for keyframe in keyframes]),
         stops=[keyframe["frame"] for keyframe in keyframes],
         loop=facts["settings"]["loop"],

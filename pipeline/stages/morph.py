@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from pipeline.adapters.lora import read_adapter
-from pipeline.adapters.store import read_index
+from pipeline.adapters.store import INDEX, read_index
 from pipeline.base.device import choose_device
 from pipeline.base.opening import open_base
 from pipeline.base.protocol import Base
@@ -28,7 +28,7 @@ from pipeline.frames.variants import CROSS_FADE, MORPH, WITHOUT_ADAPTERS, Varian
 from pipeline.morphing.diffmorpher import KeyframeAttention
 from pipeline.morphing.engine import Recipe, cross_fade
 from pipeline.morphing.pacing import even_alphas
-from pipeline.outputs import atomic_folder, require_output
+from pipeline.outputs import atomic_folder, reading, require_output
 from pipeline.params import MorphSection, load_params
 from pipeline.processes.joining import all_processes
 from pipeline.sampling.solver import Progress
@@ -117,10 +117,15 @@ def run(key: str) -> None:
 def read_keyframes(base: Base, prepared: Path, adapters: Path, names: list[str]) -> list[Keyframe]:
     """Prepared pictures with their captions and adapters, each at weight 1. A shared adapter is loaded once."""
     captions, files = read_captions(prepared), read_index(adapters)
-    loaded = {file: read_adapter(adapters / file, base.digest, base.device) for file in {files[name] for name in names}}
+    with reading(prepared / "metadata.jsonl"):
+        texts = [captions[name] for name in names]
+    with reading(adapters / INDEX):
+        own = [files[name] for name in names]
+    loaded = {file: read_adapter(adapters / file, base.digest, base.device, base.denoiser) for file in set(own)}
+    pictures = read_pictures(prepared / name for name in names)
     return [
-        Keyframe(picture, captions[name], ((loaded[files[name]], 1.0),))
-        for name, picture in zip(names, read_pictures(prepared / name for name in names), strict=True)
+        Keyframe(picture, text, ((loaded[file], 1.0),))
+        for picture, text, file in zip(pictures, texts, own, strict=True)
     ]
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pipeline.adapters.lora import read_adapter
-from pipeline.adapters.store import read_index
+from pipeline.adapters.store import INDEX, read_index
 from pipeline.base.device import choose_device
 from pipeline.base.opening import open_base
 from pipeline.frames.prepared import read_prepared
 from pipeline.frames.sheets import grid
 from pipeline.frames.tensors import read_pictures, to_arrays
-from pipeline.outputs import atomic_file, require_output
+from pipeline.outputs import atomic_file, reading, require_output
 from pipeline.params import load_params
 from pipeline.processes.joining import all_processes
 from pipeline.sampling.grid import sample_grid
@@ -40,10 +40,12 @@ def run(key: str) -> None:
         rows, labels = [], []
         for row in read_prepared(prepared)[: settings.captions]:
             picture = read_pictures([prepared / row.file_name])
+            with reading(adapters / INDEX):
+                file = files[row.file_name]
             pictures = sample_grid(
                 base,
                 row.text,
-                read_adapter(adapters / files[row.file_name], base.digest, base.device),
+                read_adapter(adapters / file, base.digest, base.device, base.denoiser),
                 seeds=seeds,
                 weights=settings.weights,
                 size=(picture.shape[-2], picture.shape[-1]),
