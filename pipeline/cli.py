@@ -1,6 +1,7 @@
 """The command line: parse, import the stage or command, call it. Nothing heavy is imported before a command runs."""
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -53,6 +54,7 @@ def command(function: Callable[..., None], group: typer.Typer = app) -> Callable
         except UserError as error:
             if os.environ.get("RANK", "0") != "0":
                 # The first of several processes reports for all, and its end ends them; unless it has no such problem.
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 time.sleep(REPORT_DELAY)
             print(f"morphline {name}: {len(error.problems)} problem(s)", file=sys.stderr)
             for line in str(error).splitlines():
