@@ -1,18 +1,15 @@
 """The command line: parse, import the stage or command, call it. Nothing heavy is imported before a command runs."""
 
-import io
 import os
-import signal
-import sys
-import time
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 
 import typer
 
-from pipeline.errors import Problem, UserError, of_system
+from pipeline.entry import guarded
 
 # Before torch is imported: threads that wait for each other give way soon. By default they spin, so that two processes
 # on two cores take a hundred times as long as one after the other.
@@ -29,7 +26,9 @@ tracking = typer.Typer(
     help="Manage the MLflow runs, which `morphline ui` shows.\n\nExample: morphline track sync",
     no_args_is_help=True,
 )
-app.add_typer(tracking, name="track")
+FOR_PEOPLE = "For you"
+STAGES = "Stages, which `dvc repro` runs when they are needed"
+app.add_typer(tracking, name="track", rich_help_panel=FOR_PEOPLE)
 
 SetKey = Annotated[str, typer.Argument(metavar="SET", help="A key under `sets` in params.yaml.")]
 MorphKey = Annotated[str, typer.Argument(metavar="MORPH", help="A key under `morphs` in params.yaml.")]
@@ -37,64 +36,84 @@ Out = Annotated[Path, typer.Option(help="The clip: .mp4, .webp or .gif; without 
 Fps = Annotated[float | None, typer.Option(help="Frames a second; default: as in params.yaml.")]
 Hold = Annotated[float | None, typer.Option(help="Seconds on each keyframe; default: as in params.yaml.")]
 Size = Annotated[int | None, typer.Option(help="Longer side in pixels; default: that of the frames.")]
+Captions = Annotated[list[str] | None, typer.Option(help="What a picture shows: for each in order, for all, or none.")]
+Frames = Annotated[
+    int | None, typer.Option(help="From a picture to the next; else as in params.yaml.", min=3, max=9999)
+]
+Steps = Annotated[int | None, typer.Option(help="That make a frame; else as in params.yaml.", min=2, max=1000)]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing clip.")]
 
-REPORT_DELAY = 10.0
-"""Seconds that other processes of a stage wait for the first one to report a mistake that all of them make."""
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(version("morphline"))
+        raise typer.Exit
 
 
-def command(function: Callable[..., None], group: typer.Typer = app) -> Callable[..., None]:
-    """Register a command. A mistake of the user's, or of the system's, becomes
-    its message and exit code 1; Ctrl-C becomes exit code 130."""
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """What applies to no command."""
 
+
+def command(function: Callable[..., None], group: typer.Typer = app, panel: str = FOR_PEOPLE) -> Callable[..., None]:
+    """Register a command, listed in `panel`."""
     name = ("" if group is app else "track ") + function.__name__.replace("_", "-")
-
-    @wraps(function)
-    def run(*args: Any, **kwargs: Any) -> None:
-        _print_anything()
-        try:
-            function(*args, **kwargs)
-        except UserError as error:
-            _refuse(name, error)
-        except BrokenPipeError:
-            raise  # whoever read the output has seen enough
-        except OSError as error:
-            _refuse(name, UserError(of_system(error)))
-        except UnicodeEncodeError as error:
-            found = f"it has no {error.object[error.start : error.end]!r}"
-            _refuse(name, UserError(Problem("the locale's encoding", found, "Set PYTHONUTF8=1 in the environment.")))
-        except MemoryError:
-            fix = (
-                "Use smaller pictures, batches or workers (`machine` in params.yaml): what was finished is still there."
-            )
-            _refuse(name, UserError(Problem("memory", "it ran out", fix)))
-        except FloatingPointError as error:
-            print(f"morphline {name}: {error}", file=sys.stderr)
-            raise typer.Exit(1) from None
-        except KeyboardInterrupt as stopped:
-            reason = str(stopped) or "stopped"
-            if os.environ.get("RANK", "0") == "0":  # one of several processes speaks for all
-                print(f"morphline {name}: {reason}; `dvc repro` goes on from here", file=sys.stderr)
-            raise typer.Exit(getattr(stopped, "exit_code", 130)) from None
-
-    return group.command()(run)
+    return group.command(rich_help_panel=panel)(guarded(name, function))
 
 
-def _refuse(name: str, error: UserError) -> NoReturn:
-    if os.environ.get("RANK", "0") != "0":
-        # The first of several processes reports for all, and its end ends them; unless it has no such problem.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(REPORT_DELAY)
-    print(f"morphline {name}: {len(error.problems)} problem(s)", file=sys.stderr)
-    for line in str(error).splitlines():
-        print(f"  {line}", file=sys.stderr)
-    raise typer.Exit(1) from None
+stage = partial(command, panel=STAGES)
 
 
-def _print_anything() -> None:
-    """Names and captions in any script, whatever the terminal's encoding: what it lacks is written as an escape."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+def run_stage(name: str, *key: str) -> None:
+    """Import a stage and run it."""
+    import_module(f"pipeline.stages.{name}").run(*key)
+
+
+@command
+def morph(
+    pictures: Annotated[list[Path], typer.Argument(help="Two or more pictures, in the order of the morph.")],
+    caption: Captions = None,
+    out: Out = Path("morph.mp4"),
+    frames: Frames = None,
+    steps: Steps = None,
+    fps: Fps = None,
+    hold: Hold = None,
+    size: Size = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Without training, tracking or traces: seconds.")] = False,
+    force: Force = False,
+) -> None:
+    """Turn your pictures into a clip: adds them as a set and a morph, runs the pipeline for it, writes the clip.
+
+    Example: morphline morph a.jpg b.jpg --caption "a beach by day" --caption "a beach at night" --out beach.mp4
+
+    Example: morphline morph a.jpg b.jpg --quick --frames 60 --fps 24 --out beach.webp
+    """
+    from pipeline.commands import morph
+    from pipeline.commands import quick as untrained
+
+    make = partial(untrained.run if quick else morph.run, frames=frames, steps=steps)
+    print(make(pictures, caption or [], out, fps=fps, hold=hold, size=size, force=force))
+
+
+@command
+def add(
+    key: Annotated[str, typer.Argument(help="Key of the new set and morph: lower-case letters, digits, hyphens.")],
+    pictures: Annotated[list[Path], typer.Argument(help="Two or more pictures, in the order of the morph.")],
+    caption: Captions = None,
+) -> None:
+    """Add your own pictures: copies them to data/raw/KEY, writes metadata.jsonl, and adds set and morph to params.yaml.
+
+    Example: morphline add holiday a.jpg b.jpg --caption "a beach by day" --caption "a beach at night"
+    """
+    from pipeline.commands import add
+
+    add.run(key, pictures, caption or [])
 
 
 @command
@@ -103,68 +122,7 @@ def check() -> None:
 
     Example: morphline check
     """
-    from pipeline.stages import check
-
-    check.run()
-
-
-@command
-def prepare(key: SetKey) -> None:
-    """Crop and resize a set's pictures into data/prepared/SET, with a ledger of what was done.
-
-    Example: morphline prepare alps
-    """
-    from pipeline.stages import prepare
-
-    prepare.run(key)
-
-
-@command
-def train(key: SetKey) -> None:
-    """Train a set's LoRA adapters into models/adapters/SET. Resumes a killed training.
-
-    Example: morphline train alps
-    """
-    from pipeline.stages import train
-
-    train.run(key)
-
-
-@command
-def sample(key: SetKey) -> None:
-    """Generate a grid of pictures from a set's adapters, over seeds and adapter weights.
-
-    Example: morphline sample woodcut
-    """
-    from pipeline.stages import sample
-
-    sample.run(key)
-
-
-@command
-def morph(
-    what: Annotated[list[str], typer.Argument(metavar="MORPH | PICTURE PICTURE...", help="A key, or your pictures.")],
-    caption: Annotated[list[str] | None, typer.Option(help="What a picture shows; once for each, in order.")] = None,
-    out: Out = Path("morph.mp4"),
-    fps: Fps = None,
-    hold: Hold = None,
-    size: Size = None,
-    force: Force = False,
-) -> None:
-    """Make a morph's frames and clips in data/morphs/MORPH; or, from pictures, run the pipeline and write the clip.
-
-    Example: morphline morph alps
-
-    Example: morphline morph a.jpg b.jpg --caption "a beach by day" --caption "a beach at night" --out beach.mp4
-    """
-    if len(what) == 1 and not caption:
-        from pipeline.stages import morph
-
-        morph.run(what[0])
-        return
-    from pipeline.commands import quick
-
-    print(quick.run([Path(name) for name in what], caption or [], out, fps=fps, hold=hold, size=size, force=force))
+    run_stage("check")
 
 
 @command
@@ -176,54 +134,6 @@ def clip(key: MorphKey, out: Out, fps: Fps = None, hold: Hold = None, size: Size
     from pipeline.commands import clip
 
     print(clip.run(key, out, fps=fps, hold=hold, size=size, force=force))
-
-
-@command
-def evaluate(key: MorphKey) -> None:
-    """Measure a morph's fidelity and smoothness beside its baselines.
-
-    Example: morphline evaluate alps
-    """
-    from pipeline.stages import evaluate
-
-    evaluate.run(key)
-
-
-@command
-def report() -> None:
-    """Write reports/index.html, one page with all pictures, curves and metrics.
-
-    Example: morphline report
-    """
-    from pipeline.stages import report
-
-    report.run()
-
-
-@command
-def pocket() -> None:
-    """Paint landscapes and train the pocket base from them: hours on a CPU. `dvc repro` never does this by itself.
-
-    Example: morphline pocket
-    """
-    from pipeline.stages import pocket
-
-    pocket.run()
-
-
-@command
-def add(
-    key: Annotated[str, typer.Argument(help="Key of the new set and morph: lower-case letters, digits, hyphens.")],
-    pictures: Annotated[list[Path], typer.Argument(help="Two or more pictures, in the order of the morph.")],
-    caption: Annotated[list[str], typer.Option(help="What a picture shows; once for each picture, in order.")],
-) -> None:
-    """Add your own pictures: copies them to data/raw/KEY, writes metadata.jsonl, and adds set and morph to params.yaml.
-
-    Example: morphline add holiday a.jpg b.jpg --caption "a beach by day" --caption "a beach at night"
-    """
-    from pipeline.commands import add
-
-    add.run(key, pictures, caption)
 
 
 @command
@@ -240,6 +150,30 @@ def export(
 
     for path in export.run(key, out, force):
         print(path)
+
+
+@command
+def ui(port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 5000) -> None:
+    """Open the MLflow dashboard of all runs of this project in a local server.
+
+    Example: morphline ui --port 5001
+    """
+    from pipeline.commands import ui
+
+    raise typer.Exit(ui.run(port))
+
+
+@partial(command, group=tracking, panel="Commands")
+def sync() -> None:
+    """Send to the tracking server whatever it lacks of the project's runs. Safe at any time, and twice.
+
+    Exit code 0: it has everything but what running stages will send themselves; 1: something is left, and why.
+
+    Example: morphline track sync
+    """
+    from pipeline.commands import sync
+
+    raise typer.Exit(0 if sync.run() else 1)
 
 
 @command
@@ -275,25 +209,64 @@ def ci_report(
     print(out)
 
 
-@partial(command, group=tracking)
-def sync() -> None:
-    """Send to the tracking server whatever it lacks of the project's runs. Safe at any time, and twice.
+@stage
+def prepare(key: SetKey) -> None:
+    """Crop and resize a set's pictures into data/prepared/SET, with a ledger of what was done.
 
-    Exit code 0: it has everything but what running stages will send themselves; 1: something is left, and why.
-
-    Example: morphline track sync
+    Example: morphline prepare alps
     """
-    from pipeline.commands import sync
-
-    raise typer.Exit(0 if sync.run() else 1)
+    run_stage("prepare", key)
 
 
-@command
-def ui(port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 5000) -> None:
-    """Open the MLflow dashboard of all runs of this project in a local server.
+@stage
+def train(key: SetKey) -> None:
+    """Train a set's LoRA adapters into models/adapters/SET. Resumes a killed training.
 
-    Example: morphline ui --port 5001
+    Example: morphline train alps
     """
-    from pipeline.commands import ui
+    run_stage("train", key)
 
-    raise typer.Exit(ui.run(port))
+
+@stage
+def sample(key: SetKey) -> None:
+    """Generate a grid of pictures from a set's adapters, over seeds and adapter weights.
+
+    Example: morphline sample woodcut
+    """
+    run_stage("sample", key)
+
+
+@stage
+def frames(key: MorphKey) -> None:
+    """Make a morph's frames and clips in data/morphs/MORPH: the stage morph@MORPH.
+
+    Example: morphline frames alps
+    """
+    run_stage("morph", key)
+
+
+@stage
+def evaluate(key: MorphKey) -> None:
+    """Measure a morph's fidelity and smoothness beside its baselines.
+
+    Example: morphline evaluate alps
+    """
+    run_stage("evaluate", key)
+
+
+@stage
+def report() -> None:
+    """Write reports/index.html, one page with all pictures, curves and metrics.
+
+    Example: morphline report
+    """
+    run_stage("report")
+
+
+@stage
+def pocket() -> None:
+    """Paint landscapes and train the pocket base from them: hours on a CPU. `dvc repro` never does this by itself.
+
+    Example: morphline pocket
+    """
+    run_stage("pocket")

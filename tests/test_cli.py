@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from tests.project import ROOT, contents, edit, make_project, with_values
 
 COMMANDS = typer.main.get_command(app).commands
 STAGES = {
-    "prepare": "hills", "train": "hills", "sample": "hills", "morph": "hills", "evaluate": "hills", "report": None,
+    "prepare": "hills", "train": "hills", "sample": "hills", "frames": "hills", "evaluate": "hills", "report": None,
 }  # fmt: skip
 HEAVY = {
     "torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "mlflow", "pydantic", "numpy", "PIL", "av",
@@ -60,6 +61,22 @@ def test_the_installed_script_runs() -> None:
     script = Path(sys.executable).with_name("morphline")
     answer = subprocess.run([script, "--help"], cwd="/", capture_output=True, text=True, check=True)
     assert all(f" {name} " in answer.stdout for name in COMMANDS)
+    people, stages = answer.stdout.split("Stages, which `dvc repro` runs")
+    assert all(f" {name} " in stages and f" {name} " not in people for name in (*STAGES, "pocket"))
+    assert people.index(" morph ") < people.index(" add ")
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    answer = CliRunner().invoke(app, ["--version"])
+    assert (answer.exit_code, answer.stdout.strip()) == (0, metadata.version("morphline"))
+
+
+def test_the_key_of_a_morph_is_no_picture(project: Path) -> None:
+    before = contents(project)
+    for more in ([], ["--quick"]):
+        (problem,) = refused("morph", "hills", *more)
+        assert "a morph of params.yaml, not a picture. `dvc repro morph@hills` makes it" in problem
+    assert contents(project) == before
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -88,7 +105,7 @@ def test_every_command_is_in_the_readme(name: str) -> None:
 def test_an_unknown_key_is_reported_with_the_known_ones(project: Path, name: str) -> None:
     before = contents(project)
     (problem,) = refused(name, "hils")
-    group = "morphs" if name in ("morph", "evaluate") else "sets"
+    group = "morphs" if name in ("frames", "evaluate") else "sets"
     assert problem == f"params.yaml: {group}: there is no 'hils'. There are: dots, hills."
     assert contents(project) == before
 
@@ -105,7 +122,7 @@ def test_wrong_params_stop_every_command_with_the_same_message(project: Path, na
 @pytest.mark.parametrize(("name", "first"), [
     ("train", "data/prepared/hills: it is not there yet. Run `dvc repro prepare@hills`."),
     ("sample", "data/prepared/hills: it is not there yet. Run `dvc repro prepare@hills`."),
-    ("morph", "data/prepared/hills: it is not there yet. Run `dvc repro prepare@hills`."),
+    ("frames", "data/prepared/hills: it is not there yet. Run `dvc repro prepare@hills`."),
     ("evaluate", "data/morphs/hills: it is not there yet. Run `dvc repro morph@hills`."),
     ("report", "reports/metrics/hills.json: it is not there yet. Run `dvc repro evaluate@hills`."),
 ])  # fmt: skip

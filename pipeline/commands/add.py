@@ -21,42 +21,68 @@ RAW = Path("data/raw")
 PARAMS = Path("params.yaml")
 
 
-def run(key: str, pictures: Sequence[Path], captions: Sequence[str]) -> None:
+def run(
+    key: str, pictures: Sequence[Path], captions: Sequence[str], overrides: Mapping[str, object] | None = None
+) -> None:
     """Copy the pictures to data/raw/<key>/ with a metadata.jsonl, and add the set and the morph to params.yaml.
+
+    captions: one for each picture, one for all, or none. overrides: valid values of the section `morph` for this morph.
 
     Raises:
         UserError: with every problem found; then nothing is made, and nothing is ever overwritten.
     """
     params = load_params(PARAMS)
-    problems = _problems(key, pictures, captions, {*params.sets, *params.morphs})
+    problems = _key_problems(key, {*params.sets, *params.morphs}) + find_mistakes(pictures, captions)
     if problems:
         raise UserError(*problems)
+    captions = one_for_each(pictures, captions)
     names = [_file_name(picture) for picture in pictures]
     with atomic_folder(RAW / key) as folder:
         for picture, name in zip(pictures, names, strict=True):
             shutil.copyfile(picture, folder / name)
-        rows = [{"file_name": name, "text": text.strip()} for name, text in zip(names, captions, strict=True)]
+        rows = [{"file_name": name, "text": text} for name, text in zip(names, captions, strict=True)]
         lines = (json.dumps(row, ensure_ascii=False) for row in rows)
         (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         found = find_problems(folder, max_megapixels=params.prepare.max_megapixels)
         if found:
             raise UserError(*(_without_folder(problem, folder) for problem in found))
-        _add_to_params(key, names)
+        _add_to_params(
+            {
+                "sets": {"adapter": "image", "prepare": {}, "train": {}, "sample": {}},
+                "morphs": _morph_entry(key, names, overrides),
+            },
+            key,
+        )
     print(f"Added the set and the morph {key!r}. `dvc repro` makes the clip: data/morphs/{key}/morph.mp4")
 
 
-def _problems(key: str, pictures: Sequence[Path], captions: Sequence[str], taken: set[str]) -> list[Problem]:
-    problems = []
+def add_morph(key: str, of: str, pictures: Sequence[Path], overrides: Mapping[str, object]) -> None:
+    """Add one more morph through pictures of a set that is there, with other settings."""
+    _add_to_params({"morphs": _morph_entry(of, [_file_name(picture) for picture in pictures], overrides)}, key)
+
+
+def one_for_each(pictures: Sequence[Path], captions: Sequence[str]) -> list[str]:
+    """The caption of each picture, of one for each, one for all, or none: then empty."""
+    given = captions if len(captions) > 1 else [*captions, ""][:1] * len(pictures)
+    return [caption.strip() or caption for caption in given]  # what is only blanks is refused with the set
+
+
+def _key_problems(key: str, taken: set[str]) -> list[Problem]:
     if not re.fullmatch(KEY, key):
-        fix = "Allowed: lower-case letters, digits and (not first) hyphens."
-        problems.append(Problem("KEY", f"found {key!r}", fix))
-    elif key in taken or (RAW / key).exists():
-        problems.append(Problem("KEY", f"{key!r} exists already", "Choose another key; nothing is overwritten."))
+        return [Problem("KEY", f"found {key!r}", "Allowed: lower-case letters, digits and (not first) hyphens.")]
+    if key in taken or (RAW / key).exists():
+        return [Problem("KEY", f"{key!r} exists already", "Choose another key; nothing is overwritten.")]
+    return []
+
+
+def find_mistakes(pictures: Sequence[Path], captions: Sequence[str]) -> list[Problem]:
+    """What is wrong with the pictures and captions of a command, before any is opened."""
+    problems = []
     if len(pictures) < 2:
         problems.append(Problem("PICTURES", f"{len(pictures)} given", "A morph needs two or more."))
-    if len(captions) != len(pictures):
+    if len(captions) not in (0, 1, len(pictures)):
         found = f"{len(captions)} captions for {len(pictures)} pictures"
-        problems.append(Problem("--caption", found, "Give one for each picture, in the same order."))
+        problems.append(Problem("--caption", found, "Give one for each, in the same order, one for all, or none."))
     problems += [
         Problem(str(path), "there is no such file", "Correct the path.") for path in pictures if not path.is_file()
     ]
@@ -79,12 +105,15 @@ def _without_folder(problem: Problem, folder: Path) -> Problem:
     return Problem(problem.where.replace(f"{folder}/", ""), problem.found, problem.fix)
 
 
-def _add_to_params(key: str, names: Sequence[str]) -> None:
-    """Add two entries and change no other byte: the file's comments and layout are the user's."""
+def _morph_entry(of: str, names: Sequence[str], overrides: Mapping[str, object] | None) -> dict[str, object]:
+    return {"set": of, "keyframes": list(names), "morph": dict(overrides or {})}
+
+
+def _add_to_params(entries: Mapping[str, Mapping[str, object]], key: str) -> None:
+    """Add entries by their sections and change no other byte: the file's comments and layout are the user's."""
     text = PARAMS.read_bytes().decode("utf-8")
-    entry = {"adapter": "image", "prepare": {}, "train": {}, "sample": {}}
-    text = _with_entry(text, "sets", key, entry)
-    text = _with_entry(text, "morphs", key, {"set": key, "keyframes": list(names), "morph": {}})
+    for section, entry in entries.items():
+        text = _with_entry(text, section, key, entry)
     with atomic_file(PARAMS) as path:
         path.write_bytes(text.encode("utf-8"))
         load_params(path)

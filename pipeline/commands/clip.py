@@ -40,16 +40,26 @@ def run(
     folder = require_output(Path("data/morphs", key), f"morph@{key}")
     facts = read_facts(folder)
     settings = facts["settings"]
-    frames = _frames(folder, Path("data/prepared", spec.set), facts)
+    stops = [keyframe["frame"] for keyframe in facts["keyframes"]]
+    fps = settings["fps"] if fps is None else fps
+    hold = settings["hold"] if hold is None else hold
+    return write(out, _frames(folder, Path("data/prepared", spec.set), facts), stops, fps=fps, hold=hold, size=size)
+
+
+def write(
+    out: Path, frames: Sequence[Frame], stops: Sequence[int], *, fps: float, hold: float, size: int | None
+) -> Path:
+    """Write frames, of which `stops` are keyframes, as `run` says; `out` has passed `check_output`.
+
+    Raises:
+        UserError: for a GIF that players would show at another speed.
+    """
     if size:
         frames = ResizedFrames(frames, size)
     if not out.suffix:
         with atomic_folder(out) as partial:
             write_frames(partial, frames, len(frames))
         return out
-    fps = settings["fps"] if fps is None else fps
-    hold = settings["hold"] if hold is None else hold
-    stops = [keyframe["frame"] for keyframe in facts["keyframes"]]
     suffix = out.suffix.lower()
     if suffix == ".gif" and fps > GIF_FPS:
         fix = f"Use --fps {GIF_FPS} or less, or write an .mp4 or .webp."
@@ -58,8 +68,8 @@ def run(
         if suffix == ".mp4":
             write_mp4(partial, frames, fps, stops, hold, enlarge=size is None)
         else:
-            write = write_webp if suffix == ".webp" else write_gif
-            write(partial, frames, fps, stops, hold)
+            write_animation = write_webp if suffix == ".webp" else write_gif
+            write_animation(partial, frames, fps, stops, hold)
     return out
 
 

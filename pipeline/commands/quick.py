@@ -1,17 +1,25 @@
-"""`morphline morph a.jpg b.jpg`: from a few pictures to a clip in one command, through the same tracked pipeline."""
+"""`morphline morph a.jpg b.jpg --quick`: a first look by the base alone. Nothing is trained, tracked or kept."""
 
-import json
-import re
-import subprocess
-import sys
-import unicodedata
-from collections.abc import Sequence
-from itertools import count
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+from tqdm import tqdm
+
+from pipeline.base.device import choose_device
+from pipeline.base.opening import open_base
 from pipeline.commands import add, clip
-from pipeline.errors import Problem, UserError
-from pipeline.params import load_params
+from pipeline.commands.morph import morph_settings, refuse_keys
+from pipeline.errors import UserError
+from pipeline.film import Film, Keyframe
+from pipeline.frames.tensors import from_arrays, to_arrays
+from pipeline.params import PrepareSection, load_params
+from pipeline.pictures.preparing import prepare_picture
+from pipeline.pictures.rows import Row
+from pipeline.stages.morph import settings_of
+
+SAID = "quick: without training. The same without --quick trains an adapter for each picture, and keeps what it made."
 
 
 def run(
@@ -19,54 +27,40 @@ def run(
     captions: Sequence[str],
     out: Path,
     *,
+    frames: int | None = None,
+    steps: int | None = None,
     fps: float | None = None,
     hold: float | None = None,
     size: int | None = None,
     force: bool = False,
 ) -> Path:
-    """Add the pictures as a set and a morph (unless they were added before), run the pipeline, and write the clip.
+    """Morph pictures without adapters and write the clip; params.yaml says how, and is not changed.
 
     Raises:
-        UserError: for pictures or captions that `morphline add` refuses, a clip that `morphline clip` would not write,
-            and a pipeline that failed, which has printed why.
+        UserError: for mistakes in the command, pictures that cannot be read, and a base that cannot be opened.
     """
     clip.check_output(out, fps, hold, size, force)
-    key, known = find_key(pictures, captions)
-    if not known:
-        add.run(key, pictures, captions)
-    code = subprocess.call([sys.executable, "-m", "dvc", "repro", f"morph@{key}"])
-    if code:
-        fix = f"Fix the problem that it printed above, then run `dvc repro morph@{key}` or the same command again."
-        raise UserError(Problem(f"dvc repro morph@{key}", f"it failed (exit code {code})", fix))
-    return clip.run(key, out, fps=fps, hold=hold, size=size, force=force)
-
-
-def find_key(pictures: Sequence[Path], captions: Sequence[str]) -> tuple[str, bool]:
-    """A key from the pictures' names, and whether the same pictures and captions were added under it before."""
-    stem = "-".join(slugify(picture.stem) for picture in pictures)[:60].strip("-") or "morph"
     params = load_params()
-    for number in count(1):
-        key = stem if number == 1 else f"{stem}-{number}"
-        folder = add.RAW / key
-        if key not in params.sets and key not in params.morphs and not folder.exists():
-            return key, False
-        if key in params.morphs and _was_added(folder, pictures, captions):
-            return key, True
-    raise AssertionError("unreachable: there are always more numbers")
+    refuse_keys(pictures, params)
+    if problems := add.find_mistakes(pictures, captions):
+        raise UserError(*problems)
+    texts = add.one_for_each(pictures, captions)
+    section = params.morph.model_copy(update=morph_settings(params, pictures, frames, steps))
+    prepared = from_arrays([_prepared(path, params.prepare) for path in pictures])
+    base = open_base(params.base, choose_device(params.machine.device))
+    keyframes = [Keyframe(picture, text) for picture, text in zip(prepared, texts, strict=True)]
+    film = Film(base, keyframes, settings_of(section, base), batch=params.machine.batch, progress=_bar)
+    made = [to_arrays(frame.picture[None])[0] for frame in film]
+    stops = [number * (film.settings.frames_per_segment - 1) for number in range(len(pictures))]
+    fps, hold = section.fps if fps is None else fps, section.hold if hold is None else hold
+    tqdm.write(SAID)
+    return clip.write(out, made, stops, fps=fps, hold=hold, size=size)
 
 
-def slugify(text: str) -> str:
-    """Lower-case letters, digits and single hyphens: "Großer See (2)" gives "grosser-see-2"."""
-    ascii_text = unicodedata.normalize("NFKD", text.casefold()).encode("ascii", "ignore").decode()
-    return re.sub(r"[^a-z0-9]+", "-", ascii_text).strip("-")
+def _prepared(path: Path, settings: PrepareSection) -> np.ndarray:
+    picture, _ = prepare_picture(path, Row(file_name=path.name, text=""), settings)
+    return np.asarray(picture)
 
 
-def _was_added(folder: Path, pictures: Sequence[Path], captions: Sequence[str]) -> bool:
-    try:
-        lines = (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
-        texts = [row["text"] for row in rows]
-        contents = [(folder / row["file_name"]).read_bytes() for row in rows]
-        return texts == [caption.strip() for caption in captions] and contents == [p.read_bytes() for p in pictures]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False  # another set, or one that was changed: `find_key` tries another name
+def _bar(part: str) -> partial[Iterable[int]]:
+    return partial(tqdm, desc=part, unit="step")

@@ -157,8 +157,10 @@ def name_faults(name: str) -> list[Fault]:
 
 
 def _text_faults(text: str) -> list[Fault]:
+    if not text:
+        return []  # no caption
     if not text.strip():
-        return [("the caption is blank", "Write into 'text' what the picture shows.")]
+        return [("the caption is blank", "Write into 'text' what the picture shows, or \"\" for no caption.")]
     if _DATE.fullmatch(text.strip()):
         found = f"the caption {escaped(text)} is only a date, which `datasets` would not read as a text"
         return [(found, "Write into 'text' what the picture shows.")]

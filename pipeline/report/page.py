@@ -155,7 +155,7 @@ def describe_frame(number: int, facts: Mapping[str, Any]) -> tuple[str, str]:
         return f"{position}, keyframe", captions[stops.index(number)]
     segment = bisect_right(stops, number) - 1
     following = captions[(segment + 1) % len(captions)]  # a loop's last segment leads to the first keyframe
-    return position, f"{captions[segment]} → {following}"
+    return position, f"{captions[segment]} → {following}" if captions[segment] or following else ""
 
 
 def alpha_of(number: int, facts: Mapping[str, Any], variant: Variant) -> str:

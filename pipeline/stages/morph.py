@@ -1,5 +1,6 @@
 """Stage `morph@<morph>`: frames between keyframes, with adapters, without them, and the cross-fade."""
 
+import hashlib
 import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ from pipeline.base.device import choose_device
 from pipeline.base.opening import open_base
 from pipeline.base.protocol import Base
 from pipeline.film import Film, FilmSettings, Keyframe
+from pipeline.frames.cache import FrameCache, Made
 from pipeline.frames.clips import write_frames, write_mp4, write_webp
 from pipeline.frames.prepared import prepared_name, read_captions
 from pipeline.frames.real_ends import RealEnds
@@ -30,9 +32,15 @@ from pipeline.morphing.engine import Recipe, cross_fade
 from pipeline.morphing.pacing import even_alphas
 from pipeline.outputs import atomic_folder, reading, require_output
 from pipeline.params import MorphSection, load_params
+from pipeline.processes.chunks import decided
 from pipeline.processes.joining import all_processes
 from pipeline.sampling.solver import Progress
 from pipeline.tracking import Tracker, track
+from pipeline.training.code_digest import code_digest
+
+BASELINES = Path(".work/baselines")
+FRAMES = ("film.py", "base/*.py", "sampling/*.py", "morphing/*.py", "distances/*.py", "adapters/mixing.py",
+          "frames/tensors.py", "stages/morph.py")  # fmt: skip
 
 
 def run(key: str) -> None:
@@ -65,26 +73,34 @@ def run(key: str) -> None:
             batch = params.machine.batch
             return Film(base, own, film_settings, batch=batch, progress=bars, accelerator=accelerator)
 
+        baselines, digests = FrameCache(BASELINES), dict[Variant, str]()
+        if settings.without_adapters and params.machine.reuse:
+            shapes = [params.machine.batch, accelerator.num_processes]
+            digests[WITHOUT_ADAPTERS] = baseline_digest(base, keyframes, settings, shapes)
+        # The main process finds out for all, as they make frames together.
+        known = decided(lambda: {variant for variant, digest in digests.items() if baselines.has(digest)}, accelerator)
         if tracker is None:
             for variant in variants:
-                deque(film_of(variant), maxlen=0)
+                if variant not in known:
+                    deque(film_of(variant), maxlen=0)
             return
         between = film_settings.frames_per_segment - 1
         stops = [index * between for index in range(len(names))]
         count = len(names) * between if settings.loop else stops[-1] + 1
-        alphas: dict[Variant, list[torch.Tensor]] = {}
+        alphas: dict[Variant, list[list[float]]] = {}
         noise_std: dict[str, float] = {}
         out = Path("data/morphs", key)
         with atomic_folder(out) as folder:
             for variant in variants:
-                film = film_of(variant)
-                (folder / variant.folder).mkdir()
-                frames = (to_arrays(made.picture[None])[0] for made in film)
-                write_frames(folder / variant.folder, frames, count)
-                alphas[variant], noise_std[variant.label] = film.alphas, round(film.noise_std, 6)
+                make = partial(make_frames, film_of(variant))
+                if variant in digests:
+                    made = baselines.fetch(digests[variant], folder / variant.folder, make)
+                else:
+                    made = make(folder / variant.folder)
+                alphas[variant], noise_std[variant.label] = made.alphas, made.noise_std
             (folder / CROSS_FADE.folder).mkdir()
             write_frames(folder / CROSS_FADE.folder, faded(pictures, film_settings), count)
-            alphas[CROSS_FADE] = [even_alphas(between + 1)] * len(film.segments)
+            alphas[CROSS_FADE] = [even_alphas(between + 1).tolist()] * (len(names) if settings.loop else len(names) - 1)
             (folder / "floor").mkdir()
             floor = (to_arrays(base.decode(base.encode(picture[None]).mean))[0] for picture in pictures)
             write_frames(folder / "floor", floor, len(pictures))
@@ -112,6 +128,29 @@ def run(key: str) -> None:
         tracker.show(out / "strip.png", f"{key}: " + ", ".join(variant.label for variant in alphas))
         for name in ("morph.webp", "morph.mp4", "morph.json"):
             tracker.artifact(out / name, "clips")
+
+
+def make_frames(film: Film, folder: Path) -> Made:
+    """Write a film's frames into a new folder."""
+    folder.mkdir()
+    between = film.settings.frames_per_segment - 1
+    count = len(film.segments) * between + (0 if film.settings.loop else 1)
+    write_frames(folder, (to_arrays(frame.picture[None])[0] for frame in film), count)
+    return Made([segment.tolist() for segment in film.alphas], round(film.noise_std, 6))
+
+
+def baseline_digest(
+    base: Base, keyframes: Sequence[Keyframe], settings: MorphSection, shapes: Sequence[int | None]
+) -> str:
+    """What frames without adapters depend on, to the bit: the device, threads, and shapes of batches, too."""
+    inputs = {
+        "code": code_digest(FRAMES),
+        "base": [base.digest, str(base.dtype), str(base.device), *shapes, torch.get_num_threads()],
+        "keyframes": [[hashlib.sha256(k.picture.numpy().tobytes()).hexdigest(), k.caption] for k in keyframes],
+        "size": list(keyframes[0].picture.shape),
+        "settings": settings.model_dump(mode="json", exclude={"fps", "hold", "correct_ends", "without_adapters"}),
+    }
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def read_keyframes(base: Base, prepared: Path, adapters: Path, names: list[str]) -> list[Keyframe]:
@@ -173,9 +212,9 @@ def clip_frames(
     return RealEnds(frames, pictures, stops, alphas, settings.correct_ends) if settings.correct_ends else frames
 
 
-def rounded(alphas: list[torch.Tensor]) -> list[list[float]]:
+def rounded(alphas: list[list[float]]) -> list[list[float]]:
     """Alphas by segment as morph.json keeps them."""
-    return [[round(alpha, 6) for alpha in segment.tolist()] for segment in alphas]
+    return [[round(alpha, 6) for alpha in segment] for segment in alphas]
 
 
 def _bar(variant: str, silent: bool, part: str) -> Progress:

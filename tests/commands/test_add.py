@@ -149,6 +149,19 @@ def test_nothing_is_overwritten(project: Path, pictures: list[Path], key: str) -
     assert problem == f"KEY: {key!r} exists already. Choose another key; nothing is overwritten."
 
 
+@pytest.mark.parametrize(("given", "expected"), [
+    ([], ["", ""]), (["a lake"], ["a lake", "a lake"]), ([" a ", ""], ["a", ""]),
+])  # fmt: skip
+def test_captions_may_be_one_for_all_or_none(
+    project: Path, pictures: list[Path], given: list[str], expected: list[str]
+) -> None:
+    assert add("my-own", *pictures, *(part for text in given for part in ("--caption", text))).exit_code == 0
+    lines = Path("data/raw/my-own/metadata.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["text"] for line in lines] == expected
+    assert CliRunner().invoke(app, ["check"]).exit_code == 0
+    assert CliRunner().invoke(app, ["prepare", "my-own"]).exit_code == 0
+
+
 def test_an_experiment_leaves_what_was_added_as_it_is(project: Path, pictures: list[Path]) -> None:
     """With entries longer than a line, which DVC breaks, too."""
     Path("params.yaml").write_text(SHIPPED, encoding="utf-8")
@@ -171,9 +184,9 @@ def test_an_invalid_key(project: Path, pictures: list[Path], key: str) -> None:
 
 
 def test_all_mistakes_of_the_command_are_reported_at_once(project: Path, pictures: list[Path]) -> None:
-    problems = refused("No Key", pictures[0], "nowhere.jpg", pictures[0], "--caption", "one")
+    problems = refused("No Key", pictures[0], "nowhere.jpg", pictures[0], "--caption", "one", "--caption", "two")
     assert len(problems) == 5
-    for start in ("KEY: ", "--caption: 1 captions for 3 pictures", "nowhere.jpg: there is no such file"):
+    for start in ("KEY: ", "--caption: 2 captions for 3 pictures", "nowhere.jpg: there is no such file"):
         assert [problem for problem in problems if problem.startswith(start)]
     assert len([problem for problem in problems if "would both be called" in problem]) == 2
     (problem,) = refused("my-own", pictures[0], "--caption", "one")

@@ -1,83 +1,62 @@
-import shutil
-import subprocess
+"""`morphline morph --quick`: a clip by the base alone, and nothing else."""
+
+import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
-from pipeline.commands import quick
-from pipeline.errors import UserError
-from pipeline.params import load_params
-from tests.project import paint
-
-
-@pytest.mark.parametrize(
-    ("name", "key"), [("Großer See (2)", "grosser-see-2"), ("a_b.c", "a-b-c"), ("山", ""), ("--x--", "x"), ("É", "e")]
-)
-def test_names_become_valid_keys(name: str, key: str) -> None:
-    assert quick.slugify(name) == key
+from pipeline.cli import app
+from tests.project import contents, paint
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> list[Path]:
-    """Two pictures of a user's, outside the project."""
+def own(tmp_path: Path) -> list[str]:
     folder = tmp_path / "pictures"
     folder.mkdir()
-    pictures = [folder / "One Hill.png", folder / "two.png"]
-    for number, path in enumerate(pictures):
-        paint(path, 50 + number)
-    return pictures
+    for number, name in enumerate(("one.png", "two.jpg", "three.png")):
+        paint(folder / name, 50 + number, (120, 80 + number))
+    return [str(folder / name) for name in ("one.png", "two.jpg", "three.png")]
 
 
-@pytest.fixture
-def runs(monkeypatch: pytest.MonkeyPatch, ran: Path) -> list[list[str]]:
-    """What would be run; its morph is another one."""
-    called: list[list[str]] = []
-
-    def call(command: list[str]) -> int:
-        called.append(command[1:])
-        out = Path("data/morphs") / command[-1].removeprefix("morph@")
-        shutil.copytree(ran / "data/morphs/hills", out, dirs_exist_ok=True)
-        return 0
-
-    monkeypatch.setattr(subprocess, "call", call)
-    return called
-
-
-def test_pictures_become_a_set_and_a_morph_and_the_clip_is_written(
-    project: Path, own: list[Path], runs: list[list[str]], ran: Path
+def test_a_clip_is_made_and_nothing_is_trained_tracked_or_kept(
+    project: Path, own: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    captions = ["a red hill", "a blue hill"]
-    made = quick.run(own, captions, Path("out/hill.mp4"))
-    assert made.read_bytes() == (ran / "data/morphs/hills/morph.mp4").read_bytes()
-    assert runs == [["-m", "dvc", "repro", "morph@one-hill-two"]]
-    params = load_params(project / "params.yaml")
-    assert params.morphs["one-hill-two"].keyframes == ("One Hill.png", "two.png")
-    gif = quick.run(own, captions, Path("out/hill.gif"))
-    with Image.open(gif) as image, Image.open(ran / "data/morphs/hills/morph.webp") as webp:
-        assert image.n_frames == webp.n_frames and image.size == webp.size and image.info["loop"] == 0
-    assert runs[1] == runs[0], "the same pictures and captions were added twice"
-    quick.run(own, ["a red hill", "a blue lake"], Path("out/other.webp"))
-    assert runs[2][-1] == "morph@one-hill-two-2"
+    before = contents(project)
+    monkeypatch.setitem(sys.modules, "mlflow", None)  # importing it would fail
+    arguments = ["morph", *own, "--quick", "--frames", "4", "--steps", "2", "--out", "clip.webp", "--fps", "10"]
+    answer = CliRunner().invoke(app, [*arguments, "--hold", "0.3"])
+    assert answer.exit_code == 0, answer.output
+    assert "without training" in answer.output
+    with Image.open("clip.webp") as clip:
+        assert clip.n_frames == 7 and clip.size == (64, 72)
+        shown = []
+        for number in range(clip.n_frames):
+            clip.seek(number)
+            clip.load()
+            shown.append(clip.info["duration"])
+    assert shown == [400, 100, 100, 400, 100, 100, 400]
+    assert contents(project) == {**before, "clip.webp": Path("clip.webp").read_bytes()}
 
 
-def test_nothing_is_made_or_replaced_for_a_mistake(project: Path, own: list[Path], runs: list[list[str]]) -> None:
-    before = (project / "params.yaml").read_bytes()
-    (project / "there.mp4").write_bytes(b"mine")
-    for out, captions, message in (
-        ("clip.avi", ["a", "b"], "ends in .mp4, .webp, .gif, or a folder"),
-        ("there.mp4", ["a", "b"], "exists already"),
-        ("clip.mp4", ["a"], "1 captions for 2 pictures"),
+def test_two_pictures_get_more_frames_and_the_same_ones_each_time(project: Path, own: list[str]) -> None:
+    for name in ("a", "b"):
+        answer = CliRunner().invoke(app, ["morph", *own[:2], "--quick", "--steps", "2", "--out", name])
+        assert answer.exit_code == 0, answer.output
+    assert len(list(Path("a").iterdir())) == 31
+    assert contents(Path("a")) == contents(Path("b"))
+
+
+def test_mistakes_are_named_before_anything_is_loaded(project: Path, own: list[str]) -> None:
+    before = contents(project)
+    for arguments, message in (
+        ([own[0]], "PICTURES: 1 given"),
+        ([own[0], "no.png"], "no.png: there is no such file"),
+        ([*own, "--caption", "a", "--caption", "b"], "--caption: 2 captions for 3 pictures"),
+        ([*own, "--out", "a.avi"], "--out: found 'a.avi'"),
+        ([own[0], str(project / "params.yaml")], "params.yaml: "),
     ):
-        with pytest.raises(UserError, match=message):
-            quick.run(own, captions, Path(out))
-    assert not runs and (project / "params.yaml").read_bytes() == before
-    assert (project / "there.mp4").read_bytes() == b"mine"
-
-
-def test_a_pipeline_that_fails_is_reported_with_what_to_do(
-    project: Path, own: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(subprocess, "call", lambda command: 255)
-    with pytest.raises(UserError, match="exit code 255.*dvc repro morph@one-hill-two"):
-        quick.run(own, ["a red hill", "a blue hill"], Path("clip.mp4"))
+        answer = CliRunner().invoke(app, ["morph", *arguments, "--quick"])
+        assert answer.exit_code == 1 and message in answer.stderr and "Traceback" not in answer.stderr
+    assert contents(project) == before

@@ -157,3 +157,33 @@ def test_corrected_ends_are_in_the_clips_and_never_in_the_frames(project: Path, 
         with Image.open(clip / "morph.webp") as image:
             gaps.append(float(np.abs(np.asarray(image.convert("RGB")).astype(float) - prepared).mean()))
     assert gaps[0] < 3 < gaps[1]
+
+
+def test_frames_without_adapters_are_made_once_and_the_same_for_all_trainings(
+    project: Path, ran: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, made = ran / "data/morphs/hills", list[str]()
+    make = morph.make_frames
+    monkeypatch.setattr(morph, "make_frames", lambda *given: made.append(given[4].label) or make(*given))
+
+    folder = remade(project, ran, {"morph.hold": 0.25})
+    (other,) = (ran / "models/adapters/dots").glob("*.safetensors")
+    for adapter in (project / "models/adapters/hills").glob("*.safetensors"):
+        shutil.copyfile(other, adapter)
+    morph.run("hills")
+    assert made == ["morph", "without adapters", "morph"]
+    before = [(plain / f"no-lora/{number:04}.png").read_bytes() for number in range(5)]
+    assert [(folder / f"no-lora/{number:04}.png").read_bytes() for number in range(5)] == before
+    assert (folder / "frames/0001.png").read_bytes() != (plain / "frames/0001.png").read_bytes()
+    facts = [json.loads((path / "morph.json").read_text(encoding="utf-8")) for path in (folder, plain)]
+    for name in ("alphas", "inverted_noise_std"):
+        assert facts[0][name]["without adapters"] == facts[1][name]["without adapters"]
+    for values, expected in (
+        ({"morph.fps": 9.0, "morph.hold": 1.0}, ["morph"]),
+        ({"morph.steps": 3}, ["morph", "without adapters"]),
+        ({"machine.reuse": "false"}, ["morph", "without adapters"]),
+    ):
+        made.clear()
+        edit(project / "params.yaml", lambda text, values=values: with_values(text, values))
+        morph.run("hills")
+        assert made == expected, values

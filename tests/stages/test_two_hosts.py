@@ -68,7 +68,8 @@ def launched(hosts: list[str], *command: str) -> list[subprocess.CompletedProces
             ]  # fmt: skip
             environment = {
                 **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
-                "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": f"cable{rank}", "RES_OPTIONS": "timeout:1 attempts:1",
+                "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": f"cable{rank}",
+                "RES_OPTIONS": "timeout:1 attempts:1",
             }  # fmt: skip
             running.append(
                 subprocess.Popen(

@@ -1,0 +1,105 @@
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipeline.commands import morph
+from pipeline.errors import UserError
+from pipeline.params import load_params
+from tests.project import paint
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [("Großer See (2)", "grosser-see-2"), ("a_b.c", "a-b-c"), ("山", ""), ("--x--", "x"), ("É", "e")]
+)
+def test_names_become_valid_keys(name: str, key: str) -> None:
+    assert morph.slugify(name) == key
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> list[Path]:
+    """Two pictures of a user's, outside the project."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    pictures = [folder / "One Hill.png", folder / "two.png"]
+    for number, path in enumerate(pictures):
+        paint(path, 50 + number)
+    return pictures
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch, ran: Path) -> list[list[str]]:
+    """What would be run; its morph is another one."""
+    called: list[list[str]] = []
+
+    def call(command: list[str]) -> int:
+        called.append(command[1:])
+        out = Path("data/morphs") / command[-1].removeprefix("morph@")
+        shutil.copytree(ran / "data/morphs/hills", out, dirs_exist_ok=True)
+        return 0
+
+    monkeypatch.setattr(subprocess, "call", call)
+    return called
+
+
+def test_pictures_become_a_set_and_a_morph_and_the_clip_is_written(
+    project: Path, own: list[Path], runs: list[list[str]], ran: Path
+) -> None:
+    captions = ["a red hill", "a blue hill"]
+    made = morph.run(own, captions, Path("out/hill.mp4"))
+    assert made.read_bytes() == (ran / "data/morphs/hills/morph.mp4").read_bytes()
+    assert runs == [["-m", "dvc", "repro", "morph@one-hill-two"]]
+    params = load_params(project / "params.yaml")
+    assert params.morphs["one-hill-two"].keyframes == ("One Hill.png", "two.png")
+    gif = morph.run(own, captions, Path("out/hill.gif"))
+    with Image.open(gif) as image, Image.open(ran / "data/morphs/hills/morph.webp") as webp:
+        assert image.n_frames == webp.n_frames and image.size == webp.size and image.info["loop"] == 0
+    assert runs[1] == runs[0], "the same pictures and captions were added twice"
+    morph.run(own, ["a red hill", "a blue lake"], Path("out/other.webp"))
+    assert runs[2][-1] == "morph@one-hill-two-2"
+
+
+def test_nothing_is_made_or_replaced_for_a_mistake(project: Path, own: list[Path], runs: list[list[str]]) -> None:
+    before = (project / "params.yaml").read_bytes()
+    (project / "there.mp4").write_bytes(b"mine")
+    for out, captions, message in (
+        ("clip.avi", ["a", "b"], "ends in .mp4, .webp, .gif, or a folder"),
+        ("there.mp4", ["a", "b"], "exists already"),
+        ("clip.mp4", ["a", "b", "c"], "3 captions for 2 pictures"),
+    ):
+        with pytest.raises(UserError, match=message):
+            morph.run(own, captions, Path(out))
+    assert not runs and (project / "params.yaml").read_bytes() == before
+    assert (project / "there.mp4").read_bytes() == b"mine"
+
+
+def test_a_pipeline_that_fails_is_reported_with_what_to_do(
+    project: Path, own: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "call", lambda command: 255)
+    with pytest.raises(UserError, match="exit code 255.*dvc repro morph@one-hill-two"):
+        morph.run(own, ["a red hill", "a blue hill"], Path("clip.mp4"))
+
+
+def test_other_settings_are_another_morph_of_the_same_set(
+    project: Path, own: list[Path], runs: list[list[str]]
+) -> None:
+    for frames, steps in ((None, None), (40, None), (40, 4), (None, None), (40, 4)):
+        morph.run(own, [], Path("clip.mp4"), frames=frames, steps=steps, force=True)
+    assert [command[-1].removeprefix("morph@one-hill-two") for command in runs] == ["", "-2", "-3", "", "-3"]
+    params = load_params(project / "params.yaml")
+    assert list(params.sets) == ["hills", "dots", "one-hill-two"]
+    made = [params.morphs[f"one-hill-two{end}"] for end in ("", "-2", "-3")]
+    assert {spec.set for spec in made} == {"one-hill-two"}
+    shared = params.morph.steps
+    assert [(spec.morph.frames, spec.morph.steps, spec.morph.inversion_steps) for spec in made] == [
+        (morph.FRAMES, shared, shared), (40, shared, shared), (40, 4, 4),
+    ]  # fmt: skip
+
+
+def test_more_pictures_get_the_frames_of_the_params(project: Path, own: list[Path], runs: list[list[str]]) -> None:
+    morph.run([*own, project / "data/raw/hills/blue.png"], ["a hill"], Path("clip.mp4"))
+    params = load_params(project / "params.yaml")
+    assert params.morphs["one-hill-two-blue"].morph == params.morph
