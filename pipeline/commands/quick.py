@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipeline.commands import add, clip
 from pipeline.errors import Problem, UserError
+from pipeline.inputs import open_plain
 from pipeline.params import load_params
 
 
@@ -31,6 +32,8 @@ def run(
             and a pipeline that failed, which has printed why.
     """
     clip.check_output(out, fps, hold, size, force)
+    if problems := add.pipe_problems(add.RAW):
+        raise UserError(*problems)
     key, known = find_key(pictures, captions)
     if not known:
         add.run(key, pictures, captions)
@@ -66,7 +69,12 @@ def _was_added(folder: Path, pictures: Sequence[Path], captions: Sequence[str]) 
         lines = (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines]
         texts = [row["text"] for row in rows]
-        contents = [(folder / row["file_name"]).read_bytes() for row in rows]
-        return texts == [caption.strip() for caption in captions] and contents == [p.read_bytes() for p in pictures]
+        contents = [_content(folder / row["file_name"]) for row in rows]
+        return texts == [caption.strip() for caption in captions] and contents == [_content(p) for p in pictures]
     except (OSError, ValueError, KeyError, TypeError):
         return False  # another set, or one that was changed: `find_key` tries another name
+
+
+def _content(path: Path) -> bytes:
+    with open_plain(path) as file:
+        return file.read()
