@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.base.checking import base_digest, find_base_problems
-from pipeline.base.opening import fit_problems, open_base
+from pipeline.base.opening import open_base
 from pipeline.errors import UserError
 from pipeline.params import BaseSection
 from tests.hostile.generators import changed_value, damaged, hostile, is_plain, json_values
@@ -33,15 +33,12 @@ def folder(tmp_path: Path, tiny_folders: dict[str, Path]) -> Path:
 
 
 def opened_or_refused(folder: Path) -> None:
-    """What `check` and every stage do with a base; what they accept must work."""
+    """What every stage does with a base, after what `check` does; what they accept must work."""
     started = time.monotonic()
     section = BaseSection(source=str(folder), revision=None, config=None, dtype="float32")
     if (folder / "model_index.json").is_file():
         section = section.model_copy(update={"revision": base_digest(section)})
     try:
-        problems = find_base_problems(section) or fit_problems(section)
-        if problems:
-            raise UserError(*problems)
         base = open_base(section, torch.device("cpu"))
     except UserError as error:
         assert all(map(is_plain, str(error).split("\n")))
@@ -57,7 +54,7 @@ def opened_or_refused(folder: Path) -> None:
 def test_any_config_is_taken_or_refused(folder: Path, name: str) -> None:
     whole = (folder / name).read_text(encoding="utf-8")
 
-    @hostile(25)
+    @hostile(8)
     @given(value=changed_value(json.loads(whole)) | json_values)
     def check(value: Any) -> None:
         (folder / name).write_text(json.dumps(value), encoding="utf-8")
@@ -82,7 +79,7 @@ def header_changed(content: bytes) -> st.SearchStrategy[bytes]:
 def test_any_weights_are_taken_or_refused(folder: Path, name: str) -> None:
     whole = (folder / name).read_bytes()
 
-    @hostile(30)
+    @hostile(12)
     @given(content=header_changed(whole) | damaged(whole) | st.binary(max_size=60))
     def check(content: bytes) -> None:
         (folder / name).write_bytes(content)
