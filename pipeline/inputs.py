@@ -53,11 +53,20 @@ def read_json(path: Path) -> Any:
 
     Raises:
         OSError: as `read_plain` does.
+        ValueError: as `parse_json` does, and for a text that is not UTF-8.
+    """
+    return parse_json(read_plain(path).decode("utf-8"))
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
         ValueError: for anything that is not JSON, or that nobody writes: brackets in thousands, numbers of as many
             digits.
     """
     try:
-        return json.loads(read_plain(path).decode("utf-8"))
+        return json.loads(text)
     except RecursionError:
         raise ValueError("brackets within brackets, too many of them") from None
 

@@ -126,7 +126,8 @@ def _named(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno is not None and (error.filename is None or ".partial" in str(error.filename)):
-            error.filename = str(path)
+            # A new one: those of some libraries are of kinds whose file cannot be changed.
+            raise OSError(error.errno, error.strerror or os.strerror(error.errno), str(path)) from error
         raise
     except Exception as error:  # safetensors wraps the system's words into an error of its own
         number = re.search(r"\(os error (\d+)\)", str(error))
