@@ -1,17 +1,15 @@
 """The command line: parse, import the stage or command, call it. Nothing heavy is imported before a command runs."""
 
 import os
-import sys
-import time
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from pipeline.errors import UserError
+from pipeline.commands.endings import ending_well
 
 # Before torch is imported: threads that wait for each other give way soon. By default they spin, so that two processes
 # on two cores take a hundred times as long as one after the other.
@@ -45,9 +43,6 @@ Frames = Annotated[
 Steps = Annotated[int | None, typer.Option(help="That make a frame; else as in params.yaml.", min=2, max=1000)]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing clip.")]
 
-REPORT_DELAY = 10.0
-"""Seconds that the other processes of a training wait for the first one to report a mistake that all of them make."""
-
 
 def _show_version(asked: bool) -> None:
     if asked:
@@ -67,31 +62,9 @@ def options(
 
 
 def command(function: Callable[..., None], group: typer.Typer = app, panel: str = FOR_PEOPLE) -> Callable[..., None]:
-    """Register a command, listed in `panel`. A user's mistake becomes its message and exit code 1, Ctrl-C code 130."""
-
+    """Register a command, listed in `panel`."""
     name = ("" if group is app else "track ") + function.__name__.replace("_", "-")
-
-    @wraps(function)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            function(*args, **kwargs)
-        except UserError as error:
-            if os.environ.get("RANK", "0") != "0":
-                # The first of several processes reports for all, and its end ends them; unless it has no such problem.
-                time.sleep(REPORT_DELAY)
-            print(f"morphline {name}: {len(error.problems)} problem(s)", file=sys.stderr)
-            for line in str(error).splitlines():
-                print(f"  {line}", file=sys.stderr)
-            raise typer.Exit(1) from None
-        except FloatingPointError as error:
-            print(f"morphline {name}: {error}", file=sys.stderr)
-            raise typer.Exit(1) from None
-        except KeyboardInterrupt as stopped:
-            reason = str(stopped) or "stopped"
-            print(f"morphline {name}: {reason}; `dvc repro` goes on from here", file=sys.stderr)
-            raise typer.Exit(getattr(stopped, "exit_code", 130)) from None
-
-    return group.command(rich_help_panel=panel)(run)
+    return group.command(rich_help_panel=panel)(ending_well(name, function))
 
 
 stage = partial(command, panel=STAGES)

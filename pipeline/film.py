@@ -5,12 +5,13 @@ It trains nothing, reads no params.yaml and writes nothing. `stages/morph.py` is
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
 import torch
+from accelerate import Accelerator
 
 from pipeline.adapters.mixing import WeightedAdapter
 from pipeline.base.posterior import Posterior, keyed_seed
@@ -18,6 +19,7 @@ from pipeline.base.protocol import Base
 from pipeline.distances.features import Features, extract, feature_distance
 from pipeline.morphing.engine import Bars, EncodedKeyframe, Recipe, invert_keyframes, morph_segment
 from pipeline.morphing.pacing import even_alphas, paced_frames
+from pipeline.processes.chunks import decided, one_each
 
 MOST_SEEN = 256 * 2**20
 """Bytes of pictures of a segment that are kept between pacing, which looks at them, and their turn in the film."""
@@ -69,7 +71,7 @@ class Film:
 
     Each keyframe is a frame once, generated and never pasted in; of a loop the first is not repeated at the end.
     style: weighted adapters over the whole film, on top of the keyframes' own. batch: samples in one call of the
-    denoiser; None: all of a segment.
+    denoiser; None: all of a segment. accelerator: of the processes that share the work, and all iterate over the film.
 
     noise: (K, C, h, w), the keyframes' inverted noise, whose std is 1 at best. alphas: one tensor (F,) for each segment
     generated so far, both ends included.
@@ -87,20 +89,21 @@ class Film:
         style: Sequence[WeightedAdapter] = (),
         batch: int | None = None,
         progress: Bars = lambda label: iter,
+        accelerator: Accelerator | None = None,
     ) -> None:
         sizes = {tuple(keyframe.picture.shape) for keyframe in keyframes}
         if len(keyframes) < 2 or len(sizes) != 1:
             found = f"{len(keyframes)} of {', '.join(map(str, sorted(sizes)))}"
             raise ValueError(f"a film needs two keyframes or more of one size, found {found}")
         self.base, self.settings = base, settings or FilmSettings()
-        self.batch, self.progress = batch, progress
+        self.batch, self.progress, self.accelerator = batch, progress, accelerator
         latents = draw_latents(base, torch.stack([keyframe.picture for keyframe in keyframes]))
         conditioning = base.condition([keyframe.caption for keyframe in keyframes])
         self.keyframes = [
             EncodedKeyframe(latents[row], conditioning.take([row]), (*keyframe.adapters, *style))
             for row, keyframe in enumerate(keyframes)
         ]
-        self.noise = invert_keyframes(base, self.keyframes, self.settings.recipe, batch, progress)
+        self.noise = invert_keyframes(base, self.keyframes, self.settings.recipe, batch, progress, accelerator)
         self.alphas: list[torch.Tensor] = []
 
     @property
@@ -127,11 +130,13 @@ class Film:
             self.alphas.append(alphas)
             start = 1 if number else 0
             stop = len(alphas) - (1 if self.settings.loop and number == len(segments) - 1 else 0)
-            for row in range(start, stop):
+            rows = range(start, stop)
+            unseen = [row for row in rows if float(alphas[row]) not in seen]
+            # Decoded one by one, so that the device never holds more than one picture.
+            decoded = one_each([latents[row] for row in unseen], self._decoded, self.accelerator)
+            for row in rows:
                 alpha = float(alphas[row])
-                # Decoded one by one, so that the device never holds more than one picture.
-                picture = seen.pop(alpha) if alpha in seen else self.base.decode(latents[row, None]).cpu()[0]
-                yield Frame(picture, number, alpha)
+                yield Frame(seen.pop(alpha) if alpha in seen else next(decoded), number, alpha)
 
     def _segment(
         self,
@@ -151,24 +156,35 @@ class Film:
         def make(alphas: torch.Tensor) -> torch.Tensor:
             if new := [alpha for alpha in alphas.tolist() if alpha not in found]:
                 places = torch.tensor(new, dtype=torch.float64)
-                made = morph_segment(self.base, *pair, noise, places, settings.recipe, self.batch, bars)
+                made = morph_segment(
+                    self.base, *pair, noise, places, settings.recipe, self.batch, bars, self.accelerator
+                )
                 found.update(zip(new, made, strict=True))
             return torch.stack([found[alpha] for alpha in alphas.tolist()])
 
+        def shown(latent: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+            picture = self.base.decode(latent[None])
+            return extract(picture).octaves, picture.cpu()[0]
+
         def look(alphas: Sequence[float], latents: torch.Tensor) -> list[Features]:
             features = []
-            for row, alpha in enumerate(alphas):
-                picture = self.base.decode(latents[row, None])
-                features.append(extract(picture))
+            for alpha, (octaves, picture) in zip(alphas, one_each(list(latents), shown, self.accelerator), strict=True):
+                features.append(Features(tuple(octave.to(self.base.device) for octave in octaves)))
                 if (len(seen) + 1) * picture.nbytes <= MOST_SEEN:
-                    seen[alpha] = picture.cpu()[0]
+                    seen[alpha] = picture
             return features
 
+        def decide(choose: Callable[[], list[float]]) -> list[float]:
+            return decided(choose, self.accelerator)
+
         if settings.pacing == "perceptual":
-            return paced_frames(make, look, _apart, settings.frames, settings.pacing_spare)
+            return paced_frames(make, look, _apart, settings.frames, settings.pacing_spare, decide)
         even = settings.pacing == "linear"
         alphas = even_alphas(settings.frames) if even else torch.tensor(settings.pacing, dtype=torch.float64)
         return alphas, make(alphas)
+
+    def _decoded(self, latent: torch.Tensor) -> torch.Tensor:
+        return self.base.decode(latent[None]).cpu()[0]
 
     def _bars(self, where: str) -> Bars:
         return lambda part: self.progress(f"{where} {part}")

@@ -1,48 +1,67 @@
-"""Outputs that appear whole or not at all: written under a temporary name beside their place, then renamed."""
+"""Outputs that appear whole or not at all, and the outputs of earlier stages, which may be damaged."""
 
+import errno
 import os
+import re
 import secrets
 import shutil
+import socket
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.errors import Problem, UserError
 
+# Which stage makes what lies where; the key is the name of the folder or file there.
+_MADE = {
+    "data/prepared": "prepare", "models/adapters": "train", "reports/curves/sets": "train", "reports/samples": "sample",
+    "data/morphs": "morph", "reports/metrics": "evaluate", "reports/curves/morphs": "evaluate",
+    "reports/smoothness": "evaluate",
+}  # fmt: skip
+# What the machine is to blame for, and no file.
+_WORLD = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a new, empty folder that becomes `path` when the block succeeds; an existing `path` is then replaced.
 
-    If the block raises, Ctrl-C included, the new folder is deleted and `path` is as it was before.
-    Missing parent folders are made.
+    If the block raises, Ctrl-C included, the new folder is deleted and `path` is as it was before; so are folders that
+    a process which was killed has left there. Missing parent folders are made. An OSError that names no file, as a full
+    disk's, gets the name of `path`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _sibling(path, "partial")
-    partial.mkdir()
-    try:
-        yield partial
-        _replace(partial, path)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with _named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _clear(path)
+        partial = _sibling(path, "partial")
+        partial.mkdir()
+        try:
+            yield partial
+            _replace(partial, path)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield the name of a file to write, with the suffix of `path`, that becomes `path` when the block succeeds.
 
-    If the block raises, Ctrl-C included, what was written is deleted and `path` is as it was before.
-    Missing parent folders are made.
+    If the block raises, Ctrl-C included, what was written is deleted and `path` is as it was before; so is what a
+    process that was killed has left there. Missing parent folders are made. An OSError that names no file, as a full
+    disk's, gets the name of `path`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _sibling(path, "partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with _named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _clear(path)
+        partial = _sibling(path, "partial")
+        try:
+            yield partial
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def require_output(path: Path, stage: str) -> Path:
@@ -62,9 +81,100 @@ def mark_used(path: Path) -> None:
         os.utime(path)
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """While the block reads `path`, which another stage has made: for whatever a parser raises where it is damaged.
+
+    Raises:
+        UserError: that names the file, and the command that makes it again.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # each library has its own for each kind of damage
+        if _is_the_worlds(error):
+            raise
+        found = "it is missing" if isinstance(error, FileNotFoundError) else f"damaged ({_reason(error)})"
+        raise UserError(Problem(str(path), found, f"Run `dvc repro{_maker(path)}`, which makes it again.")) from error
+
+
+def _maker(path: Path) -> str:
+    for place, stage in _MADE.items():
+        if found := re.search(rf"(?:^|/){place}/([a-z0-9-]+)", path.as_posix()):
+            return f" {stage}@{found[1]}"
+    return ""
+
+
+def _is_the_worlds(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _WORLD:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Name the output in errors of the system, which name a file that only we know, or none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and (error.filename is None or ".partial" in str(error.filename)):
+            error.filename = str(path)
+        raise
+    except Exception as error:  # safetensors wraps the system's words into an error of its own
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if type(error).__name__ == "SafetensorError" and number:
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        raise
+
+
+# On the same file system, so that renaming is atomic; hidden, so that nothing mistakes it for a result. With machine
+# and process, so that what a killed one has left is known for that.
 def _sibling(path: Path, purpose: str) -> Path:
-    # On the same file system, so that renaming is atomic; hidden, so that nothing mistakes it for a result.
-    return path.with_name(f".{path.stem[:100]}.{secrets.token_hex(8)}.{purpose}{path.suffix}")
+    return path.with_name(f"{_stem(path)}{_machine()}-{os.getpid()}-{secrets.token_hex(8)}.{purpose}{_suffix(path)}")
+
+
+def _stem(path: Path) -> str:
+    return f".{os.fsencode(path.stem)[:100].decode(errors='ignore')}."
+
+
+def _suffix(path: Path) -> str:
+    return path.suffix if len(path.suffix) < 20 else ""
+
+
+def _machine() -> str:
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
+def _clear(path: Path) -> None:
+    """Remove what processes of this machine that are no more have left of earlier tries at `path`."""
+    left = re.compile(
+        rf"{re.escape(_stem(path))}{_machine()}-(\d+)-[0-9a-f]{{16}}\.(partial|old){re.escape(_suffix(path))}"
+    )
+    for name in os.listdir(path.parent):
+        if (found := left.fullmatch(name)) and not _is_alive(int(found[1])):
+            old = path.with_name(name)
+            if old.is_dir() and not old.is_symlink():
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                old.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 def _replace(new: Path, path: Path) -> None:

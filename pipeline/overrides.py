@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import Problem, UserError
+from pipeline.errors import Problem, UserError, shown
 from pipeline.validation import KeyPath
 
 Overrides = Mapping[KeyPath, set[str]]
@@ -28,7 +28,7 @@ def merge_overrides(raw: dict[str, Any], sections: Mapping[str, Sequence[str]], 
                     overrides[group, key, section] = set(own)
                     entry[section] = {**(shared if isinstance(shared, dict) else {}), **own}
                 else:
-                    found = f"found {own!r}" if section in entry else "the key is missing"
+                    found = f"found {shown(own)}" if section in entry else "the key is missing"
                     fix = f"Write `{section}: {{}}`, or a mapping of values of `{section}` to override."
                     problems.append(Problem(f"{file}: {group}.{key}.{section}", found, fix))
     if problems:

@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from pipeline.errors import Problem, UserError
+from pipeline.inputs import BadYaml, parse_yaml, read_plain
 from pipeline.overrides import is_inherited, merge_overrides
 from pipeline.validation import explain_errors
 
+MOST = 2**20
+"""Bytes of the file; the shipped one has twelve thousand."""
+
 KEY = r"^[a-z0-9][a-z0-9-]*$"  # not first a hyphen: a command would take such a key for an option
-Key = Annotated[str, Field(pattern=KEY)]
+LONGEST_KEY = 100  # letters; folders, files and runs are named by it
+Key = Annotated[str, Field(pattern=KEY, max_length=LONGEST_KEY)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Byte = Annotated[int, Field(ge=0, le=255)]
 
@@ -89,6 +92,7 @@ class TrainSection(Section):
     )
     init: Literal["kaiming", "gaussian"]
     gradient_checkpointing: bool
+    hold_out: int = Field(ge=0, le=1000)
     validate_every: Annotated[int, Field(ge=1, le=1_000_000)] | None
     patience: Annotated[int, Field(ge=1, le=1000)] | None
     target_loss: Annotated[float, Field(gt=0)] | None
@@ -261,16 +265,16 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        raw = parse_yaml(read_plain(path, MOST).decode("utf-8"))
     except FileNotFoundError:
         problem = Problem(str(path), "the file is missing", "Run morphline at the top of the repository.")
+    except OSError as error:
+        problem = Problem(str(path), f"the file cannot be read ({error.strerror})", "Restore the file from Git.")
     except UnicodeDecodeError:
         problem = Problem(str(path), "the file is not UTF-8 text", "Save it as UTF-8.")
-    except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        found = getattr(error, "problem", None) or str(error).splitlines()[0]
-        problem = Problem(where, f"not valid YAML ({found})", "Correct that line; indentation is by spaces.")
+    except BadYaml as error:
+        where = f"{path}:{error.line}" if error.line else str(path)
+        problem = Problem(where, str(error), "Correct that line; indentation is by spaces.")
     else:
         if isinstance(raw, dict):
             return raw

@@ -140,7 +140,7 @@ def _git(folder: Path, *arguments: str) -> str:
 def _load(path: Path) -> dict[str, Any]:
     try:
         return _parse(path.read_bytes())
-    except (OSError, UnicodeDecodeError, YAMLError):
+    except (OSError, ValueError, RecursionError, YAMLError):
         return {}
 
 

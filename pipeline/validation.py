@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from pipeline.errors import Problem
+from pipeline.errors import Problem, shown
 
 KeyPath = tuple[int | str, ...]
 Fields = Mapping[str, FieldInfo]
@@ -70,7 +70,7 @@ def _explain(path: KeyPath, errors: Sequence[ErrorDetails], fields: Fields, file
     allowed = [_YAML_WORDS.get(error["type"], _in_short(error["msg"])) for error in errors]
     if name in fields and type(None) in get_args(fields[name].annotation):
         allowed.append("be null")
-    return Problem(where, f"found {errors[0]['input']!r}", f"It should {', or '.join(allowed)}.")
+    return Problem(where, f"found {shown(errors[0]['input'])}", f"It should {', or '.join(allowed)}.")
 
 
 def _in_short(message: str) -> str:

@@ -16,6 +16,7 @@ from pipeline.base.protocol import Base
 from pipeline.film import Film, FilmSettings, Keyframe
 from pipeline.morphing.diffmorpher import KeyframeAttention
 from pipeline.morphing.engine import Recipe
+from pipeline.processes import joining
 from pipeline.stages import evaluate, morph, prepare, report, sample, train
 from pipeline.training.examples import encode_example
 from tests.pretend import DEVICE, Pretend
@@ -25,14 +26,14 @@ from tests.training.settings import SETTINGS
 
 
 def on_device(monkeypatch: pytest.MonkeyPatch, *stages: ModuleType) -> None:
-    joined = train.join_processes
+    joined = joining.join_processes
 
     def join(device: torch.device) -> object:
         accelerator = joined(torch.device("cpu"))
         accelerator.state.device = device
         return accelerator
 
-    monkeypatch.setattr(train, "join_processes", join)
+    monkeypatch.setattr(joining, "join_processes", join)
     for stage in stages:
         monkeypatch.setattr(stage, "choose_device", lambda name: DEVICE)
 

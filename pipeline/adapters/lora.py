@@ -10,9 +10,11 @@ import torch
 from peft import LoraConfig
 from safetensors import safe_open
 from safetensors.torch import save
+from torch import nn
 
 from pipeline.adapters.mixing import Adapter
 from pipeline.errors import Problem, UserError
+from pipeline.outputs import reading
 from pipeline.params import TrainSection
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -86,39 +88,66 @@ def read_notes(path: Path) -> dict[str, Any]:
     fix = "Run `dvc repro` to train it again."
     try:
         with safe_open(path, framework="pt") as file:
-            return json.loads((file.metadata() or {})[_OWN_KEY])
+            notes = json.loads((file.metadata() or {})[_OWN_KEY])
+        if not all(isinstance(notes["base"][key], str) for key in ("digest", "source")):
+            raise TypeError("it does not say which base it belongs to")
+        return notes
     except FileNotFoundError:
         raise UserError(Problem(str(path), "the adapter is missing", fix)) from None
     except Exception as error:  # safetensors raises its own exception type for each kind of damage
         raise UserError(Problem(str(path), f"not an adapter of morphline ({error})", fix)) from error
 
 
-def read_adapter(path: Path, base_digest: str, device: torch.device) -> Adapter:
-    """The adapter in a file, for `mixed_adapters`.
+def read_adapter(path: Path, base_digest: str, device: torch.device, denoiser: nn.Module | None = None) -> Adapter:
+    """The adapter in a file, for `mixed_adapters`. denoiser: the base's, whose layers it must fit; None: not looked at.
 
     Raises:
-        UserError: when the file is not whole, or was trained on another base.
+        UserError: when the file is not whole, does not fit, or was trained on another base.
     """
     notes = read_notes(path)
     if notes["base"]["digest"] != base_digest:
         found = f"trained on {notes['base']['source']} ({notes['base']['digest'][:20]}), not on this base"
         raise UserError(Problem(str(path), found, "Run `dvc repro` to train it again."))
     config, tensors = read_config_and_tensors(path)
-    factors: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in tensors.items():
-        module, letter, _ = key.rsplit(".", 2)
-        factors.setdefault(module, {})[letter] = tensor.to(device)
-    scale = config["lora_alpha"] / (config["r"] ** 0.5 if config["use_rslora"] else config["r"])
-    return Adapter({module: (pair["lora_A"], pair["lora_B"]) for module, pair in factors.items()}, scale)
+    with reading(path):
+        factors: dict[str, dict[str, torch.Tensor]] = {}
+        for key, tensor in tensors.items():
+            module, letter, _ = key.rsplit(".", 2)
+            factors.setdefault(module, {})[letter] = tensor.to(device)
+        pairs = {module: (pair["lora_A"], pair["lora_B"]) for module, pair in factors.items()}
+        for module, pair in pairs.items():
+            _check_pair(module, *pair, denoiser)
+        if not pairs:
+            raise ValueError("it holds no tensors")
+        scale = float(config["lora_alpha"] / (config["r"] ** 0.5 if config["use_rslora"] else config["r"]))
+        return Adapter(pairs, scale)
+
+
+def _check_pair(module: str, down: torch.Tensor, up: torch.Tensor, denoiser: nn.Module | None) -> None:
+    """Raises ValueError for factors that have no product, or none for this layer."""
+    if down.ndim != 2 or up.ndim != 2 or not len(down) or len(down) != up.shape[1]:
+        raise ValueError(f"{module}: factors of {tuple(down.shape)} and {tuple(up.shape)}")
+    if not bool(down.isfinite().all() and up.isfinite().all()):
+        raise ValueError(f"{module}: a factor that is not finite")
+    if denoiser is None:
+        return
+    layer = dict(denoiser.named_modules()).get(module)
+    if not isinstance(layer, nn.Linear) or (layer.in_features, layer.out_features) != (down.shape[1], len(up)):
+        raise ValueError(f"{module}: no linear layer of this base, or one of another size")
 
 
 def read_config_and_tensors(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """peft's config and tensors of a file that `save_adapter` wrote, both without the base's prefix."""
-    with safe_open(path, framework="pt") as file:
-        config = json.loads(file.metadata()[CONFIG_KEY])
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    prefix = next(key for key in config if key.endswith(".peft_type")).removesuffix("peft_type")
-    return (
-        {key.removeprefix(prefix): value for key, value in config.items()},
-        {key.removeprefix(prefix): tensor for key, tensor in tensors.items()},
-    )
+    """peft's config and tensors of a file that `save_adapter` wrote, both without the base's prefix.
+
+    Raises:
+        UserError: when the file is not whole.
+    """
+    with reading(path):
+        with safe_open(path, framework="pt") as file:
+            whole = json.loads(file.metadata()[CONFIG_KEY])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        prefix = next((key for key in whole if key.endswith(".peft_type")), "").removesuffix("peft_type")
+        config = {key.removeprefix(prefix): value for key, value in whole.items()}
+        if not (config["r"] > 0 and config["lora_alpha"] > 0 and isinstance(config["use_rslora"], bool)):
+            raise ValueError("its rank and scale are no positive numbers")
+        return config, {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}

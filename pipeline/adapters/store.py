@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.errors import Problem, UserError
+from pipeline.inputs import read_json
+from pipeline.outputs import reading
 
 INDEX = "adapters.json"
 
@@ -19,11 +21,15 @@ def read_index(folder: Path) -> dict[str, str]:
     """Prepared picture to adapter file.
 
     Raises:
-        UserError: when the set has not been trained.
+        UserError: when the set has not been trained, or the index is damaged.
     """
     path = folder / INDEX
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         found = "the set has no adapters yet"
-        raise UserError(Problem(str(path), found, f"Run `dvc repro train@{folder.name}`.")) from None
+        raise UserError(Problem(str(path), found, f"Run `dvc repro train@{folder.name}`."))
+    with reading(path):
+        index = read_json(path)
+        names = [*index, *index.values()]
+        if not all(isinstance(name, str) and name == Path(name).name and name not in ("", "..") for name in names):
+            raise ValueError("it names other things than files")
+        return index

@@ -1,8 +1,13 @@
 """Whether a base exists and is whole, and its digest, without loading it (and without torch)."""
 
+import functools
 import hashlib
+import http.client
 import os
 import re
+import threading
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,7 +17,7 @@ from pipeline.base.digests import file_sha256
 from pipeline.base.families import FAMILIES, family_of
 from pipeline.base.files import RESTORE, json_problems, single_file_problems, weights_problems
 from pipeline.base.schedule import FILE
-from pipeline.errors import Problem, UserError
+from pipeline.errors import Problem, UserError, redacted
 from pipeline.inputs import read_json
 from pipeline.params import BaseSection
 
@@ -20,6 +25,8 @@ Response = TypeVar("Response")
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 SHIPPED = Path("models/pocket")
+HUB_SECONDS = 15.0
+"""Until the Hub must have answered the first question."""
 
 
 def is_hub_id(section: BaseSection) -> bool:
@@ -155,12 +162,43 @@ def _query_hub(section: BaseSection, query: Callable[..., Response]) -> Response
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
+        _require_answer()
         return query(section.source, revision=section.revision)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         commit = (section.revision or "")[:12]
         found = f"the Hub has no {section.source} at {commit}, or cannot be reached ({_first_line(error)})"
         fix = "Correct the id and the revision, log in with `hf auth login`, or use a local folder."
         raise UserError(Problem("params.yaml: base.source", found, fix)) from None
+
+
+@functools.cache
+def _require_answer() -> None:
+    """Raises OSError unless the Hub answers anything soon: its client asks a silent one again for minutes.
+
+    In a thread of its own, since a server may also send a byte now and then, which no timeout of a socket ends.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    failures: list[OSError | None] = []
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_SECONDS)
+        except urllib.error.HTTPError:
+            failures.append(None)  # an answer all the same
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            failures.append(OSError(f"{redacted(constants.ENDPOINT)}: {error}"))
+        else:
+            failures.append(None)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(HUB_SECONDS)
+    failure = failures[0] if failures else OSError(f"{redacted(constants.ENDPOINT)}: no answer in {HUB_SECONDS:g} s")
+    if failure:
+        raise failure
 
 
 def _first_line(error: BaseException) -> str:
@@ -183,7 +221,7 @@ def _single_file_problems(section: BaseSection) -> list[Problem]:
 
 def _folder_problems(folder: Path, with_weights: bool = True) -> list[Problem]:
     index = folder / "model_index.json"
-    if not index.is_file():
+    if not os.path.isfile(index):
         fix = "A base is a diffusers folder; restore it, or choose another."
         return [Problem(str(folder), "model_index.json is missing", fix)]
     problems = json_problems(index, _class_name=tuple(family.pipeline for family in FAMILIES))

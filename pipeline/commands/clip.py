@@ -1,6 +1,5 @@
 """`morphline clip`: write a finished morph in another format, frame rate or size, without computing it again."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from pipeline.errors import Problem, UserError
 from pipeline.frames.clips import write_frames, write_gif, write_mp4, write_webp
 from pipeline.frames.real_ends import RealEnds
 from pipeline.frames.tensors import Frame, FrameFiles, ResizedFrames, read_pictures
+from pipeline.frames.variants import frame_paths, read_facts
 from pipeline.outputs import atomic_file, atomic_folder, require_output
 from pipeline.params import load_params
 
@@ -38,7 +38,7 @@ def run(
     spec = load_params().get_morph(key)
     check_output(out, fps, hold, size, force)
     folder = require_output(Path("data/morphs", key), f"morph@{key}")
-    facts = json.loads((folder / "morph.json").read_text(encoding="utf-8"))
+    facts = read_facts(folder)
     settings = facts["settings"]
     stops = [keyframe["frame"] for keyframe in facts["keyframes"]]
     fps = settings["fps"] if fps is None else fps
@@ -102,7 +102,7 @@ def check_output(out: Path, fps: float | None, hold: float | None, size: int | N
 
 def _frames(folder: Path, prepared: Path, facts: dict[str, Any]) -> Sequence[Frame]:
     """The frames of the morph's clips: the generated ones, with real ends where its settings ask for them."""
-    frames = FrameFiles(sorted((folder / "frames").glob("*.png")))
+    frames = FrameFiles(frame_paths(folder / "frames", len(facts["positions"])))
     settings = facts["settings"]
     if settings["correct_ends"] == 0:
         return frames

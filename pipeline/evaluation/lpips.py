@@ -121,8 +121,8 @@ class Lpips:
         return activations
 
     @torch.no_grad()
-    def neighbour_distances(self, frames: Iterable[Tensor]) -> Tensor:
-        """LPIPS between each frame and the next, (N - 1,) float64 on the CPU: 0 for equal frames, higher is farther.
+    def neighbour_distances(self, frames: Iterable[Tensor]) -> list[float]:
+        """LPIPS between each frame and the next, N - 1: 0 for equal frames, higher is farther.
 
         d(x, y) = sum over layers l of mean over places of w_l . (f_l(x) - f_l(y))^2 (Zhang et al. 2018, eq. 1). It is
         squared, and so no metric: a path cut more finely is shorter. frames: as in `features`; each passes through the
@@ -135,7 +135,7 @@ class Lpips:
                 pairs = enumerate(zip(previous, current, strict=True))
                 distances.append(sum(self._layer_distance(layer, x, y) for layer, (x, y) in pairs))
             previous = current
-        return torch.tensor(distances, dtype=torch.float64)
+        return distances
 
     def _layer_distance(self, number: int, x: Tensor, y: Tensor) -> float:
         weights = self.tensors[f"lin{number}.model.1.weight"]

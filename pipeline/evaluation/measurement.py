@@ -1,12 +1,14 @@
 """All figures of one variant of a morph, from its frames and what they are compared with."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from statistics import fmean
 from typing import Protocol
 
 import numpy as np
+import torch
+from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,8 +19,9 @@ from pipeline.evaluation import lpips
 from pipeline.evaluation.captions import mixed, positions_between
 from pipeline.evaluation.fidelity import fidelity
 from pipeline.evaluation.ghosting import Segment, ghosting
-from pipeline.evaluation.naturalness import naturalness
+from pipeline.evaluation.naturalness import naturalness, picture_errors
 from pipeline.evaluation.smoothness import Floats, directness, pdv, ppl, segments, smoothness
+from pipeline.processes.chunks import in_chunks
 
 Figures = dict[str, float | None]
 """Figures by name; None where a morph has no such figure."""
@@ -71,51 +74,70 @@ def measure(
     batch: int | None = None,
     learned: lpips.Lpips | None = None,
     generated_ends: bool = True,
+    accelerator: Accelerator | None = None,
 ) -> Measurement:
     """Smoothness, fidelity, ghosting and naturalness of the N frames of a variant, of which few are read at a time.
 
     alphas: by segment, both ends included. base: judges the naturalness, `batch` latents at a time. max_side: px, what
     frames are shrunk to before distances between neighbours are measured. learned: measures those by LPIPS too.
     generated_ends: whether the frames at keyframes were generated; a cross-fade's are the keyframes themselves.
+    accelerator: of the processes that share the work; each then reads its share of the frames.
     """
     way = [*range(len(frames)), *([0] if reference.loop else [])]
     stops = [*reference.stops, len(frames)] if reference.loop else reference.stops
-    distances, figures = smoothness_figures(_shrunk(frames, way, max_side, features.SMALLEST_SIDE), stops)
+
+    def along(way: Sequence[int], distances: Callable[[Iterable[Tensor]], Sequence[float]], min_side: int) -> Floats:
+        def of_share(chunk: slice) -> Sequence[float]:
+            return distances(_shrunk(frames, way[chunk.start : chunk.stop + 1], max_side, min_side))
+
+        shares = in_chunks(len(way) - 1, None, of_share, accelerator)
+        return np.array([distance for share in shares for distance in share])
+
+    distances = along(way, perceptual_distances, features.SMALLEST_SIDE)
+    straight = along([way[stop] for stop in stops], perceptual_distances, features.SMALLEST_SIDE)
+    figures = smoothness_figures(distances, straight, stops)
     figures["ghosting"] = ghosting(_segments(frames, way, stops, max_side))
     if learned:
-        figures |= lpips_figures(learned, _shrunk(frames, way, max_side, lpips.SMALLEST_SIDE), stops)
+        figures |= lpips_figures(along(way, learned.neighbour_distances, lpips.SMALLEST_SIDE), stops)
     if generated_ends:
         figures |= endpoint_figures(frames[list(reference.stops)], reference.floor, reference.keyframes)
     between = [number for number in range(len(frames)) if number not in reference.stops]
-    positions, size = positions_between(alphas), batch or len(between)
-    chunks = [slice(first, first + size) for first in range(0, len(between), size)]
-    parts = ((frames[between[chunk]], mixed(reference.captions, positions[chunk])) for chunk in chunks)
-    figures["naturalness"] = naturalness(base, parts, [(reference.keyframes, reference.captions)], batch)
+    positions = positions_between(alphas)
+
+    def errors_between(chunk: slice) -> Tensor:
+        return picture_errors(base, frames[between[chunk]], mixed(reference.captions, positions[chunk]))
+
+    def errors_at_keyframes(chunk: slice) -> Tensor:
+        return picture_errors(base, reference.keyframes[chunk], reference.captions.take(chunk))
+
+    figures["naturalness"] = naturalness(
+        torch.cat(in_chunks(len(between), batch, errors_between, accelerator)),
+        torch.cat(in_chunks(len(reference.keyframes), batch, errors_at_keyframes, accelerator)),
+    )
     return Measurement(figures, distances)
 
 
-def smoothness_figures(frames: Iterable[Tensor], stops: Sequence[int]) -> tuple[Floats, Figures]:
-    """Perceptual distances (N - 1,) between neighbours of N frames (3, H, W), and the figures that follow from them."""
-    distances, at_stops = list[float](), list[features.Features]()
+def perceptual_distances(frames: Iterable[Tensor]) -> list[float]:
+    """Between neighbours of N frames (3, H, W), N - 1; only two are in memory."""
+    distances = list[float]()
     before: features.Features | None = None
-    for number, frame in enumerate(frames):
+    for frame in frames:
         now = features.extract(frame[None])
         if before is not None:
             distances.append(float(features.feature_distance(before, now)))
-        if number in stops:
-            at_stops.append(now)
         before = now
-    steps = np.array(distances)
-    straight = [float(features.feature_distance(*pair)) for pair in pairwise(at_stops)]
-    by_segment = segments(steps, stops)
-    figures: Figures = {f"neighbours_{name}": value for name, value in asdict(smoothness(steps)).items()}
-    figures["directness"] = directness(steps, straight)
-    return steps, figures | {"ppl": ppl(by_segment), "pdv": pdv(by_segment)}
+    return distances
 
 
-def lpips_figures(network: lpips.Lpips, frames: Iterable[Tensor], stops: Sequence[int]) -> Figures:
-    """PPL and PDV with LPIPS, as papers report them."""
-    distances = network.neighbour_distances(frames).numpy()
+def smoothness_figures(distances: Floats, straight: Floats, stops: Sequence[int]) -> Figures:
+    """From perceptual distances between neighbours of N frames, (N - 1,), and of K stops among them, (K - 1,)."""
+    by_segment = segments(distances, stops)
+    figures: Figures = {f"neighbours_{name}": value for name, value in asdict(smoothness(distances)).items()}
+    return figures | {"directness": directness(distances, straight), "ppl": ppl(by_segment), "pdv": pdv(by_segment)}
+
+
+def lpips_figures(distances: Floats, stops: Sequence[int]) -> Figures:
+    """PPL and PDV from LPIPS between neighbours, (N - 1,), as papers report them."""
     by_segment = segments(distances, stops)
     return {"lpips_ppl": ppl(by_segment), "lpips_pdv": pdv(by_segment)}
 

@@ -5,7 +5,8 @@ import torch
 from pipeline.base.conditioning import Conditioning
 from pipeline.base.noise_path import Level
 from pipeline.base.protocol import Base
-from pipeline.evaluation.naturalness import mean_errors
+from pipeline.evaluation.naturalness import picture_errors
+from pipeline.processes.chunks import in_chunks
 from pipeline.sampling.solver import sample
 
 DRAWS, STEPS = 2, 10
@@ -17,20 +18,23 @@ def strangeness(base: Base, pictures: torch.Tensor, captions: Conditioning, batc
 
     About 1 for pictures like those that the base was trained on; several times as much for others. Without adapters.
     """
-    latents = base.encode(pictures).mean
-    rows = torch.arange(len(latents)).repeat(DRAWS)
-    noise = [
-        torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(1000 + n)) for n in range(len(rows))
-    ]
-    parts = []
-    for chunk in torch.arange(len(rows)).split(batch or len(rows)):
+    rows = torch.arange(len(pictures)).repeat(DRAWS)
+
+    def errors_of_pictures(chunk: slice) -> torch.Tensor:
+        return picture_errors(base, pictures[chunk], captions.take(chunk))
+
+    def errors_of_samples(chunk: slice) -> torch.Tensor:
         given = captions.take(rows[chunk])
-        start = torch.stack([noise[number] for number in chunk]).to(latents)
+        shape = base.encode(pictures[:1]).mean.shape[1:]
+        numbers = range(len(rows))[chunk]
+        noise = [torch.randn(shape, generator=torch.Generator().manual_seed(1000 + number)) for number in numbers]
+        samples = base.decode(_sample(base, torch.stack(noise).to(base.device), given))
         # As pictures are: decoded, cut to what a picture can hold, and encoded again.
-        samples = [base.decode(row[None]) for row in _sample(base, start, given)]
-        own = torch.cat([base.encode(picture.clamp(0, 1)).mean for picture in samples])
-        parts.append(mean_errors(base, own, given))
-    return float(mean_errors(base, latents, captions, batch).mean() / torch.cat(parts).mean())
+        return picture_errors(base, samples.clamp(0, 1), given)
+
+    found = torch.cat(in_chunks(len(pictures), batch, errors_of_pictures))
+    own = torch.cat(in_chunks(len(rows), batch, errors_of_samples))
+    return float(found.mean() / own.mean())
 
 
 @torch.no_grad()

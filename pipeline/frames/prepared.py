@@ -9,6 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipeline.inputs import read_plain
+from pipeline.outputs import reading
+
 
 @dataclass(frozen=True)
 class PreparedRow:
@@ -19,9 +22,20 @@ class PreparedRow:
 
 
 def read_prepared(folder: Path) -> tuple[PreparedRow, ...]:
-    """The rows of a prepared set's metadata.jsonl, in order."""
-    lines = (folder / "metadata.jsonl").read_text(encoding="utf-8").split("\n")
-    return tuple(PreparedRow(**json.loads(line)) for line in lines if line)
+    """The rows of a prepared set's metadata.jsonl, in order.
+
+    Raises:
+        UserError: when it is damaged.
+    """
+    with reading(folder / "metadata.jsonl"):
+        lines = read_plain(folder / "metadata.jsonl").decode("utf-8").split("\n")
+        rows = tuple(PreparedRow(**json.loads(line)) for line in lines if line)
+        for row in rows:
+            if not isinstance(row.text, str) or row.file_name != Path(row.file_name).name:
+                raise ValueError(f"{row} is no picture with a caption")
+        if not rows:
+            raise ValueError("no rows")
+        return rows
 
 
 def read_captions(folder: Path) -> dict[str, str]:
@@ -35,13 +49,24 @@ def prepared_name(file_name: str) -> str:
 
 
 def read_prepared_pixels(folder: Path) -> Iterator[tuple[PreparedRow, torch.Tensor]]:
-    """Each row with its picture (3, H, W) uint8; read with `datasets`, as anyone else could read it."""
+    """Each row with its picture (3, H, W) uint8; read with `datasets`, as anyone else could read it.
+
+    Raises:
+        UserError: when the set is damaged.
+    """
     from datasets import disable_progress_bars, load_dataset
 
     disable_progress_bars()
+    listing = read_prepared(folder)
     # A cache of its own, for this once: `datasets` takes a changed picture with the same time stamp for the old one.
-    with tempfile.TemporaryDirectory() as cache:
+    with reading(folder), tempfile.TemporaryDirectory() as cache:
         rows = load_dataset("imagefolder", data_dir=str(folder), split="train", cache_dir=cache)
-        for listed, row in zip(read_prepared(folder), rows, strict=True):
-            assert row["text"] == listed.text, f"{folder}: `datasets` reads rows in another order than metadata.jsonl"
-            yield listed, torch.from_numpy(np.array(row["image"].convert("RGB"))).permute(2, 0, 1)
+        shape: torch.Size | None = None
+        for listed, row in zip(listing, rows, strict=True):
+            if row["text"] != listed.text:
+                raise ValueError("`datasets` reads rows in another order than metadata.jsonl")
+            pixels = torch.from_numpy(np.array(row["image"].convert("RGB"))).permute(2, 0, 1)
+            shape = shape or pixels.shape
+            if pixels.shape != shape:
+                raise ValueError(f"{listed.file_name} has another size than the pictures before it")
+            yield listed, pixels

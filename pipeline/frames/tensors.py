@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.outputs import reading
+
 Frame = NDArray[np.uint8]
 """One picture: (H, W, 3) uint8, sRGB."""
 
@@ -27,11 +29,19 @@ def from_arrays(frames: Sequence[Frame]) -> torch.Tensor:
 
 
 def read_arrays(paths: Iterable[Path]) -> list[Frame]:
-    """Pictures as arrays (H, W, 3) uint8."""
-    frames = []
+    """Pictures that stages have made, as arrays (H, W, 3) uint8.
+
+    Raises:
+        UserError: for one that is missing, damaged, or of another size than the first.
+    """
+    frames = list[Frame]()
     for path in paths:
-        with Image.open(path) as image:
-            frames.append(np.array(image.convert("RGB")))
+        with reading(path):
+            with Image.open(path) as image:
+                frame = np.array(image.convert("RGB"))
+            if frames and frame.shape != frames[0].shape:
+                raise ValueError(f"{frame.shape[1]}x{frame.shape[0]} pixels, others have another size")
+            frames.append(frame)
     return frames
 
 

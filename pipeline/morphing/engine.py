@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
+from accelerate import Accelerator
 
 from pipeline.adapters.mixing import Adapter, WeightedAdapter, mixed_adapters, mixing_weights
 from pipeline.base.conditioning import Conditioning
@@ -17,8 +18,8 @@ from pipeline.base.protocol import Base
 from pipeline.morphing.attention import cached_captions
 from pipeline.morphing.diffmorpher import KeyframeAttention, above, adain, endpoint_attention
 from pipeline.morphing.interpolation import lerp, slerp
+from pipeline.processes.chunks import in_chunks
 from pipeline.sampling.captions import predictor
-from pipeline.sampling.chunks import in_chunks
 from pipeline.sampling.guidance import guided
 from pipeline.sampling.solver import Progress, Solver, invert, sample
 
@@ -56,10 +57,11 @@ def invert_keyframes(
     recipe: Recipe,
     batch: int | None = None,
     progress: Bars = lambda label: iter,
+    accelerator: Accelerator | None = None,
 ) -> torch.Tensor:
     """The noise (K, C, h, w) of each keyframe, with its own adapters and caption, never with guidance.
 
-    `batch` at most go through the denoiser at once; None: all.
+    `batch` at most go through the denoiser at once; None: all. accelerator: of the processes that share the work.
     """
 
     def inverted(chunk: slice) -> torch.Tensor:
@@ -70,7 +72,7 @@ def invert_keyframes(
             latents = torch.stack([keyframe.latents for keyframe in some])
             return invert(latents, predict, base.path, recipe.inversion_steps, progress("invert"), recipe.solver)
 
-    return torch.cat(in_chunks(len(keyframes), batch, inverted))
+    return torch.cat(in_chunks(len(keyframes), batch, inverted, accelerator)).to(base.device)
 
 
 @torch.no_grad()
@@ -83,6 +85,7 @@ def morph_segment(
     recipe: Recipe,
     batch: int | None = None,
     progress: Bars = lambda label: iter,
+    accelerator: Accelerator | None = None,
 ) -> torch.Tensor:
     """Clean latents (F, C, h, w) of the frames at `alphas` (F,) between two keyframes with inverted noise (2, C, h, w).
 
@@ -90,6 +93,7 @@ def morph_segment(
     W + (1 - alpha) D0 + alpha D1 and, if asked, its endpoints' self-attention (DiffMorpher, Zhang et al. 2024).
     At most `batch` samples go through the denoiser at once; None: all. Under guidance a frame is two, and attention
     needs the endpoints beside the frames every time. Raises ValueError where `batch` has no room for a frame.
+    accelerator: of the processes that share the work.
     """
     copies, beside = 1 if recipe.guidance == 1 else 2, 2 if recipe.attention else 0
     room = None if batch is None else batch // copies - beside
@@ -100,20 +104,16 @@ def morph_segment(
         def sampled(chunk: slice) -> torch.Tensor:
             return _sample_rows(base, first, second, noise, alphas[chunk], recipe, progress("frames"))
 
-        return torch.cat(in_chunks(len(alphas), room, sampled))
+        return torch.cat(in_chunks(len(alphas), room, sampled, accelerator)).to(base.device)
     ends = torch.tensor([0.0, 1.0], dtype=alphas.dtype)
     inner = alphas[(alphas > 0) & (alphas < 1)]
-    found: dict[float, torch.Tensor] = {}
 
-    def sampled_with_ends(chunk: slice) -> None:
-        rows = torch.cat([ends, inner[chunk]])
-        latents = _sample_rows(base, first, second, noise, rows, recipe, progress("frames"))
-        found.update(zip(rows.tolist(), latents, strict=True))
+    def sampled_with_ends(chunk: slice) -> torch.Tensor:
+        return _sample_rows(base, first, second, noise, torch.cat([ends, inner[chunk]]), recipe, progress("frames"))
 
-    if len(inner):
-        in_chunks(len(inner), room, sampled_with_ends)
-    else:
-        sampled_with_ends(slice(0))
+    parts = in_chunks(len(inner), room, sampled_with_ends, accelerator) or [sampled_with_ends(slice(0))]
+    latents = torch.cat([parts[-1][:2], *(part[2:] for part in parts)]).to(base.device)
+    found = dict(zip([*ends.tolist(), *inner.tolist()], latents, strict=True))
     return torch.stack([found[alpha] for alpha in alphas.tolist()])
 
 

@@ -23,6 +23,7 @@ def paced_frames(
     distance: Callable[[View, View], float],
     frames: int,
     spare: int,
+    decide: Callable[[Callable[[], list[float]]], list[float]] = lambda choose: choose(),
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Alphas (frames,) float64 from 0 to 1 at which neighbours look equally far apart, and the latents there.
 
@@ -31,7 +32,7 @@ def paced_frames(
     that a sudden change is where it was measured; in a coarse pass of fewer steps it is somewhere else.
 
     make: alphas (n,) to latents (n, ...). look: alphas and their latents to what `distance` compares. A distance that
-    is no number counts as none.
+    is no number counts as none. decide: calls what chooses alphas by their distances, in one of several processes.
     """
     latents, views, placed = dict[float, torch.Tensor](), dict[float, View](), list[float]()
 
@@ -51,8 +52,8 @@ def paced_frames(
     def apart(i: int, j: int) -> float:
         return between(placed[i], placed[j])
 
-    add(even_alphas(frames // 2 + 1).tolist())
-    while (lacking := frames + spare - len(placed)) > 0:
+    def more() -> list[float]:
+        lacking = frames + spare - len(placed)
         chosen = narrowest(len(placed), min(frames, len(placed)), apart)
         # Only what would narrow the frames chosen so far counts: of each of their gaps, its widest part.
         widths = [0.0] * (len(placed) - 1)
@@ -60,8 +61,12 @@ def paced_frames(
             widths[max(range(i, j), key=lambda k: apart(k, k + 1))] = apart(i, j)
         # Half of what is lacking at a time, and no single ones, which take most of the time of two: few rounds, and the
         # later ones know more.
-        add(bisected(placed, widths, min(lacking, max(2, math.ceil(lacking / 2)))))
-    best = [placed[place] for place in narrowest(len(placed), frames, apart)]
+        return bisected(placed, widths, min(lacking, max(2, math.ceil(lacking / 2))))
+
+    add(even_alphas(frames // 2 + 1).tolist())
+    while len(placed) < frames + spare:
+        add(decide(more))
+    best = decide(lambda: [placed[place] for place in narrowest(len(placed), frames, apart)])
     return torch.tensor(best, dtype=torch.float64), torch.stack([latents[alpha] for alpha in best])
 
 

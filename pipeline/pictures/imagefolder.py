@@ -3,7 +3,6 @@
 import difflib
 import json
 import os
-import re
 import shlex
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,15 +10,12 @@ from pathlib import Path
 
 from pipeline.errors import Problem
 from pipeline.pictures.integrity import find_faults
-from pipeline.pictures.metadata import METADATA, Line, casefolded, read_metadata
+from pipeline.pictures.metadata import METADATA, Line, casefolded, leaves_folder, link_fault, read_metadata
 from pipeline.pictures.reading import SUFFIXES
 from pipeline.pictures.rows import escaped, printable
 
 CaptionLength = Callable[[str], tuple[int, int]]
 """A caption to (tokens it has, tokens that the base reads)."""
-
-# With cache.type symlink, DVC checks files out as links into its cache.
-_DVC_CACHE = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")
 
 
 def find_problems(
@@ -68,9 +64,8 @@ def _missing_and_extra(folder: Path, entries: set[str], lines: Iterable[Line]) -
         suggested.add(near)
         yield Problem(rows[name], f"the picture {escaped(name)} is missing", _fix_missing(folder, name, near))
     for name in (name for name in rows if name in entries):
-        if _is_link_outside(folder, name):
-            fix = "Put the picture itself there."
-            yield Problem(rows[name], f"{escaped(name)} is a link that leaves the folder", fix)
+        if leaves_folder(folder, name):
+            yield Problem(rows[name], *link_fault(name))
         elif not os.path.isfile(folder / name):
             yield Problem(rows[name], f"{escaped(name)} is not a file", "Put the picture there.")
     for name in extra:
@@ -111,14 +106,6 @@ def _contains_pictures(folder: Path) -> bool:
     return any(_is_picture(name) for _, _, names in os.walk(folder) for name in names)
 
 
-def _is_link_outside(folder: Path, name: str) -> bool:
-    try:
-        target = (folder / name).resolve()
-        return not target.is_relative_to(folder.resolve()) and not _DVC_CACHE.search(target.as_posix())
-    except (OSError, RuntimeError):  # links in a circle
-        return True
-
-
 def _picture_problems(
     folder: Path,
     entries: set[str],
@@ -128,7 +115,7 @@ def _picture_problems(
     memory: Path | None,
 ) -> Iterator[Problem]:
     named = {folder / line.name: line for line in lines if line.name is not None and line.name in entries}
-    paths = [path for path in named if os.path.isfile(path) and not _is_link_outside(folder, path.name)]
+    paths = [path for path in named if os.path.isfile(path) and not leaves_folder(folder, path.name)]
     faults = find_faults(paths, max_megapixels, label=folder.name, workers=workers, memory=memory)
     for path, (found, fix) in faults.items():
         yield Problem(named[path].where, f"{escaped(named[path].name)}: {found}", fix)

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import PIL
 
+from pipeline.inputs import open_plain
 from pipeline.outputs import atomic_file
 from pipeline.parallel import count_workers, parallel_map
 from pipeline.pictures.reading import UnreadablePicture, load_picture
@@ -54,7 +55,7 @@ def _map(
 
 def _digest(path: Path) -> str | None:
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return None  # decoding it reports what is wrong

@@ -6,13 +6,24 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 
 from pipeline.errors import Problem, UserError
 from pipeline.frames.prepared import prepared_name
+from pipeline.inputs import read_plain
 from pipeline.pictures.rows import ALLOWED, Fault, Row, escaped, misspelt_columns, name_faults, parse_object, parse_row
 
 METADATA = "metadata.jsonl"
+
+LONGEST_LINE = 1_000_000
+"""Bytes of a row; a caption has some hundred."""
+
+MOST_ROWS = 100_000
+"""Lines that are read. A set of so many pictures is a mistake, or a file that is no metadata."""
+
+# With cache.type symlink, DVC checks files out as links into its cache.
+_DVC_CACHE = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")
 
 _RESTORE = "Run `dvc pull`, if DVC tracks it, or put it there"
 
@@ -48,9 +59,10 @@ def read_metadata(folder: Path) -> tuple[list[Line], list[Problem]]:
     if missing:
         return [], [missing]
     try:
-        content = path.read_bytes()
+        content = read_plain(path)
     except OSError as error:
-        return [], [Problem(str(path), f"the file cannot be read ({error.strerror})", "Make it readable.")]
+        fix = "Put a readable text there, one JSON object a line."
+        return [], [Problem(str(path), f"the file cannot be read ({error.strerror})", fix)]
     save = "Save it as plain UTF-8 text"
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         return [], [Problem(f"{path}:1", "UTF-16 text", f"{save}.")]
@@ -62,9 +74,16 @@ def read_metadata(folder: Path) -> tuple[list[Line], list[Problem]]:
         problems.append(Problem(f"{path}:1", "the file begins with a byte order mark", f"{save}, without the mark."))
         content = content[3:]
     lines: list[Line] = []
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        if line.strip():
-            read, faults = _read_line(f"{path}:{number}", line)
+    for number, line in enumerate(BytesIO(content), start=1):
+        if len(lines) == MOST_ROWS:
+            problems.append(Problem(f"{path}:{number}", f"more than {MOST_ROWS} rows", "Divide the set into several."))
+            break
+        if len(line) > LONGEST_LINE:
+            found, fix = f"a line of {len(line)} bytes", f"Write one row a line, of at most {LONGEST_LINE} bytes."
+            problems.append(Problem(f"{path}:{number}", found, fix))
+            lines.append(Line(f"{path}:{number}"))
+        elif line.strip():
+            read, faults = _read_line(f"{path}:{number}", line.rstrip(b"\n"))
             lines.append(read)
             problems += [Problem(read.where, *fault) for fault in faults]
     if not lines:
@@ -72,6 +91,20 @@ def read_metadata(folder: Path) -> tuple[list[Line], list[Problem]]:
     problems += _collision_problems(lines)
     problems += _misspelt_column_problems(lines)
     return lines, problems
+
+
+def leaves_folder(folder: Path, name: str) -> bool:
+    """Whether a file of a raw set is a link to one elsewhere, DVC's cache apart."""
+    try:
+        target = (folder / name).resolve()
+        return not target.is_relative_to(folder.resolve()) and not _DVC_CACHE.search(target.as_posix())
+    except (OSError, RuntimeError):  # links in a circle
+        return True
+
+
+def link_fault(name: str) -> Fault:
+    """What is said of such a link."""
+    return f"{escaped(name)} is a link that leaves the folder", "Put the picture itself there."
 
 
 def casefolded(name: str) -> str:
@@ -92,6 +125,8 @@ def _missing_metadata(folder: Path) -> Problem | None:
         return Problem(str(path), "the file is missing", fix)
     if not os.path.isfile(path):
         return Problem(str(path), "not a file", "Put the captions there, one JSON object a line.")
+    if leaves_folder(folder, METADATA):
+        return Problem(str(path), "a link that leaves the folder", "Put the file itself there.")
     return None
 
 

@@ -10,11 +10,12 @@ from PIL import Image
 
 from pipeline.errors import Problem, UserError
 from pipeline.frames.prepared import prepared_name
+from pipeline.inputs import open_plain
 from pipeline.outputs import atomic_folder
 from pipeline.parallel import count_workers, parallel_map
 from pipeline.params import PrepareSection
 from pipeline.pictures.colours import to_srgb
-from pipeline.pictures.metadata import METADATA, read_rows
+from pipeline.pictures.metadata import METADATA, leaves_folder, link_fault, read_rows
 from pipeline.pictures.reading import UnreadablePicture, load_picture
 from pipeline.pictures.rows import Row
 
@@ -53,9 +54,12 @@ def prepare_set(raw: Path, out: Path, settings: PrepareSection, workers: int | N
     (None: one process a core).
 
     Raises:
-        UserError: for faulty metadata, or the first picture that cannot be read.
+        UserError: for faulty metadata, pictures that are links to elsewhere, or the first that cannot be read.
     """
     rows = read_rows(raw)
+    # `check` has said the same, and the folder may have changed since.
+    if leaving := [row.file_name for row in rows if leaves_folder(raw, row.file_name)]:
+        raise UserError(*(Problem(str(raw / METADATA), *link_fault(name)) for name in leaving))
     with atomic_folder(out) as folder:
         prepare = partial(_prepare_file, raw, folder, settings)
         processes = count_workers(workers, len(rows), alone_below=16)
@@ -101,7 +105,7 @@ def prepare_picture(path: Path, row: Row, settings: PrepareSection) -> tuple[Ima
         resampling = Image.Resampling.BICUBIC  # an average over less than a pixel would show blocks
         changes.append("bicubic, because area is for shrinking")
     prepared = image.resize((settings.width, settings.height), resampling, box=window)
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return prepared, LedgerEntry(
         file_name=prepared_name(row.file_name),

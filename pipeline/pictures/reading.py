@@ -11,6 +11,9 @@ from typing import BinaryIO
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from pipeline.inputs import open_plain
+from pipeline.pictures.wholeness import lacks_pixels
+
 # Formats that Pillow decodes itself or with well-kept C libraries: none that starts a program (EPS) or is rare.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 
@@ -30,6 +33,9 @@ _ORIENTATIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+_REPLACE = "Replace it with a whole picture, or remove it and its row."
 
 
 class UnreadablePicture(Exception):
@@ -61,7 +67,7 @@ def load_picture(path: Path, max_megapixels: float) -> Picture:
         UnreadablePicture: whatever is wrong with the file. One with more than `max_megapixels` is refused by its
             header, before anything is decoded.
     """
-    with _pixel_limit(max_megapixels), _as_unreadable_picture(path, max_megapixels), path.open("rb") as file:
+    with _pixel_limit(max_megapixels), _as_unreadable_picture(path, max_megapixels), open_plain(path) as file:
         if not file.read(1):
             raise UnreadablePicture("the file is empty", "Replace it with the picture, or remove it and its row.")
         with _open(file) as image:
@@ -72,6 +78,8 @@ def load_picture(path: Path, max_megapixels: float) -> Picture:
             image.load()
             remaining = _orientation(image)  # Pillow itself turns a TIFF while it decodes
             upright = image.transpose(_ORIENTATIONS[remaining]) if remaining in _ORIENTATIONS else image.copy()
+            if lacks_pixels(file, image):
+                raise UnreadablePicture(f"it holds only a part of its {width}x{height} pixels", _REPLACE)
             return Picture(upright, image.format or "", mode, stored, _count_frames(file))
 
 
@@ -113,7 +121,6 @@ def _pixel_limit(megapixels: float) -> Iterator[None]:
 
 @contextmanager
 def _as_unreadable_picture(path: Path, max_megapixels: float) -> Iterator[None]:
-    replace = "Replace it with a whole picture, or remove it and its row."
     try:
         yield
     except UnreadablePicture:
@@ -125,13 +132,13 @@ def _as_unreadable_picture(path: Path, max_megapixels: float) -> Iterator[None]:
         if path.suffix.lower() in (".heic", ".heif"):
             raise UnreadablePicture("HEIC pictures cannot be read", "Convert it to JPEG or PNG.") from None
         found = f"corrupt, or not a picture of a known format ({', '.join(FORMATS)})"
-        raise UnreadablePicture(found, replace) from None
+        raise UnreadablePicture(found, _REPLACE) from None
     except OSError as error:
         if error.errno is not None:
             raise UnreadablePicture(f"the file cannot be opened ({error.strerror})", "Make it readable.") from None
-        raise UnreadablePicture(f"corrupt or truncated picture ({_summary(error)})", replace) from None
+        raise UnreadablePicture(f"corrupt or truncated picture ({_summary(error)})", _REPLACE) from None
     except Exception as error:
-        raise UnreadablePicture(f"corrupt picture ({_summary(error)})", replace) from None
+        raise UnreadablePicture(f"corrupt picture ({_summary(error)})", _REPLACE) from None
 
 
 def _too_large(pixels: int | None, max_megapixels: float) -> UnreadablePicture:

@@ -6,13 +6,16 @@ from pathlib import Path
 
 from PIL import Image
 
+from pipeline.outputs import reading
+
 MEDIA_TYPES = {".png": "image/png", ".webp": "image/webp"}
 QUALITY = 90
 
 
 def data_uri(path: Path) -> str:
     """A PNG or WebP file as a data URI, byte for byte."""
-    return _encode(MEDIA_TYPES[path.suffix], path.read_bytes())
+    with reading(path):
+        return _encode(MEDIA_TYPES[path.suffix], path.read_bytes())
 
 
 def thumbnail_uri(path: Path, max_side: int) -> str:
@@ -20,7 +23,7 @@ def thumbnail_uri(path: Path, max_side: int) -> str:
 
     A tenth of a PNG's bytes for a difference that takes a magnifying glass. The same picture gives the same bytes.
     """
-    with Image.open(path) as image:
+    with reading(path), Image.open(path) as image:
         picture = image.convert("RGB")
     picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

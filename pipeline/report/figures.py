@@ -6,9 +6,12 @@ Imports none of the code that measures, so that a new metric makes no page stale
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from pipeline.frames.variants import CROSS_FADE, MORPH, VARIANTS
+from pipeline.inputs import read_json
+from pipeline.outputs import reading
 
 Metrics = Mapping[str, Mapping[str, float | None]]
 """The figures by their names, of each variant by its name: reports/metrics/<morph>.json."""
@@ -200,6 +203,21 @@ class Row:
     cells: tuple[str, ...]
     best: tuple[int, ...]
     warning: str = ""
+
+
+def read_metrics(path: Path) -> Metrics:
+    """The figures in a file that the stage `evaluate` wrote.
+
+    Raises:
+        UserError: when it is damaged.
+    """
+    with reading(path):
+        metrics = read_json(path)
+        for figures in metrics.values():
+            if not all(value is None or isinstance(value, int | float) for value in figures.values()):
+                raise TypeError("a figure that is no number")
+        summary(metrics)
+        return metrics
 
 
 def table(metrics: Metrics) -> list[Row]:

@@ -1,7 +1,6 @@
 """The page of the report: what it shows of each morph and set, read from the outputs of the other stages."""
 
 import hashlib
-import json
 import tempfile
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -11,8 +10,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pipeline.adapters.store import read_index
-from pipeline.frames.variants import MORPH, VARIANTS, Variant
+from pipeline.adapters.store import INDEX, read_index
+from pipeline.frames.variants import MORPH, VARIANTS, Variant, read_facts
+from pipeline.outputs import reading
 from pipeline.params import BaseSection, SetSpec, TrainSection
 from pipeline.report.data_uris import data_uri, thumbnail_uri
 from pipeline.report.figures import PACE, Metrics, Row, table
@@ -93,12 +93,13 @@ def render(morphs: Sequence[MorphPart], sets: Sequence[SetPart], base: BaseSecti
 def morph_part(key: str, metrics: Metrics) -> MorphPart:
     """What the page shows of a morph. metrics: its figures, by variant."""
     folder = Path("data/morphs", key)
-    facts = json.loads((folder / "morph.json").read_text(encoding="utf-8"))
+    facts = read_facts(folder)
     prepared, adapters = Path("data/prepared", facts["set"]), Path("models/adapters", facts["set"])
     frames = frame_views(folder, facts)
     stops = tuple(index for index, frame in enumerate(frames) if frame.number in _stops(facts))
     index = read_index(adapters)
-    files = list(dict.fromkeys(index[keyframe["file_name"]] for keyframe in facts["keyframes"]))
+    with reading(adapters / INDEX):
+        files = list(dict.fromkeys(index[keyframe["file_name"]] for keyframe in facts["keyframes"]))
     return MorphPart(
         key=key,
         variants=tuple(variant.label for variant in _made(facts)),

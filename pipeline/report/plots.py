@@ -96,7 +96,7 @@ def smoothness_plot(curves: Mapping[str, Curve], path: Path) -> None:
 
 @dataclass(frozen=True)
 class Training:
-    """One adapter's training: losses (S,) of its steps, and by step its validation loss, which is at fixed noise."""
+    """One adapter's training: losses (S,) of its steps, and its loss at fixed noise by the steps done."""
 
     losses: Sequence[float]
     validation: Mapping[int, float] = field(default_factory=dict)
@@ -105,10 +105,10 @@ class Training:
 def loss_plot(trainings: Mapping[str, Training], rates: ArrayLike, path: Path) -> None:
     """Write a PNG of the training loss of each adapter: a smoothed line over the faint raw one.
 
-    trainings: by adapter; one that stopped early has fewer losses; validation losses are dots. rates: learning rates
-    (S,) of the longest training, drawn below where they change. The smoothed line is `smoothed`. The axis ends where
-    the smoothed lines, the dots and nine tenths of the raw values fit. Raises ValueError for more losses than rates, or
-    one that is not finite.
+    trainings: by adapter; one that stopped early has fewer losses. Losses at fixed noise are dots. rates: learning
+    rates (S,) of the longest training, drawn below where they change. The smoothed line is `smoothed`. The axis ends
+    where the smoothed lines, the dots and nine tenths of the raw values fit. Raises ValueError for more losses than
+    rates, or one that is not finite.
     """
     rate = np.asarray(rates, dtype=np.float64)
     changes = rate.size > 1 and float(np.ptp(rate)) > 0
@@ -135,12 +135,12 @@ def loss_plot(trainings: Mapping[str, Training], rates: ArrayLike, path: Path) -
             dots = {"markersize": 6, "markeredgecolor": "white", "clip_on": False}
             dotted = training.validation
             axes.plot(list(dotted), list(dotted.values()), "o", color=colour, zorder=4, **dots)
-        axes.set_title("Training loss (dots: validation loss)" if _validated(trainings) else "Training loss")
+        axes.set_title("Training loss (dots: loss at fixed noise)" if _validated(trainings) else "Training loss")
         axes.set_ylabel("loss")
         # A few raw spikes, of timesteps that are hard by nature, would press all the lines onto the axis.
         axes.set_ylim(0, 1.15 * max(tops, default=0.0) or 1.0)
         if rate.size > 1:
-            axes.set_xlim(0, rate.size - 1)
+            axes.set_xlim(0, max([rate.size - 1, *(step for one in trainings.values() for step in one.validation)]))
         if trainings:
             axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), fontsize=8)
         for lower in below:

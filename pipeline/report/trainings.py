@@ -1,17 +1,20 @@
 """The trainings of a set, from its curves: the losses of each adapter, and why it stopped."""
 
 import csv
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.outputs import reading
 from pipeline.params import TrainSection
 from pipeline.report.plots import Training
 
 
 @dataclass(frozen=True)
 class AdapterRow:
-    """An adapter in the table of a set. first_validation, last_validation: loss; None where there was no validation."""
+    """An adapter in the table of a set. first_validation, last_validation: its loss at fixed noise before and after;
+    None where it was not taken."""
 
     name: str
     steps: int
@@ -21,22 +24,35 @@ class AdapterRow:
 
 
 def read_trainings(path: Path) -> tuple[dict[str, Training], list[float]]:
-    """Each adapter's training from a set's curves, and the learning rate at each step of the longest."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    names = [column.removeprefix("loss ") for column in rows[0] if column.startswith("loss ")]
-    trainings = {
-        name: Training(
-            losses=[float(row[f"loss {name}"]) for row in rows if row[f"loss {name}"]],
-            validation={
-                int(row["step"]): float(row[f"validation loss {name}"])
-                for row in rows
-                if row[f"validation loss {name}"]
-            },
-        )
-        for name in names
-    }
-    return trainings, [float(row["learning_rate"]) for row in rows]
+    """Each adapter's training from a set's curves, and the learning rate at each step of the longest.
+
+    Raises:
+        UserError: when the file is missing or damaged.
+    """
+    with reading(path):
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        names = [column.removeprefix("loss ") for column in rows[0] if column.startswith("loss ")]
+        trainings = {
+            name: Training(
+                losses=[_finite(row[f"loss {name}"]) for row in rows if row[f"loss {name}"]],
+                validation={
+                    int(row["step"]): _finite(row[f"fixed-noise loss {name}"])
+                    for row in rows
+                    if row[f"fixed-noise loss {name}"]
+                },
+            )
+            for name in names
+        }
+        if not names or not all(training.losses for training in trainings.values()):
+            raise ValueError("it has no losses")
+        return trainings, [_finite(row["learning_rate"]) for row in rows if row["learning_rate"]]
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is no loss or rate")
+    return value
 
 
 def adapter_row(name: str, training: Training, settings: TrainSection) -> AdapterRow:
@@ -53,10 +69,10 @@ def adapter_row(name: str, training: Training, settings: TrainSection) -> Adapte
 
 
 def stop_reason(steps: int, validation: Sequence[float], settings: TrainSection) -> str:
-    """Why a training stopped after so many steps. validation: its validation losses, in order, as in the curves."""
+    """Why a training stopped after so many steps. validation: its losses at fixed noise, in order, as in the curves."""
     if steps >= settings.steps:
         return "all steps done"
     # The curves have six digits.
     if settings.target_loss is not None and validation and validation[-1] <= settings.target_loss * (1 + 1e-5):
-        return f"validation loss reached {settings.target_loss:g}"
-    return f"no lower validation loss {settings.patience} times in a row"
+        return f"loss at fixed noise reached {settings.target_loss:g}"
+    return f"no lower loss at fixed noise {settings.patience} times in a row"

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 import torch
+from accelerate import Accelerator
 
 from pipeline.adapters.mixing import Adapter
 from pipeline.base.posterior import keyed_seed
 from pipeline.base.protocol import Base
+from pipeline.processes.chunks import in_chunks, one_each
 from pipeline.sampling.captions import sample_captions
-from pipeline.sampling.chunks import in_chunks
 from pipeline.sampling.solver import Progress
 
 
@@ -24,11 +25,12 @@ def sample_grid(
     guidance: float,
     batch: int | None = None,
     progress: Progress = iter,
+    accelerator: Accelerator | None = None,
 ) -> torch.Tensor:
     """Pictures (seeds, weights, 3, H, W) of one caption. Weight 0 is the base alone; a row starts from one noise.
 
     size: (H, W) in pixels. batch: samples that go through the denoiser at once, of which a picture takes two under
-    guidance; None: all.
+    guidance; None: all. accelerator: of the processes that share the work; their pictures lie on the CPU.
     """
     shape = (base.latent_channels, *(side // base.pixels_per_latent for side in size))
     noise = torch.stack(
@@ -44,5 +46,6 @@ def sample_grid(
         return sample_captions(base, noise[chunk], captions, some, steps=steps, guidance=guidance, progress=progress)
 
     most = None if batch is None else batch if guidance == 1 else batch // 2
-    latents = torch.cat(in_chunks(len(noise), most, sampled))
-    return torch.cat([base.decode(latent[None]) for latent in latents]).unflatten(0, (len(seeds), len(weights)))
+    latents = torch.cat(in_chunks(len(noise), most, sampled, accelerator)).to(base.device)
+    pictures = one_each(list(latents), lambda latent: base.decode(latent[None]), accelerator)
+    return torch.cat(list(pictures)).unflatten(0, (len(seeds), len(weights)))

@@ -98,6 +98,12 @@ def _train_problems(params: Params) -> list[Problem]:
             if getattr(settings, name) is not None and settings.validate_every is None:
                 fix = "Set train.validate_every too, or write null."
                 problems.append(Problem(f"{where}.{name}", "there are no losses to stop by", fix))
+        if settings.hold_out and spec.adapter == "image":
+            found = f"{settings.hold_out}, of adapters of one picture each"
+            problems.append(Problem(f"{where}.hold_out", found, "Write 0, or `adapter: set`."))
+        elif settings.hold_out and (pictures := _picture_count(key)) and settings.hold_out >= pictures:
+            found = f"{settings.hold_out} of {pictures} pictures, so that none is left to learn from"
+            problems.append(Problem(f"{where}.hold_out", found, f"Write at most {pictures - 1}."))
         if settings.optimizer == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
             problems.append(
                 Problem(
@@ -110,6 +116,14 @@ def _train_problems(params: Params) -> list[Problem]:
             found = f"{settings.warmup} steps of warm-up in a training of {settings.steps}"
             problems.append(Problem(f"{where}.warmup", found, "Write fewer, or more train.steps."))
     return problems
+
+
+def _picture_count(key: str) -> int | None:
+    """How many pictures a set has; None where that cannot be read, which is reported elsewhere."""
+    try:
+        return len(read_rows(RAW / key))
+    except UserError:
+        return None
 
 
 def _batch_problems(params: Params) -> list[Problem]:

@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from pipeline.evaluation.lpips import Lpips, find_lpips_problems
 from pipeline.evaluation.measurement import Figures, Measurement, Reference, measure
 from pipeline.evaluation.strangeness import strangeness
 from pipeline.frames.tensors import PictureFiles, read_pictures
-from pipeline.frames.variants import CROSS_FADE, MORPH, VARIANTS, Variant
+from pipeline.frames.variants import CROSS_FADE, MORPH, VARIANTS, Variant, frame_paths, read_facts
 from pipeline.outputs import atomic_file, require_output
 from pipeline.params import EvaluateSection, load_params
+from pipeline.processes.joining import all_processes
 from pipeline.report.plots import Curve, smoothness_plot
 from pipeline.tracking import Tracker, track
 
@@ -27,21 +29,27 @@ METRICS, CURVES, PLOTS = Path("reports/metrics"), Path("reports/curves/morphs"),
 
 
 def run(key: str) -> None:
-    """Write the morph's figures, its curves and their plot, each in its folder of reports/."""
+    """Write the morph's figures, its curves and their plot, each in its folder of reports/.
+
+    With as many processes as there are to use; the first writes.
+    """
     params = load_params()
+    accelerator = all_processes(["evaluate", key], params.machine.processes, choose_device(params.machine.device))
     spec = params.get_morph(key)
     source = require_output(Path("data/morphs", key), f"morph@{key}")
     section = {"base": params.base.model_dump(), **params.evaluate.model_dump()}
     datasets = {f"morph {key}": source}
-    with track(f"evaluate@{key}", params.tracking, section, datasets=datasets, tags=params.base.tags()) as tracker:
-        device = choose_device(params.machine.device)
-        learned = open_lpips(params.evaluate, device)
-        base = open_base(params.base, device)
-        facts = json.loads((source / "morph.json").read_text(encoding="utf-8"))
+    tracked: AbstractContextManager[Tracker | None] = nullcontext()
+    if accelerator.is_main_process:
+        tracked = track(f"evaluate@{key}", params.tracking, section, datasets=datasets, tags=params.base.tags())
+    with tracked as tracker:
+        learned = open_lpips(params.evaluate, accelerator.device)
+        base = open_base(params.base, accelerator.device)
+        facts = read_facts(source)
         reference = read_reference(source, Path("data/prepared", spec.set), facts, base)
         measurements = {
             variant: measure(
-                PictureFiles(sorted((source / variant.folder).glob("*.png"))),
+                PictureFiles(frame_paths(source / variant.folder, len(facts["positions"]))),
                 facts["alphas"][variant.label],
                 reference,
                 base,
@@ -49,10 +57,13 @@ def run(key: str) -> None:
                 batch=params.machine.batch or reference.stops[1] + 1,  # the frames of a segment
                 learned=learned,
                 generated_ends=variant != CROSS_FADE,
+                accelerator=accelerator,
             )
             for variant in VARIANTS
             if variant.label in facts["alphas"]
         }
+        if tracker is None:
+            return
         measurements[MORPH].figures["keyframes_strangeness"] = strangeness(
             base, reference.keyframes, reference.captions, params.machine.batch
         )
@@ -80,7 +91,7 @@ def read_reference(morph: Path, prepared: Path, facts: Mapping[str, Any], base: 
     keyframes = facts["keyframes"]
     return Reference(
         keyframes=read_pictures(prepared / keyframe["file_name"] for keyframe in keyframes),
-        floor=read_pictures(sorted((morph / "floor").glob("*.png"))),
+        floor=read_pictures(frame_paths(morph / "floor", len(keyframes))),
         captions=base.condition([keyframe["text"] for keyframe in keyframes]),
         stops=[keyframe["frame"] for keyframe in keyframes],
         loop=facts["settings"]["loop"],

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -13,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from pipeline.adapters.lora import read_adapter
-from pipeline.adapters.store import read_index
+from pipeline.adapters.store import INDEX, read_index
 from pipeline.base.device import choose_device
 from pipeline.base.opening import open_base
 from pipeline.base.protocol import Base
@@ -28,34 +30,58 @@ from pipeline.frames.variants import CROSS_FADE, MORPH, WITHOUT_ADAPTERS, Varian
 from pipeline.morphing.diffmorpher import KeyframeAttention
 from pipeline.morphing.engine import Recipe, cross_fade
 from pipeline.morphing.pacing import even_alphas
-from pipeline.outputs import atomic_folder, require_output
+from pipeline.outputs import atomic_folder, reading, require_output
 from pipeline.params import MorphSection, load_params
+from pipeline.processes.chunks import decided
+from pipeline.processes.joining import all_processes
 from pipeline.sampling.solver import Progress
-from pipeline.tracking import track
+from pipeline.tracking import Tracker, track
 from pipeline.training.code_digest import code_digest
 
 BASELINES = Path(".work/baselines")
-FRAMES = ("film.py", "base/*.py", "sampling/*.py", "morphing/*.py", "distances/*.py", "adapters/mixing.py",
-          "frames/tensors.py", "stages/morph.py")  # fmt: skip
+FRAMES = ("film.py", "base/*.py", "sampling/*.py", "morphing/*.py", "distances/*.py", "processes/chunks.py",
+          "adapters/mixing.py", "frames/tensors.py", "stages/morph.py")  # fmt: skip
 
 
 def run(key: str) -> None:
-    """Write data/morphs/<morph>/: frames, the baselines, the autoencoder's floor, clips, strip and morph.json."""
+    """Write data/morphs/<morph>/: frames, the baselines, the autoencoder's floor, clips, strip and morph.json.
+
+    With as many processes as there are to use; the first writes.
+    """
     params = load_params()
+    accelerator = all_processes(["frames", key], params.machine.processes, choose_device(params.machine.device))
     spec = params.get_morph(key)
     settings = spec.morph
     prepared = require_output(Path("data/prepared", spec.set), f"prepare@{spec.set}")
     adapters = require_output(Path("models/adapters", spec.set), f"train@{spec.set}")
     section = {"base": params.base.model_dump(), **spec.model_dump()}
-    with track(
-        f"morph@{key}", params.tracking, section, datasets={spec.set: prepared}, tags=params.base.tags()
-    ) as tracker:
-        base = open_base(params.base, choose_device(params.machine.device))
+    tracked: AbstractContextManager[Tracker | None] = nullcontext()
+    if accelerator.is_main_process:
+        datasets = {spec.set: prepared}
+        tracked = track(f"morph@{key}", params.tracking, section, datasets=datasets, tags=params.base.tags())
+    with tracked as tracker:
+        base = open_base(params.base, accelerator.device)
         names = [prepared_name(name) for name in spec.keyframes]
         keyframes = read_keyframes(base, prepared, adapters, names)
         pictures = torch.stack([keyframe.picture for keyframe in keyframes])
         film_settings = settings_of(settings, base)
+        variants = (MORPH, WITHOUT_ADAPTERS) if settings.without_adapters else (MORPH,)
 
+        def film_of(variant: Variant) -> Film:
+            own = keyframes if variant == MORPH else [replace(keyframe, adapters=()) for keyframe in keyframes]
+            bars = partial(_bar, variant.label, tracker is None)
+            batch = params.machine.batch
+            return Film(base, own, film_settings, batch=batch, progress=bars, accelerator=accelerator)
+
+        cache = FrameCache(BASELINES)
+        digest = baseline_digest(base, keyframes, settings, params.machine.batch, accelerator.num_processes)
+        reuse = WITHOUT_ADAPTERS in variants and params.machine.reuse
+        known = decided(lambda: reuse and cache.has(digest), accelerator)
+        if tracker is None:
+            for variant in variants:
+                if variant == MORPH or not known:
+                    deque(film_of(variant), maxlen=0)
+            return
         between = film_settings.frames_per_segment - 1
         stops = [index * between for index in range(len(names))]
         count = len(names) * between if settings.loop else stops[-1] + 1
@@ -63,18 +89,17 @@ def run(key: str) -> None:
         noise_std: dict[str, float] = {}
         out = Path("data/morphs", key)
         with atomic_folder(out) as folder:
-            for variant in (MORPH, WITHOUT_ADAPTERS) if settings.without_adapters else (MORPH,):
-                own = keyframes if variant == MORPH else [replace(keyframe, adapters=()) for keyframe in keyframes]
-                make = partial(make_frames, base, own, film_settings, params.machine.batch, variant)
-                if variant == WITHOUT_ADAPTERS and params.machine.reuse:
-                    digest = baseline_digest(base, own, settings, params.machine.batch)
-                    made = FrameCache(BASELINES).fetch(digest, folder / variant.folder, make)
+            for variant in variants:
+                if known and variant == WITHOUT_ADAPTERS:
+                    made = cache.copy(digest, folder / variant.folder)
                 else:
-                    made = make(folder / variant.folder)
+                    made = make_frames(film_of(variant), folder / variant.folder, count)
+                    if variant == WITHOUT_ADAPTERS and reuse:
+                        cache.add(digest, folder / variant.folder, made)
                 alphas[variant], noise_std[variant.label] = made.alphas, made.noise_std
             (folder / CROSS_FADE.folder).mkdir()
             write_frames(folder / CROSS_FADE.folder, faded(pictures, film_settings), count)
-            alphas[CROSS_FADE] = [even_alphas(between + 1).tolist()] * (len(names) if settings.loop else len(names) - 1)
+            alphas[CROSS_FADE] = [even_alphas(between + 1).tolist()] * len(alphas[MORPH])
             (folder / "floor").mkdir()
             floor = (to_arrays(base.decode(base.encode(picture[None]).mean))[0] for picture in pictures)
             write_frames(folder / "floor", floor, len(pictures))
@@ -104,23 +129,21 @@ def run(key: str) -> None:
             tracker.artifact(out / name, "clips")
 
 
-def make_frames(
-    base: Base, keyframes: Sequence[Keyframe], settings: FilmSettings, batch: int | None, variant: Variant, folder: Path
-) -> Made:
-    """Write a film's frames into a new folder."""
-    film = Film(base, keyframes, settings, batch=batch, progress=partial(_bar, variant.label))
+def make_frames(film: Film, folder: Path, count: int) -> Made:
+    """Write the `count` frames of a film into a new folder."""
     folder.mkdir()
-    between = film.settings.frames_per_segment - 1
-    count = len(film.segments) * between + (0 if film.settings.loop else 1)
     write_frames(folder, (to_arrays(frame.picture[None])[0] for frame in film), count)
     return Made([segment.tolist() for segment in film.alphas], round(film.noise_std, 6))
 
 
-def baseline_digest(base: Base, keyframes: Sequence[Keyframe], settings: MorphSection, batch: int | None) -> str:
-    """What frames without adapters depend on, to the bit: the device, batches and threads, too."""
+def baseline_digest(
+    base: Base, keyframes: Sequence[Keyframe], settings: MorphSection, batch: int | None, processes: int
+) -> str:
+    """What frames without adapters depend on, to the bit: the device, batches, processes and threads, too."""
     inputs = {
         "code": code_digest(FRAMES),
-        "base": [base.digest, str(base.dtype), str(base.device), batch, torch.get_num_threads()],
+        "base": [base.digest, str(base.dtype), str(base.device)],
+        "machine": [batch, processes, torch.get_num_threads()],
         "keyframes": [[hashlib.sha256(k.picture.numpy().tobytes()).hexdigest(), k.caption] for k in keyframes],
         "size": list(keyframes[0].picture.shape),
         "settings": settings.model_dump(mode="json", exclude={"fps", "hold", "correct_ends", "without_adapters"}),
@@ -131,10 +154,15 @@ def baseline_digest(base: Base, keyframes: Sequence[Keyframe], settings: MorphSe
 def read_keyframes(base: Base, prepared: Path, adapters: Path, names: list[str]) -> list[Keyframe]:
     """Prepared pictures with their captions and adapters, each at weight 1. A shared adapter is loaded once."""
     captions, files = read_captions(prepared), read_index(adapters)
-    loaded = {file: read_adapter(adapters / file, base.digest, base.device) for file in {files[name] for name in names}}
+    with reading(prepared / "metadata.jsonl"):
+        texts = [captions[name] for name in names]
+    with reading(adapters / INDEX):
+        own = [files[name] for name in names]
+    loaded = {file: read_adapter(adapters / file, base.digest, base.device, base.denoiser) for file in set(own)}
+    pictures = read_pictures(prepared / name for name in names)
     return [
-        Keyframe(picture, captions[name], ((loaded[files[name]], 1.0),))
-        for name, picture in zip(names, read_pictures(prepared / name for name in names), strict=True)
+        Keyframe(picture, text, ((loaded[file], 1.0),))
+        for picture, text, file in zip(pictures, texts, own, strict=True)
     ]
 
 
@@ -187,8 +215,8 @@ def rounded(alphas: list[list[float]]) -> list[list[float]]:
     return [[round(alpha, 6) for alpha in segment] for segment in alphas]
 
 
-def _bar(variant: str, part: str) -> Progress:
+def _bar(variant: str, silent: bool, part: str) -> Progress:
     def progress(steps: Iterable[Any]) -> Iterable[Any]:
-        return tqdm(list(steps), desc=f"{variant} {part}", unit="step")
+        return tqdm(list(steps), desc=f"{variant} {part}", unit="step", disable=silent)
 
     return progress

@@ -6,10 +6,10 @@ from statistics import fmean
 
 import numpy as np
 
-from pipeline.frames.variants import MORPH
+from pipeline.frames.variants import MORPH, read_facts
 from pipeline.outputs import atomic_file, require_output
 from pipeline.params import Params, load_params
-from pipeline.report.figures import summary
+from pipeline.report.figures import read_metrics, summary
 from pipeline.report.page import morph_part, render, set_part
 from pipeline.report.trainings import read_trainings
 from pipeline.tracking import close_parent, track
@@ -24,7 +24,7 @@ def run() -> None:
     for key in params.sets:
         require_output(REPORTS / "samples" / f"{key}.png", f"sample@{key}")
     with track("report", params.tracking, {}) as tracker:
-        metrics = {key: json.loads(path.read_text(encoding="utf-8")) for key, path in files.items()}
+        metrics = {key: read_metrics(path) for key, path in files.items()}
         summaries = {key: summary(values) for key, values in metrics.items()}
         with atomic_file(REPORTS / "metrics.json") as path:
             path.write_text(json.dumps(summaries, indent=2) + "\n", encoding="utf-8")
@@ -51,6 +51,6 @@ def state_figures(params: Params) -> dict[str, float]:
         # As the stage itself logs it: the mean over the last tenth of each training.
         figures[f"train.{key}/final_loss"] = fmean(float(each[-max(1, len(each) // 10) :].mean()) for each in losses)
     for key in params.morphs:
-        facts = json.loads(Path("data/morphs", key, "morph.json").read_text(encoding="utf-8"))
+        facts = read_facts(Path("data/morphs", key))
         figures[f"morph.{key}/inverted_noise_std"] = facts["inverted_noise_std"][MORPH.label]
     return figures

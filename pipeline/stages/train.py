@@ -18,11 +18,13 @@ from tqdm import tqdm
 from pipeline.adapters.store import write_index
 from pipeline.base.device import choose_device
 from pipeline.base.opening import open_base
+from pipeline.base.posterior import keyed_seed
 from pipeline.base.protocol import Base
 from pipeline.frames.prepared import read_prepared_pixels
 from pipeline.outputs import atomic_folder, require_output
 from pipeline.params import Params, SetSpec, TrainSection, load_params
 from pipeline.previews import preview_sheet
+from pipeline.processes.joining import all_processes
 from pipeline.tracking import Tracker, track
 from pipeline.training.cache import AdapterCache
 from pipeline.training.checkpoints import Checkpoints, training_locks
@@ -31,7 +33,6 @@ from pipeline.training.examples import Example, encode_example, forget_oldest
 from pipeline.training.history import curves_of, learned_little, write_curves
 from pipeline.training.loop import Callbacks, Job, TrainingSetup, train_adapters
 from pipeline.training.objective import objective_of
-from pipeline.training.processes import is_launched, join_processes, process_count, relaunch
 from pipeline.training.rates import learning_rate
 
 WORK = Path(".work/adapters")
@@ -46,10 +47,7 @@ def run(key: str) -> None:
     """Write models/adapters/<set>/ and reports/curves/sets/<set>.csv, with as many processes as there are to use."""
     params = load_params()
     device = choose_device(params.machine.device)
-    count = process_count(params.machine.processes, device)
-    if count > 1 and not is_launched():
-        relaunch(["train", key], count, device)
-    train_set(key, params, join_processes(device))
+    train_set(key, params, all_processes(["train", key], params.machine.processes, device))
 
 
 def train_set(key: str, params: Params, accelerator: Accelerator) -> None:
@@ -68,7 +66,7 @@ def train_set(key: str, params: Params, accelerator: Accelerator) -> None:
         ]
         if accelerator.is_main_process:
             forget_oldest(LATENTS, LATENTS_LIMIT, start)
-        jobs = jobs_of(base, examples, spec.adapter == "image", section)
+        jobs = jobs_of(base, examples, spec.adapter == "image", section, spec.train.hold_out)
         elsewhere = train_missing(base, jobs, params, spec, accelerator, tracker)
         if tracker:
             height, width = (side * base.pixels_per_latent for side in examples[0].posterior.mean.shape[-2:])
@@ -136,7 +134,7 @@ def write_outputs(
     with atomic_folder(out) as folder:
         for job in jobs:
             shutil.copyfile(cache.adapter(job.digest), folder / f"{job.name}.safetensors")
-        write_index(folder, {e.name: f"{job.name}.safetensors" for job in jobs for e in job.examples})
+        write_index(folder, {e.name: f"{job.name}.safetensors" for job in jobs for e in (*job.examples, *job.held_out)})
     curves = {job.name: curves_of(cache.state(job.digest), spec.train) for job in jobs}
     write_curves(Path("reports/curves/sets", f"{key}.csv"), curves, spec.train)
     tracker.metrics({"final_loss": fmean(curve.final_loss for curve in curves.values())})
@@ -158,13 +156,24 @@ def log_curves(tracker: Tracker, jobs: Sequence[Job], settings: TrainSection) ->
             values = {"loss": loss, "grad_norm": norm, "learning_rate": learning_rate(settings, step)}
             tracker.metrics({METRICS[measure].format(job.name): value for measure, value in values.items()}, step)
         for step, losses in curves.validation.items():
-            tracker.metric(f"validation/{job.name}", float(losses.mean()), step)
+            tracker.metric(f"{measure(job)}/{job.name}", float(losses.mean()), step)
 
 
-def jobs_of(base: Base, examples: Sequence[Example], one_each: bool, section: Mapping[str, Any]) -> list[Job]:
-    """A job for each picture, named as it is, or one for the whole set."""
-    groups = {Path(e.name).stem: [e] for e in examples} if one_each else {"set": list(examples)}
-    return [Job(name, digest_of(base, group, section), group) for name, group in groups.items()]
+def jobs_of(
+    base: Base, examples: Sequence[Example], one_each: bool, section: Mapping[str, Any], hold_out: int = 0
+) -> list[Job]:
+    """A job for each picture, named as it is, or one for the whole set, of which it holds some out."""
+    if one_each:
+        return [Job(Path(e.name).stem, digest_of(base, [e], section), [e]) for e in examples]
+    # By their digests: the same pictures whatever their order, and however many others there are.
+    held_out = sorted(examples, key=lambda example: keyed_seed("hold out", example.digest))[:hold_out]
+    learned = [example for example in examples if example not in held_out]
+    return [Job("set", digest_of(base, examples, section), learned, held_out)]
+
+
+def measure(job: Job) -> str:
+    """What the loss at fixed noise is called in MLflow: a validation only if it is of pictures not learned from."""
+    return "validation" if job.held_out else "loss_at_fixed_noise"
 
 
 def digest_of(base: Base, examples: Sequence[Example], section: Mapping[str, Any]) -> str:
@@ -181,9 +190,9 @@ def callbacks(base: Base, tracker: Tracker, pictures_every: int | None) -> Callb
         tracker.metrics({METRICS[measure].format(name): value for measure, value in values.items()}, step)
 
     def validation(job: Job, step: int, losses: Mapping[str, float]) -> None:
-        tracker.metrics({f"validation/{job.name}": fmean(losses.values())}, step)
+        tracker.metrics({f"{measure(job)}/{job.name}": fmean(losses.values())}, step)
         if len(losses) > 1:
-            tracker.metrics({f"validation/{job.name}/{name}": loss for name, loss in losses.items()}, step)
+            tracker.metrics({f"{measure(job)}/{job.name}/{name}": loss for name, loss in losses.items()}, step)
 
     def preview(jobs: Sequence[Job], step: int) -> None:
         tracker.picture("training", Image.fromarray(preview_sheet(base, jobs)), step)

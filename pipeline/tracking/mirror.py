@@ -112,7 +112,8 @@ class Mirror:
         """The run on the server. Where a request to make it timed out and arrived all the same, it is there twice: the
         other one goes."""
         experiment = self.open(self.store.client.get_experiment(run.info.experiment_id).name)
-        found = search_runs(self.client, experiment, f"tags.`{LOCAL}` = '{run.info.run_id}'", deleted=True)
+        answer = search_runs(self.client, experiment, f"tags.`{LOCAL}` = '{run.info.run_id}'", deleted=True)
+        found = [one for one in answer if one.data.tags.get(LOCAL) == run.info.run_id]  # not every server searches
         found.sort(key=lambda one: (one.info.lifecycle_stage == "active", ROWS in one.data.tags, one.info.run_id))
         for twice in found[:-1]:
             if twice.info.lifecycle_stage == "active":

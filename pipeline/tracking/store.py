@@ -4,6 +4,7 @@ Locations of artifacts are kept relative to the database's folder, so that a cop
 place. Locks lie in `.work/tracking` there; they go with their process, however that ends.
 """
 
+import errno
 import logging
 import os
 import re
@@ -91,12 +92,21 @@ def open_store(params: TrackingSection) -> Store:
     location = ARTIFACTS + "/" + re.sub(r"[^-.\w]", "-", params.experiment)
     try:
         with lock(database.parent, "database"):
+            _require_database(database)
             client = connect(f"sqlite:///{database}")
             experiment = experiment_of(client, params.experiment, str(database.parent / location))
             _make_relative(database, experiment.experiment_id, location)
     except Exception as error:
         raise UserError(unusable(f"sqlite:///{database}", error)) from None
     return Store(database, client, experiment.experiment_id)
+
+
+def _require_database(path: Path) -> None:
+    """Raises OSError or sqlite3.Error at once where MLflow would try for two minutes: for a folder, or another file."""
+    if os.path.lexists(path) and not path.is_file():
+        raise OSError(errno.EINVAL, "it is a folder, a pipe, or a link to nothing")
+    with closing(sqlite3.connect(path, timeout=LOCK_SECONDS)) as connection:
+        connection.execute("PRAGMA schema_version").fetchone()
 
 
 @contextmanager

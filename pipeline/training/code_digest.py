@@ -8,7 +8,7 @@ from pathlib import Path
 import pipeline
 
 ENCODING = ("base/*.py", "training/examples.py")
-TRAINING = (*ENCODING, "adapters/*.py", "training/*.py")
+TRAINING = (*ENCODING, "adapters/*.py", "processes/joining.py", "processes/launcher.py", "training/*.py")
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate")
 
 

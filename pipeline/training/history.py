@@ -83,10 +83,10 @@ def ended(state: TrainState, settings: TrainSection) -> str | None:
         return f"all {settings.steps} steps"
     validated = [float(losses.mean()) for losses in _validations(state).values()]
     if settings.target_loss is not None and validated and validated[-1] <= settings.target_loss:
-        return f"the validation loss reached {settings.target_loss:g} at step {state.step}"
+        return f"the loss at fixed noise reached {settings.target_loss:g} at step {state.step}"
     patience = settings.patience
     if patience is not None and len(validated) > patience and min(validated[-patience:]) >= min(validated[:-patience]):
-        return f"the validation loss had stopped falling by step {state.step}"
+        return f"the loss at fixed noise had stopped falling by step {state.step}"
     return None
 
 
@@ -108,23 +108,21 @@ def learned_little(curves: Curves) -> str | None:
 
 
 def write_curves(path: Path, curves: Mapping[str, Curves], settings: TrainSection) -> None:
-    """A CSV of one line a step: means over the adapters still in training, then each one's loss, and its loss at fixed
-    noise."""
+    """A CSV of one line a step: means over the adapters still in training, then each one's loss at that step, and its
+    loss at fixed noise after as many steps; the last line has only that."""
     with atomic_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         names = list(curves)
-        validated = [f"validation loss {name}" for name in names]
+        validated = [f"fixed-noise loss {name}" for name in names]
         writer.writerow(["step", "learning_rate", "loss", "grad_norm", *(f"loss {name}" for name in names), *validated])
-        for step in range(max(len(curve.loss) for curve in curves.values())):
+        for step in range(1 + max(len(curve.loss) for curve in curves.values())):
             losses = [float(curve.loss[step]) if step < len(curve.loss) else None for curve in curves.values()]
             norms = [float(curve.grad_norm[step]) for curve in curves.values() if step < len(curve.loss)]
             present = [loss for loss in losses if loss is not None]
-            # A validation after step n belongs to line n - 1, the one before the first to line 0.
-            checked = [
-                next((float(v.mean()) for at, v in curve.validation.items() if max(at - 1, 0) == step), None)
-                for curve in curves.values()
-            ]
-            figures = [learning_rate(settings, step), fmean(present), fmean(norms), *losses, *checked]
+            fixed = [curve.validation.get(step) for curve in curves.values()]
+            measured = [None if of_each is None else float(of_each.mean()) for of_each in fixed]
+            means = [learning_rate(settings, step), fmean(present), fmean(norms)] if present else [None] * 3
+            figures = [*means, *losses, *measured]
             writer.writerow([step, *("" if figure is None else f"{figure:.6g}" for figure in figures)])
 
 

@@ -28,11 +28,20 @@ REPORT_EVERY = 20
 
 @dataclass(frozen=True)
 class Job:
-    """One adapter to train. digest: of everything that its result depends on; it names checkpoints and cached files."""
+    """One adapter to train. digest: of everything that its result depends on; it names checkpoints and cached files.
+
+    held_out: examples that it does not learn from.
+    """
 
     name: str
     digest: str
     examples: Sequence[Example]
+    held_out: Sequence[Example] = ()
+
+    @property
+    def measured(self) -> Sequence[Example]:
+        """Those whose loss at fixed noise is taken: the ones held out, if there are any."""
+        return self.held_out or self.examples
 
 
 @dataclass(frozen=True)
@@ -129,6 +138,7 @@ def train_pack(setup: TrainingSetup, jobs: Sequence[Job], states: dict[str, Trai
     trainer = PackTrainer(
         setup.base,
         [job.examples for job in jobs],
+        [job.measured for job in jobs],
         [setup.checkpoints.require_at(job.digest, states[job.name].step) for job in jobs],
         settings,
         setup.objective,
@@ -139,7 +149,7 @@ def train_pack(setup: TrainingSetup, jobs: Sequence[Job], states: dict[str, Trai
 
     def validate() -> None:
         for row, losses in enumerate(trainer.validate()):
-            named = zip(jobs[row].examples, losses.tolist(), strict=True)
+            named = zip(jobs[row].measured, losses.tolist(), strict=True)
             callbacks.validation(jobs[row], trainer.step, {example.name: loss for example, loss in named})
 
     def require_finite() -> None:

@@ -23,7 +23,8 @@ from pipeline.training.rates import learning_rate
 
 
 class PackTrainer:
-    """N adapters that are all at one step. examples: those of each adapter. states: what each resumes from.
+    """N adapters that are all at one step. examples: those that each adapter learns from; measured: those whose loss at
+    fixed noise is taken. states: what each resumes from.
 
     step: how many optimizer steps are done.
     """
@@ -32,13 +33,14 @@ class PackTrainer:
         self,
         base: Base,
         examples: Sequence[Sequence[Example]],
+        measured: Sequence[Sequence[Example]],
         states: Sequence[TrainState],
         settings: TrainSection,
         objective: Objective,
         empty_caption: Conditioning,
         accelerator: Accelerator | None,
     ) -> None:
-        self.base, self.examples, self.settings = base, examples, settings
+        self.base, self.examples, self.measured, self.settings = base, examples, measured, settings
         self.objective, self.accelerator = objective, accelerator
         self.empty_caption = empty_caption.to(torch.device("cpu"))  # beside the examples' captions
         seeds = [keyed_seed(settings.seed, *(example.digest for example in own)) for own in examples]
@@ -111,12 +113,12 @@ class PackTrainer:
 
     @torch.no_grad()
     def validate(self) -> torch.Tensor:
-        """Denoising error (adapters, examples) float64 at each example's own fixed noise and times.
+        """Denoising error (adapters, measured examples) float64 at each example's own fixed noise and times.
 
         Whatever the objective: it tells how well the adapter knows its pictures.
         """
         by_example = []
-        for examples in zip(*self.examples, strict=True):
+        for examples in zip(*self.measured, strict=True):
             whole = [validation_batch(example, self.base.path) for example in examples]
             # Never more at once than a training step has: who can train has the memory to validate.
             chunks = [

@@ -19,7 +19,7 @@ from pipeline.base.conditioning import Conditioning
 from pipeline.base.protocol import Base
 from pipeline.distances.perceptual import perceptual
 from pipeline.evaluation.fidelity import psnr
-from pipeline.evaluation.naturalness import naturalness
+from pipeline.evaluation.naturalness import naturalness, picture_errors
 from pipeline.evaluation.smoothness import smoothness
 from pipeline.frames.sheets import strip
 from pipeline.frames.tensors import to_arrays
@@ -152,7 +152,8 @@ def figures(base: Base, pair: Pair, row: Row, frames: torch.Tensor, alphas: torc
     first, second = (keyframe.conditioning for keyframe in pair.keyframes["as shipped"])
     inner = (alphas > 0) & (alphas < 1)
     between = frames[inner], Conditioning.lerp(first, second, alphas[inner])
-    natural = naturalness(base, [between], [(pair.pictures, Conditioning.stack([first, second]))])
+    ends = pair.pictures, Conditioning.stack([first, second])
+    natural = naturalness(picture_errors(base, *between), picture_errors(base, *ends))
     return [gap, steps.sum, steps.variance, steps.max_over_mean, natural, detail(frames)]
 
 

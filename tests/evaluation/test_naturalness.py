@@ -5,7 +5,7 @@ from scipy.ndimage import gaussian_filter
 
 from pipeline.base.conditioning import Conditioning
 from pipeline.base.protocol import Base
-from pipeline.evaluation.naturalness import SHARES, mean_errors, naturalness
+from pipeline.evaluation.naturalness import SHARES, mean_errors, naturalness, picture_errors
 from pipeline.landscapes.painter import paint
 from pipeline.landscapes.world import HELD_OUT, caption, draw_scene
 from tests.declarations import ROOT
@@ -25,8 +25,7 @@ def test_the_error_is_that_of_one_picture_and_one_timestep_at_a_time(tiny: Base)
                 found = tiny.predict(tiny.path.add_noise(one[None], noise[None], at), at, captions.take([row]))
             errors.append(float((found - tiny.path.target(one[None], noise[None], at)).square().mean()))
         expected.append(sum(errors) / len(errors))
-    for batch in (None, 2):
-        assert mean_errors(tiny, latents, captions, batch).tolist() == pytest.approx(expected, rel=1e-4)
+    assert mean_errors(tiny, latents, captions).tolist() == pytest.approx(expected, rel=1e-4)
 
 
 Captioned = tuple[torch.Tensor, Conditioning]
@@ -54,10 +53,11 @@ def test_a_cross_fade_is_less_natural_than_pictures_of_the_base(
     half = torch.tensor([0.5])
     halfway = [Conditioning.lerp(ends[1].take([row]), others[1].take([row]), half) for row in range(8)]
     faded = (ends[0] + others[0]) / 2, Conditioning.stack(halfway)
-    assert naturalness(pocket, [ends], [ends]) == 1
+    at_ends = picture_errors(pocket, *ends)
+    assert naturalness(at_ends, at_ends) == 1
     both = torch.cat([ends[0], others[0]]), Conditioning.stack([ends[1], others[1]])
-    assert naturalness(pocket, [faded], [both]) > 1.3
-    assert naturalness(pocket, [others], [ends]) == pytest.approx(1, abs=0.25)
+    assert naturalness(picture_errors(pocket, *faded), picture_errors(pocket, *both)) > 1.3
+    assert naturalness(picture_errors(pocket, *others), at_ends) == pytest.approx(1, abs=0.25)
 
 
 def test_noise_and_broken_shapes_are_unnatural_and_blur_is_not_seen(
@@ -73,7 +73,8 @@ def test_noise_and_broken_shapes_are_unnatural_and_blur_is_not_seen(
         "flat": pictures.mean((2, 3), keepdim=True).expand_as(pictures).contiguous(),
         "blurred": gaussian_blur(pictures),
     }
-    found = {name: naturalness(pocket, [(altered, captions)], [paintings[0]]) for name, altered in changed.items()}
+    plain = picture_errors(pocket, pictures, captions)
+    found = {name: naturalness(picture_errors(pocket, altered, captions), plain) for name, altered in changed.items()}
     assert 1 == found["as it is"] < found["a little noise"] < found["much noise"]
     assert min(found[name] for name in ("much noise", "upside down", "flat")) > 1.5
     assert 0.8 < found["blurred"] < 1.05, "the docstring: soft frames come out a little below 1"

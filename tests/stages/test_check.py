@@ -214,6 +214,14 @@ def test_layers_by_name_and_stopping_with_losses_are_valid(project: Path) -> Non
     assert CliRunner().invoke(app, ["check"]).exit_code == 0
 
 
+def test_pictures_to_hold_out_that_are_not_there_are_reported(project: Path) -> None:
+    edit(project / "params.yaml", lambda text: with_values(text, {"train.hold_out": 4}))
+    assert checked() == [
+        "params.yaml: sets.hills: train.hold_out: 4, of adapters of one picture each. Write 0, or `adapter: set`.",
+        "params.yaml: sets.dots: train.hold_out: 4 of 4 pictures, so that none is left to learn from. Write at most 3.",
+    ]
+
+
 def test_weights_of_lpips_that_cannot_be_used_are_reported_with_the_command_that_makes_them(project: Path) -> None:
     params = project / "params.yaml"
     edit(params, lambda text: with_values(text, {"evaluate.lpips_digest": "sha256:00"}))

@@ -143,7 +143,7 @@ def test_lpips_stands_beside_the_embedded_distance_where_its_weights_are_named(
     for variant, folder in VARIANTS.items():
         frames = [picture(project / f"data/morphs/hills/{folder}/{n:04}.png") for n in range(5)]
         stacked = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float()
-        steps = network.neighbour_distances(stacked).numpy()
+        steps = np.array(network.neighbour_distances(stacked))
         found = metrics(project, "hills")[variant]
         assert found.pop("lpips_ppl") == pytest.approx(steps.sum() / 2, rel=1e-3)
         assert found.pop("lpips_pdv") == pytest.approx((steps[:2].var() + steps[2:].var()) / 2, abs=2e-6)

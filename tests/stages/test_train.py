@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline.tracking import Tracker
 from pipeline.training.checkpoints import TrainState
 from pipeline.training.loop import Job, TrainingSetup
 from tests.project import DOTS, HILLS, contents, edit, paint, paint_set, with_entries, with_values
+from tests.training.jobs import jobs
 
 
 def yaml_section(text: str, name: str) -> dict[str, Any]:
@@ -110,15 +112,16 @@ def test_the_curves_have_a_line_for_each_step_and_a_column_for_each_adapter(ran:
         with (ran / f"reports/curves/sets/{key}.csv").open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         own = [f"loss {name}" for name in names]
-        fixed = [f"validation loss {name}" for name in names]
+        fixed = [f"fixed-noise loss {name}" for name in names]
         assert list(rows[0]) == ["step", "learning_rate", "loss", "grad_norm", *own, *fixed]
-        assert [int(row["step"]) for row in rows] == list(range(steps))
-        for row in rows:
+        assert [int(row["step"]) for row in rows] == list(range(steps + 1))
+        assert all(rows[0][name] and rows[-1][name] for name in fixed), "taken before the first step and after the last"
+        assert not any(row[name] for row in rows[1:-1] for name in fixed)
+        assert not any(rows[-1][name] for name in ("learning_rate", "loss", "grad_norm", *own))
+        for row in rows[:-1]:
             assert float(row["learning_rate"]) == 0.05 and float(row["grad_norm"]) > 0
             assert float(row["loss"]) == pytest.approx(sum(float(row[name]) for name in own) / len(own), rel=1e-4)
             assert len({row[name] for name in own}) == len(own)
-            at_an_end = row in (rows[0], rows[-1])
-            assert all((row[name] != "") == at_an_end for name in fixed), "validated at the start and the end"
 
 
 def test_nothing_half_written_or_unfinished_is_left(ran: Path) -> None:
@@ -219,3 +222,38 @@ def test_a_reused_adapter_that_was_damaged_is_trained_again(project: Path) -> No
     kept.write_bytes(kept.read_bytes()[:50])
     train.run("dots")
     assert contents(project / "models/adapters/dots") == before
+
+
+def test_pictures_held_out_are_measured_and_not_learned_from(project: Path) -> None:
+    params = project / "params.yaml"
+    edit(params, lambda text: with_values(text, {"train.validate_every": 1}))
+    prepare.run("dots")
+    edit(params, lambda text: text.replace("train: {steps: 4}", "train: {steps: 4, hold_out: 1}"))
+    train.run("dots")
+    adapters = project / "models/adapters/dots"
+    index = json.loads((adapters / "adapters.json").read_text(encoding="utf-8"))
+    learned = notes(adapters / "set.safetensors")["captions"]
+    assert set(index) == set(DOTS) and len(learned) == 3 and set(learned) < set(DOTS)
+    with (project / "reports/curves/sets/dots.csv").open(encoding="utf-8", newline="") as file:
+        taken = [row["fixed-noise loss set"] for row in csv.DictReader(file)]
+    assert len(taken) == 5 and all(taken) and len(set(taken)) > 2
+    (held_out,) = set(DOTS) - set(learned)
+    # Without it the very same adapter is trained, and the loss is of those learned from.
+    (project / "data/raw/dots" / held_out).unlink()
+    rows = (project / "data/raw/dots/metadata.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = "".join(row for row in rows if held_out not in row)
+    (project / "data/raw/dots/metadata.jsonl").write_text(kept, encoding="utf-8")
+    edit(params, lambda text: text.replace(", hold_out: 1}", "}"))
+    before = tensors(adapters / "set.safetensors")
+    prepare.run("dots")
+    train.run("dots")
+    after = tensors(adapters / "set.safetensors")
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    with (project / "reports/curves/sets/dots.csv").open(encoding="utf-8", newline="") as file:
+        assert [row["fixed-noise loss set"] for row in csv.DictReader(file)] != taken
+
+
+def test_a_loss_at_fixed_noise_is_called_validation_only_if_it_is_one(fresh_tiny: Any) -> None:
+    (job, *_) = jobs(fresh_tiny())
+    assert train.measure(job) == "loss_at_fixed_noise"
+    assert train.measure(replace(job, held_out=job.examples)) == "validation"

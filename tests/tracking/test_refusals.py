@@ -19,6 +19,7 @@ ANSWERS: dict[str, tuple[int, list[bytes], float]] = {
     "error 500": (500, [b"<html>out of order</html>"], 0),
     "garbage": (200, [b"\x00\xff<html>sign in"], 0),
     "empty JSON": (200, [b"{}"], 0),
+    "no experiment": (200, [b'{"experiment": null}'], 0),
     "other JSON": (200, [b'{"runs": [{"info": {"run_id": 7}}, 3], "experiment": [], "run": "x"}'], 0),
     "endless": (200, [b"x" * 65536] * 4000, 0),
     "dripping": (200, [b" "] * 400, 0.05),

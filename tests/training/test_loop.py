@@ -158,7 +158,7 @@ def test_an_adapter_stops_when_its_loss_has_stopped_falling_and_the_others_go_on
     monkeypatch.setattr(trainer.PackTrainer, "validate", rising)
     states = trained(in_double(fresh_tiny()), tmp_path / "stopped", settings)
     assert {name: state.step for name, state in states.items()} == {"job 0": 12, "job 1": 4, "job 2": 12}
-    assert ended(states["job 1"], settings) == "the validation loss had stopped falling by step 4"
+    assert ended(states["job 1"], settings) == "the loss at fixed noise had stopped falling by step 4"
     for name in ("job 0", "job 2"):
         assert torch.allclose(weights(calm)[name], weights(states)[name], atol=1e-10)
     reached = SETTINGS.model_copy(update={"steps": 12, "validate_every": 2, "target_loss": 0.95})

@@ -10,8 +10,8 @@ import torch
 from accelerate import PartialState
 
 from pipeline.errors import UserError
-from pipeline.training import processes
-from pipeline.training.processes import join_processes, process_count, relaunch
+from pipeline.processes import joining
+from pipeline.processes.joining import join_processes, process_count, relaunch
 
 
 def test_shares_take_everything_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,7 +53,7 @@ def test_every_argument_of_the_launch_is_explicit(monkeypatch: pytest.MonkeyPatc
     def execve(path: str, command: list[str], environment: dict[str, str]) -> None:
         seen.update(command=command, environment=environment)
 
-    monkeypatch.setattr(processes.os, "execve", execve)
+    monkeypatch.setattr(joining.os, "execve", execve)
     monkeypatch.delenv("OMP_NUM_THREADS")
     relaunch(["train", "alps"], 2, torch.device("cpu"))
     assert seen["command"][-4:] == ["--module", "pipeline", "train", "alps"]
@@ -69,7 +69,7 @@ child.wait()
 """
 WORKER = """
 import os, time
-from pipeline.training.processes import stop_with_launcher
+from pipeline.processes.joining import stop_with_launcher
 from pipeline.training.stopping import stop_signals
 stop_with_launcher(look_every=0.02)
 with stop_signals() as stop:

@@ -1,4 +1,4 @@
-"""Processes that train together, through Accelerate: how many, starting them, and joining them."""
+"""Processes that share the work, through Accelerate: how many, starting them, and joining them."""
 
 import os
 import signal
@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from datetime import timedelta
+from types import FrameType
 from typing import NoReturn
 
 import torch
@@ -14,14 +15,14 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 from pipeline.errors import Problem, UserError
-from pipeline.training import launcher
+from pipeline.processes import launcher
 
 LONGEST_WAIT = timedelta(days=30)
 """One process may train much longer than another; torch's own limit is minutes."""
 
 
 def process_count(wanted: int | None, device: torch.device) -> int:
-    """How many processes to train with: as asked for, or one for each GPU, or one.
+    """How many processes to work with: as asked for, or one for each GPU, or one.
 
     Raises:
         UserError: when there are fewer GPUs than processes asked for.
@@ -40,12 +41,27 @@ def is_launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def all_processes(command: Sequence[str], wanted: int | None, device: torch.device) -> Accelerator:
+    """This process's place among those that share the work of `morphline <command>`: `wanted`, or one for each GPU.
+
+    Where they are to be several and have not been launched, it launches them and gives way to them, so that nothing may
+    have been begun before.
+
+    Raises:
+        UserError: as `process_count` and `join_processes`.
+    """
+    count = process_count(wanted, device)
+    if count > 1 and not is_launched():
+        relaunch(command, count, device)
+    return join_processes(device)
+
+
 def relaunch(arguments: Sequence[str], count: int, device: torch.device) -> NoReturn:
     """Run `morphline <arguments>` in `count` processes through `accelerate launch`, in place of this process.
 
     In place, so that signals and the exit code are the launcher's own. Every argument is explicit: a user's own
     accelerate config must not change a result. Port 0 takes a free one, and the static rendezvous meets there: two
-    trainings at once on one machine must not meet each other.
+    stages at once on one machine must not meet each other.
     """
     command = [
         sys.executable, "-m", launcher.__name__,
@@ -72,9 +88,16 @@ def join_processes(device: torch.device) -> Accelerator:
             found = f"{name} splits models over GPUs; here the base is frozen and an adapter has megabytes"
             raise UserError(Problem("accelerate launch", found, "Launch with --multi_gpu, or leave it to `dvc repro`."))
     if is_launched():
+        signal.signal(signal.SIGTERM, _end)
         stop_with_launcher()
     patient = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
     return Accelerator(cpu=device.type == "cpu", mixed_precision="no", kwargs_handlers=[patient])
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """Clean up and end without a word: whoever was at fault says why. Unless this process is ending already."""
+    if sys.exc_info()[0] is None:
+        raise SystemExit(128 + number)
 
 
 def stop_with_launcher(look_every: float = 0.5) -> None:

@@ -1,0 +1,111 @@
+"""Two hosts, as two network namespaces of this machine with a cable between them, train one adapter and make a morph.
+
+They share the project's folder, as hosts of a cluster do. Skipped where namespaces cannot be made: it takes root and
+`ip` (Debian: iproute2).
+"""
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from pipeline.stages import morph, prepare
+from tests.project import ROOT, contents, edit, with_values
+from tests.stages.test_train_processes import morphline
+
+LIMIT = 240  # seconds that a launch may take
+PORT = 29517
+
+
+def ip(*arguments: str) -> str:
+    return subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True, timeout=20).stdout
+
+
+@pytest.fixture
+def hosts() -> Iterator[list[str]]:
+    """Two namespaces; their addresses are 10.77.0.1 and 10.77.0.2, of their network cards `cable0` and `cable1`."""
+    tag = secrets.token_hex(3)
+    names = [f"morphline-{tag}-{number}" for number in range(2)]
+    try:
+        try:
+            for name in names:
+                ip("netns", "add", name)
+            first, second = names
+            ip("-n", first, "link", "add", "cable0", "type", "veth", "peer", "name", "cable1", "netns", second)
+            for number, name in enumerate(names):
+                ip("-n", name, "addr", "add", f"10.77.0.{number + 1}/24", "dev", f"cable{number}")
+                ip("-n", name, "link", "set", f"cable{number}", "up")
+                ip("-n", name, "link", "set", "lo", "up")
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"no network namespaces here: {getattr(error, 'stderr', '') or error}")
+        yield names
+    finally:
+        for name in names:
+            with suppress(OSError, subprocess.SubprocessError):
+                for process in ip("netns", "pids", name).split():
+                    os.kill(int(process), signal.SIGKILL)
+            with suppress(OSError, subprocess.SubprocessError):
+                ip("netns", "del", name)  # and the cable with it
+
+
+def launched(hosts: list[str], *command: str) -> list[subprocess.CompletedProcess[str]]:
+    """As docs/scale.md has it, one process on each host."""
+    running = []
+    try:
+        for rank, host in enumerate(hosts):
+            line = [
+                "ip", "netns", "exec", host, sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu",
+                "--num_machines", "2", "--num_processes", "2", "--machine_rank", str(rank),
+                "--main_process_ip", "10.77.0.1", "--main_process_port", str(PORT),
+                "--mixed_precision", "no", "--dynamo_backend", "no", "--module", "pipeline", *command,
+            ]  # fmt: skip
+            environment = {
+                **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+                "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": f"cable{rank}",
+            }  # fmt: skip
+            running.append(
+                subprocess.Popen(
+                    line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                    start_new_session=True,
+                )
+            )  # fmt: skip
+        said = [process.communicate(timeout=LIMIT) for process in running]
+        return [
+            subprocess.CompletedProcess(process.args, process.returncode, *words)
+            for process, words in zip(running, said, strict=True)
+        ]
+    finally:
+        for process in running:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)  # a launcher ends what it has started
+
+
+def adapters(project: Path) -> dict[str, bytes]:
+    return contents(project / "models/adapters")
+
+
+def test_two_hosts_give_what_two_processes_of_one_give(project: Path, hosts: list[str]) -> None:
+    """One adapter trained by both, the same bytes; its morph made by both, the bytes of one process even."""
+    prepare.run("dots")
+    values = {"machine.reuse": "false", "machine.batch": 2, "morph.pacing": "perceptual"}
+    edit(project / "params.yaml", lambda text: with_values(text, values))
+    for host, done in enumerate(launched(hosts, "train", "dots")):
+        assert done.returncode == 0, (host, done.stderr)
+    trained = adapters(project)
+    for host, done in enumerate(launched(hosts, "morph", "dots")):
+        assert done.returncode == 0, (host, done.stderr)
+    made = contents(project / "data/morphs")
+    shutil.rmtree(project / "data/morphs")
+    morph.run("dots")
+    assert contents(project / "data/morphs") == made
+    edit(project / "params.yaml", lambda text: with_values(text, {"machine.processes": 2}))
+    done = morphline("train", "dots")
+    assert done.returncode == 0, done.stderr
+    assert adapters(project) == trained
