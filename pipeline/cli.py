@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.entry import guarded
+from pipeline.commands.endings import ending_well
 
 # Before torch is imported: threads that wait for each other give way soon. By default they spin, so that two processes
 # on two cores take a hundred times as long as one after the other.
@@ -64,7 +64,7 @@ def options(
 def command(function: Callable[..., None], group: typer.Typer = app, panel: str = FOR_PEOPLE) -> Callable[..., None]:
     """Register a command, listed in `panel`."""
     name = ("" if group is app else "track ") + function.__name__.replace("_", "-")
-    return group.command(rich_help_panel=panel)(guarded(name, function))
+    return group.command(rich_help_panel=panel)(ending_well(name, function))
 
 
 stage = partial(command, panel=STAGES)

@@ -1,7 +1,7 @@
 """A morph through any number of keyframes, as a library call: from an opened base and pictures to frames.
 
 It trains nothing, reads no params.yaml and writes nothing. `stages/morph.py` is one caller, a notebook another: see
-"From Python" in the README.
+docs/python.md.
 """
 
 import hashlib

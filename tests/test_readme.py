@@ -1,4 +1,4 @@
-"""The README tells the truth: its commands, its params and its recipe are those of the code."""
+"""The README and the pages in docs/ tell the truth: their commands, params and recipes are those of the code."""
 
 import re
 from io import StringIO
@@ -14,6 +14,7 @@ from pipeline.params import BaseSection, MorphSection, Params, PrepareSection, T
 from tests.declarations import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {page.stem: page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md"))}
 CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
@@ -28,20 +29,19 @@ def test_every_param_is_in_the_table() -> None:
         if name in ("sets", "morphs"):
             continue
         for key in field.annotation.model_fields:  # type: ignore[union-attr]
-            assert f"`{name}.{key}`" in README, f"{name}.{key} is not in the README"
+            assert f"`{name}.{key}`" in PAGES["params"], f"{name}.{key} is not in docs/params.md"
 
 
 def test_no_param_in_the_table_is_made_up() -> None:
     for section, key in re.findall(
-        r"`(base|prepare|train|sample|morph|evaluate|pocket|machine|tracking)\.(\w+)`", README
+        r"`(base|prepare|train|sample|morph|evaluate|pocket|machine|tracking)\.(\w+)`",
+        README + "".join(text for page, text in PAGES.items() if page != "architecture"),  # that names code
     ):
         assert key in Params.model_fields[section].annotation.model_fields, f"{section}.{key}"  # type: ignore[union-attr]
 
 
 def test_the_stable_diffusion_block_changes_keys_that_are_there_to_valid_values() -> None:
-    block = next(
-        part for part in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL) if "stable-diffusion-v1-5" in part
-    )
+    (block,) = re.findall(r"```yaml\n(.*?)```", PAGES["stable-diffusion"], re.DOTALL)
     changes = YAML(typ="safe").load(StringIO(block))
     shipped = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     sections = {"base": BaseSection, "prepare": PrepareSection, "train": TrainSection, "morph": MorphSection}
@@ -53,7 +53,7 @@ def test_the_stable_diffusion_block_changes_keys_that_are_there_to_valid_values(
 
 
 def test_the_lines_for_a_set_of_your_own_are_valid() -> None:
-    block = next(part for part in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL) if "holiday" in part)
+    (block,) = re.findall(r"```yaml\n(.*?)```", PAGES["pictures"], re.DOTALL)
     added = YAML(typ="safe").load(StringIO(block))
     shipped = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     assert set(added["sets"]["holiday"]) == set(shipped["sets"]["alps"])
@@ -61,14 +61,14 @@ def test_the_lines_for_a_set_of_your_own_are_valid() -> None:
 
 
 def test_the_command_that_makes_the_weights_of_lpips_is_that_of_the_error_message() -> None:
-    assert all(part in README for part in COMMAND.split(" && "))
+    assert all(part in PAGES["figures"] for part in COMMAND.split(" && "))
 
 
 def test_the_lines_of_python_make_a_film(ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a tiny base and its set instead of the pocket and the example, in fewer steps."""
     from tests.tiny import section
 
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", PAGES["python"], re.DOTALL)
     monkeypatch.chdir(ran)
     revision = section(ran / "bases/tiny").revision
     for shipped, tiny in {
@@ -84,11 +84,18 @@ def test_the_lines_of_python_make_a_film(ran: Path, tmp_path: Path, monkeypatch:
 
 def test_every_command_is_told_somewhere() -> None:
     commands = get_command(app).commands  # type: ignore[attr-defined]
-    told = README + (ROOT / "dvc.yaml").read_text(encoding="utf-8")
+    told = "".join((README, *PAGES.values())) + (ROOT / "dvc.yaml").read_text(encoding="utf-8")
     assert all(re.search(rf"morphline {name}\b", told) for name in commands)
+
+
+def test_the_readme_is_short_and_leads_to_every_page() -> None:
+    assert len(README.splitlines()) <= 150
+    assert all(f"(docs/{page}.md" in README for page in PAGES)
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *(ROOT / "docs").glob("*.md")], ids=lambda page: page.name)
 def test_every_local_link_leads_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
+    text = page.read_text(encoding="utf-8")
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", text) + re.findall(r'<img src="([^"]+)"', text)
+    for target in targets:
         assert (page.parent / target).exists(), target

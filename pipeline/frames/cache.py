@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,25 +25,29 @@ class FrameCache:
     folder: Path
 
     def has(self, digest: str) -> bool:
-        """Whether the frames of that digest are there and whole."""
-        return self._read(self.folder / digest) is not None
+        """Whether those frames are there and whole; if so, they count as used now."""
+        if self._read(digest) is None:
+            return False
+        mark_used(self.folder / digest / FACTS)
+        return True
 
-    def fetch(self, digest: str, target: Path, make: Callable[[Path], Made]) -> Made:
-        """Fill `target`, which is not there yet, with the frames of that digest: known ones, or what `make` writes."""
-        known = self.folder / digest
-        if made := self._read(known):
-            shutil.copytree(known / "frames", target)
-            mark_used(known / FACTS)
-            return made
-        made = make(target)
-        with atomic_folder(known) as partial:
-            shutil.copytree(target, partial / "frames")
-            facts = {**asdict(made), "files": sorted(path.name for path in target.iterdir())}
-            (partial / FACTS).write_text(json.dumps(facts), encoding="utf-8")
+    def copy(self, digest: str, target: Path) -> Made:
+        """Fill `target`, which is not there yet, with the frames of a digest that it `has`."""
+        made = self._read(digest)
+        assert made is not None, f"{self.folder / digest} was deleted while it was in use"
+        shutil.copytree(self.folder / digest / "frames", target)
         return made
 
-    def _read(self, known: Path) -> Made | None:
+    def add(self, digest: str, frames: Path, made: Made) -> None:
+        """Keep a copy of a folder of frames."""
+        with atomic_folder(self.folder / digest) as partial:
+            shutil.copytree(frames, partial / "frames")
+            facts = {**asdict(made), "files": sorted(path.name for path in frames.iterdir())}
+            (partial / FACTS).write_text(json.dumps(facts), encoding="utf-8")
+
+    def _read(self, digest: str) -> Made | None:
         """What is known of a digest; None where that is nothing, or not whole."""
+        known = self.folder / digest
         try:
             facts = json.loads((known / FACTS).read_text(encoding="utf-8"))
             files = {path.name for path in (known / "frames").iterdir() if path.stat().st_size}

@@ -39,8 +39,8 @@ from pipeline.tracking import Tracker, track
 from pipeline.training.code_digest import code_digest
 
 BASELINES = Path(".work/baselines")
-FRAMES = ("film.py", "base/*.py", "sampling/*.py", "morphing/*.py", "distances/*.py", "adapters/mixing.py",
-          "frames/tensors.py", "stages/morph.py")  # fmt: skip
+FRAMES = ("film.py", "base/*.py", "sampling/*.py", "morphing/*.py", "distances/*.py", "processes/chunks.py",
+          "adapters/mixing.py", "frames/tensors.py", "stages/morph.py")  # fmt: skip
 
 
 def run(key: str) -> None:
@@ -49,7 +49,7 @@ def run(key: str) -> None:
     With as many processes as there are to use; the first writes.
     """
     params = load_params()
-    accelerator = all_processes(["morph", key], params.machine.processes, choose_device(params.machine.device))
+    accelerator = all_processes(["frames", key], params.machine.processes, choose_device(params.machine.device))
     spec = params.get_morph(key)
     settings = spec.morph
     prepared = require_output(Path("data/prepared", spec.set), f"prepare@{spec.set}")
@@ -73,15 +73,13 @@ def run(key: str) -> None:
             batch = params.machine.batch
             return Film(base, own, film_settings, batch=batch, progress=bars, accelerator=accelerator)
 
-        baselines, digests = FrameCache(BASELINES), dict[Variant, str]()
-        if settings.without_adapters and params.machine.reuse:
-            shapes = [params.machine.batch, accelerator.num_processes]
-            digests[WITHOUT_ADAPTERS] = baseline_digest(base, keyframes, settings, shapes)
-        # The main process finds out for all, as they make frames together.
-        known = decided(lambda: {variant for variant, digest in digests.items() if baselines.has(digest)}, accelerator)
+        cache = FrameCache(BASELINES)
+        digest = baseline_digest(base, keyframes, settings, params.machine.batch, accelerator.num_processes)
+        reuse = WITHOUT_ADAPTERS in variants and params.machine.reuse
+        known = decided(lambda: reuse and cache.has(digest), accelerator)
         if tracker is None:
             for variant in variants:
-                if variant not in known:
+                if variant == MORPH or not known:
                     deque(film_of(variant), maxlen=0)
             return
         between = film_settings.frames_per_segment - 1
@@ -92,15 +90,16 @@ def run(key: str) -> None:
         out = Path("data/morphs", key)
         with atomic_folder(out) as folder:
             for variant in variants:
-                make = partial(make_frames, film_of(variant))
-                if variant in digests:
-                    made = baselines.fetch(digests[variant], folder / variant.folder, make)
+                if known and variant == WITHOUT_ADAPTERS:
+                    made = cache.copy(digest, folder / variant.folder)
                 else:
-                    made = make(folder / variant.folder)
+                    made = make_frames(film_of(variant), folder / variant.folder, count)
+                    if variant == WITHOUT_ADAPTERS and reuse:
+                        cache.add(digest, folder / variant.folder, made)
                 alphas[variant], noise_std[variant.label] = made.alphas, made.noise_std
             (folder / CROSS_FADE.folder).mkdir()
             write_frames(folder / CROSS_FADE.folder, faded(pictures, film_settings), count)
-            alphas[CROSS_FADE] = [even_alphas(between + 1).tolist()] * (len(names) if settings.loop else len(names) - 1)
+            alphas[CROSS_FADE] = [even_alphas(between + 1).tolist()] * len(alphas[MORPH])
             (folder / "floor").mkdir()
             floor = (to_arrays(base.decode(base.encode(picture[None]).mean))[0] for picture in pictures)
             write_frames(folder / "floor", floor, len(pictures))
@@ -130,22 +129,21 @@ def run(key: str) -> None:
             tracker.artifact(out / name, "clips")
 
 
-def make_frames(film: Film, folder: Path) -> Made:
-    """Write a film's frames into a new folder."""
+def make_frames(film: Film, folder: Path, count: int) -> Made:
+    """Write the `count` frames of a film into a new folder."""
     folder.mkdir()
-    between = film.settings.frames_per_segment - 1
-    count = len(film.segments) * between + (0 if film.settings.loop else 1)
     write_frames(folder, (to_arrays(frame.picture[None])[0] for frame in film), count)
     return Made([segment.tolist() for segment in film.alphas], round(film.noise_std, 6))
 
 
 def baseline_digest(
-    base: Base, keyframes: Sequence[Keyframe], settings: MorphSection, shapes: Sequence[int | None]
+    base: Base, keyframes: Sequence[Keyframe], settings: MorphSection, batch: int | None, processes: int
 ) -> str:
-    """What frames without adapters depend on, to the bit: the device, threads, and shapes of batches, too."""
+    """What frames without adapters depend on, to the bit: the device, batches, processes and threads, too."""
     inputs = {
         "code": code_digest(FRAMES),
-        "base": [base.digest, str(base.dtype), str(base.device), *shapes, torch.get_num_threads()],
+        "base": [base.digest, str(base.dtype), str(base.device)],
+        "machine": [batch, processes, torch.get_num_threads()],
         "keyframes": [[hashlib.sha256(k.picture.numpy().tobytes()).hexdigest(), k.caption] for k in keyframes],
         "size": list(keyframes[0].picture.shape),
         "settings": settings.model_dump(mode="json", exclude={"fps", "hold", "correct_ends", "without_adapters"}),

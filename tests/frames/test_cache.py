@@ -8,33 +8,27 @@ MADE = Made([[0.0, 1 / 3, 1.0]], 0.987654)
 
 
 @pytest.fixture
-def calls(tmp_path: Path) -> list[Path]:
-    return []
+def cache(tmp_path: Path) -> FrameCache:
+    """One with a folder of three frames, `a`."""
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for number in range(3):
+        (frames / f"{number}.png").write_bytes(bytes([number]))
+    cache = FrameCache(tmp_path / "cache")
+    cache.add("a", frames, MADE)
+    return cache
 
 
-def fetch(tmp_path: Path, calls: list[Path], digest: str, target: str) -> tuple[Made, dict[str, bytes]]:
-    def make(folder: Path) -> Made:
-        calls.append(folder)
-        folder.mkdir()
-        for number in range(3):
-            (folder / f"{number}.png").write_bytes(f"{digest} {number}".encode())
-        return MADE
-
-    made = FrameCache(tmp_path / "cache").fetch(digest, tmp_path / target, make)
-    return made, {path.name: path.read_bytes() for path in (tmp_path / target).iterdir()}
-
-
-def test_frames_are_made_once_for_each_digest(tmp_path: Path, calls: list[Path]) -> None:
-    first = fetch(tmp_path, calls, "a", "one")
-    assert first == (MADE, {f"{n}.png": f"a {n}".encode() for n in range(3)})
-    assert fetch(tmp_path, calls, "a", "two") == first and len(calls) == 1
-    other = fetch(tmp_path, calls, "b", "three")
-    assert other[1]["0.png"] == b"b 0" and len(calls) == 2
+def test_what_was_added_comes_back_to_the_byte(cache: FrameCache, tmp_path: Path) -> None:
+    assert cache.has("a") and not cache.has("b")
+    assert cache.copy("a", tmp_path / "out") == MADE
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == {
+        f"{number}.png": bytes([number]) for number in range(3)
+    }
 
 
 @pytest.mark.parametrize("damage", ["gone", "frame gone", "frame empty", "facts cut", "facts a list"])
-def test_what_is_not_whole_is_made_again(tmp_path: Path, calls: list[Path], damage: str) -> None:
-    first = fetch(tmp_path, calls, "a", "one")
+def test_what_is_not_whole_is_not_there_until_it_is_added_again(cache: FrameCache, tmp_path: Path, damage: str) -> None:
     known = tmp_path / "cache/a"
     if damage == "gone":
         known.rename(tmp_path / "away")
@@ -44,15 +38,6 @@ def test_what_is_not_whole_is_made_again(tmp_path: Path, calls: list[Path], dama
         (known / "frames/1.png").write_bytes(b"")
     else:
         (known / "made.json").write_text('{"alphas": [' if damage == "facts cut" else "[]")
-    assert fetch(tmp_path, calls, "a", "two") == first and len(calls) == 2
-    assert fetch(tmp_path, calls, "a", "three") == first and len(calls) == 2, "and then known again"
-
-
-def test_nothing_is_kept_of_frames_that_failed(tmp_path: Path) -> None:
-    def fail(folder: Path) -> Made:
-        folder.mkdir()
-        raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        FrameCache(tmp_path / "cache").fetch("a", tmp_path / "one", fail)
-    assert not (tmp_path / "cache").exists()
+    assert not cache.has("a")
+    cache.add("a", tmp_path / "frames", MADE)
+    assert cache.has("a")

@@ -1,4 +1,4 @@
-"""How every command ends: mistakes become messages, and each end its exit code."""
+"""How a command ends: with a message for people and an exit code, and with no traceback for a mistake."""
 
 import io
 import os
@@ -17,11 +17,8 @@ REPORT_DELAY = 10.0
 """Seconds that other processes of a stage wait for the first one to report a mistake that all of them make."""
 
 
-def guarded(name: str, function: Callable[..., None]) -> Callable[..., None]:
-    """A command that leaves no traceback for a mistake of the user's, or of the system's.
-
-    Either becomes its message and exit code 1; Ctrl-C becomes exit code 130.
-    """
+def ending_well(name: str, function: Callable[..., None]) -> Callable[..., None]:
+    """A command whose mistakes, the user's and the system's, become a message and exit code 1; Ctrl-C: 130."""
 
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
