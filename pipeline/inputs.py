@@ -121,6 +121,8 @@ def _bound_yaml(text: str, nodes: int, depth: int) -> None:
             size = 1
             if re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", event.value):
                 raise BadYaml("a control character", line)
+            if event.implicit[0] and re.fullmatch(r"[-+]?[0-9_]{1000,}", event.value):
+                raise BadYaml(f"a number of {len(event.value)} digits", line)
         elif kind == "AliasEvent":
             if anchor not in anchors:
                 raise BadYaml(f"the alias *{anchor} names nothing before it", line)

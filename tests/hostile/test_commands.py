@@ -1,5 +1,6 @@
 """Commands in odd places and worlds: names of 300 letters, other encodings, full and read-only disks, no Git."""
 
+import errno
 import json
 import os
 import resource
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.commands import add
 from pipeline.errors import UserError, of_system
-from pipeline.outputs import atomic_file, atomic_folder
+from pipeline.outputs import atomic_file, atomic_folder, reading
 from pipeline.report import ci as ci_report
 from pipeline.training.checkpoints import TrainState, write_state
 from tests.hostile.generators import changed_value, hostile, json_values
@@ -193,7 +194,7 @@ def test_what_a_killed_process_left_goes_with_the_next_run(tmp_path: Path) -> No
     script = f"""
 import os, signal
 from pathlib import Path
-from pipeline.outputs import atomic_file, atomic_folder
+from pipeline.outputs import atomic_file, atomic_folder, reading
 with atomic_folder(Path({str(tmp_path / "out")!r})) as folder, atomic_file(Path({str(tmp_path / "a.txt")!r})) as file:
     (folder / "half").touch()
     file.touch()
@@ -207,6 +208,33 @@ with atomic_folder(Path({str(tmp_path / "out")!r})) as folder, atomic_file(Path(
     with atomic_file(tmp_path / "a.txt") as file:
         file.touch()
     assert sorted(os.listdir(tmp_path)) == ["a.txt", "other", "out"]
+
+
+def test_an_output_that_a_killed_process_had_moved_away_comes_back(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine").touch()
+    script = f"""
+import os, signal
+from pathlib import Path
+from pipeline import outputs
+rename = os.rename
+os.rename = lambda old, new: (rename(old, new), os.kill(os.getpid(), signal.SIGKILL))
+with outputs.atomic_folder(Path({str(tmp_path / "out")!r})):
+    pass
+"""
+    subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    assert not (tmp_path / "out").exists() and len(os.listdir(tmp_path)) == 2
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "out"):
+        raise RuntimeError
+    assert list(contents(tmp_path)) == ["out/mine"] and os.listdir(tmp_path) == ["out"]
+
+
+def test_a_full_disk_is_no_damage_of_what_is_read(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left"), reading(tmp_path):
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise ValueError("the cache could not be written") from error
 
 
 @hostile(50)
