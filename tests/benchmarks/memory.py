@@ -3,12 +3,17 @@
 Each number comes from a process of its own that makes one segment, `--batch` samples at once, and decodes its frames
 one by one. Peak: of the process on a CPU, of torch's own memory on a GPU. Nothing of a morph is kept between steps, so
 that neither steps nor frames should matter, but for the latents of the frames themselves.
+
+`--films 50 1000`: instead, the stages that make and evaluate films of so many frames of 256x256 pixels, on the tests'
+tiny base. A film's frames go to disk one by one, so that their number should not matter.
 """
 
 import argparse
 import resource
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import torch
 
@@ -21,7 +26,18 @@ from pipeline.morphing.engine import (
     invert_keyframes,
 )
 from tests.benchmarks.pairs import scenes
+from tests.benchmarks.shapes import run_stage
 from tests.benchmarks.shared import open_pocket, paced_segment, paintings
+from tests.project import make_project
+from tests.tiny import build_tiny
+
+FILM = {
+    "prepare.width": 256,
+    "prepare.height": 256,
+    "morph.pacing": "linear",
+    "morph.correct_ends": 0,
+    "machine.batch": 8,
+}
 
 
 def one_morph(source: str, frames: int, steps: int, batch: int) -> float:
@@ -41,6 +57,17 @@ def one_morph(source: str, frames: int, steps: int, batch: int) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
+def film(frames: int) -> tuple[float, float]:
+    """Make and evaluate a film of three keyframes; peak memory in MiB of either stage."""
+    with tempfile.TemporaryDirectory() as folder:
+        build_tiny().save_pretrained(f"{folder}/base")
+        project = make_project(Path(folder, "project"), Path(folder, "base"), "", FILM | {"morph.frames": frames // 2})
+        for stage in (["prepare", "hills"], ["train", "hills"]):
+            run_stage(stage, project)
+        peaks = [run_stage([stage, "hills"], project)[1] for stage in ("frames", "evaluate")]
+        return peaks[0] * 1e9 / 2**20, peaks[1] * 1e9 / 2**20
+
+
 def main() -> None:
     """Measure each in a process of its own and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -48,10 +75,16 @@ def main() -> None:
     parser.add_argument("--frames", type=int, nargs="+", default=[16, 64, 256])
     parser.add_argument("--steps", type=int, nargs="+", default=[25, 50, 100])
     parser.add_argument("--batch", type=int, default=10)
+    parser.add_argument("--films", type=int, nargs="+", default=[])
     parser.add_argument("--one", action="store_true", help="the first of frames and steps, in this process")
     arguments = parser.parse_args()
     if arguments.one:
         print(one_morph(arguments.base, arguments.frames[0], arguments.steps[0], arguments.batch))
+        return
+    if arguments.films:
+        print("| peak MiB | making the frames, both variants | evaluating them |\n|---|---|---|")
+        for frames in arguments.films:
+            print(f"| {frames} frames | {' | '.join(f'{peak:.0f}' for peak in film(frames))} |", flush=True)
         return
     print(
         f"| peak MiB, {arguments.batch} samples at once | {' | '.join(f'{steps} steps' for steps in arguments.steps)} |"
