@@ -53,11 +53,20 @@ def read_json(path: Path) -> Any:
 
     Raises:
         OSError: as `read_plain` does.
+        ValueError: as `parse_json` does, and for a text that is not UTF-8.
+    """
+    return parse_json(read_plain(path).decode("utf-8"))
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
         ValueError: for anything that is not JSON, or that nobody writes: brackets in thousands, numbers of as many
             digits.
     """
     try:
-        return json.loads(read_plain(path).decode("utf-8"))
+        return json.loads(text)
     except RecursionError:
         raise ValueError("brackets within brackets, too many of them") from None
 
@@ -112,6 +121,8 @@ def _bound_yaml(text: str, nodes: int, depth: int) -> None:
             size = 1
             if re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", event.value):
                 raise BadYaml("a control character", line)
+            if event.implicit[0] and re.fullmatch(r"[-+]?[0-9_]{1000,}", event.value):
+                raise BadYaml(f"a number of {len(event.value)} digits", line)
         elif kind == "AliasEvent":
             if anchor not in anchors:
                 raise BadYaml(f"the alias *{anchor} names nothing before it", line)

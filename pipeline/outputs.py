@@ -93,8 +93,8 @@ def reading(path: Path) -> Iterator[None]:
     except (UserError, MemoryError):
         raise
     except Exception as error:  # each library has its own for each kind of damage
-        if _is_the_worlds(error):
-            raise
+        if world := _of_the_world(error):
+            raise world from error
         found = "it is missing" if isinstance(error, FileNotFoundError) else f"damaged ({_reason(error)})"
         raise UserError(Problem(str(path), found, f"Run `dvc repro{_maker(path)}`, which makes it again.")) from error
 
@@ -106,12 +106,13 @@ def _maker(path: Path) -> str:
     return ""
 
 
-def _is_the_worlds(error: BaseException | None) -> bool:
+def _of_the_world(error: BaseException | None) -> OSError | None:
+    """The system's own error at the bottom of a library's, if the machine is to blame."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _WORLD:
-            return True
+            return error
         error = error.__cause__ or error.__context__
-    return False
+    return None
 
 
 def _reason(error: Exception) -> str:
@@ -126,7 +127,8 @@ def _named(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno is not None and (error.filename is None or ".partial" in str(error.filename)):
-            error.filename = str(path)
+            # A new one: those of some libraries are of kinds whose file cannot be changed.
+            raise OSError(error.errno, error.strerror or os.strerror(error.errno), str(path)) from error
         raise
     except Exception as error:  # safetensors wraps the system's words into an error of its own
         number = re.search(r"\(os error (\d+)\)", str(error))
@@ -154,17 +156,23 @@ def _machine() -> str:
 
 
 def _clear(path: Path) -> None:
-    """Remove what processes of this machine that are no more have left of earlier tries at `path`."""
-    left = re.compile(
-        rf"{re.escape(_stem(path))}{_machine()}-(\d+)-[0-9a-f]{{16}}\.(partial|old){re.escape(_suffix(path))}"
-    )
+    """Remove what processes of this machine that are no more have left of earlier tries at `path`.
+
+    One that was killed between the two renames of `_replace` has left the old output under another name: it goes back.
+    """
+    start, end = re.escape(_stem(path)), re.escape(_suffix(path))
+    left = re.compile(rf"{start}{_machine()}-(\d+)-[0-9a-f]{{16}}\.(partial|old){end}")
     for name in os.listdir(path.parent):
-        if (found := left.fullmatch(name)) and not _is_alive(int(found[1])):
-            old = path.with_name(name)
-            if old.is_dir() and not old.is_symlink():
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                old.unlink(missing_ok=True)
+        found = left.fullmatch(name)
+        if not found or _is_alive(int(found[1])):
+            continue
+        leftover = path.with_name(name)
+        if found[2] == "old" and not os.path.lexists(path):
+            os.rename(leftover, path)
+        elif leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def _is_alive(process: int) -> bool:

@@ -115,6 +115,26 @@ def make_project(folder: Path, base: Path, uri: str, values: Mapping[str, object
     return folder
 
 
+def make_clone(folder: Path, base: Path, params: str, sets: Mapping[str, Mapping[str, str]]) -> Path:
+    """A clone of this repository as DVC sees it, with a tiny base in place of the pocket and tiny pictures.
+
+    sets: by key the captions of the pictures.
+    """
+    shutil.copytree(base, folder / "models/pocket")
+    (folder / "models/pocket/made.json").write_text("{}\n")
+    for name in (".gitignore", ".dvcignore", ".dvc/.gitignore", ".dvc/config", "dvc.yaml"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    for path in ROOT.glob("*/**/.gitkeep"):
+        (folder / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder / path.relative_to(ROOT))
+    shutil.copytree(ROOT / "pipeline", folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    for number, (key, captions) in enumerate(sets.items()):
+        paint_set(folder / "data/raw" / key, captions, seed=10 * number)
+    (folder / "params.yaml").write_text(params, encoding="utf-8")
+    return folder
+
+
 def edit(path: Path, change: Callable[[str], str]) -> None:
     """Rewrite a text file; the change must change it."""
     before = path.read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from tests.project import DOTS, HILLS, ROOT, contents, edit, paint, paint_set, tiny_params, with_values
+from tests.project import DOTS, HILLS, contents, edit, make_clone, paint, tiny_params, with_values
 from tests.warm import warm_morphline
 
 PAIR = {name: text for name, text in HILLS.items() if name != "blue.png"}
@@ -71,20 +71,10 @@ def made(project: Path) -> dict[str, dict[str, bytes]]:
 def reproduced(tmp_path_factory: pytest.TempPathFactory, tiny_folders: dict[str, Path], database: str) -> Path:
     """A clone of this repository with tiny pictures and a tiny pocket, after its first `dvc repro`, committed."""
     project = tmp_path_factory.mktemp("clone") / "project"
-    shutil.copytree(tiny_folders["epsilon"], project / "models/pocket")
-    (project / "models/pocket/made.json").write_text("{}\n")
-    for name in (".gitignore", ".dvcignore", ".dvc/.gitignore", ".dvc/config", "dvc.yaml"):
-        (project / name).parent.mkdir(exist_ok=True)
-        shutil.copy(ROOT / name, project / name)
-    for path in ROOT.glob("*/**/.gitkeep"):
-        (project / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, project / path.relative_to(ROOT))
-    shutil.copytree(ROOT / "pipeline", project / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
-    paint_set(project / "data/raw/hills", PAIR)
-    paint_set(project / "data/raw/dots", DOTS, seed=10)
     tracking = {"tracking.uri": database, "tracking.experiment": "by DVC"}
     values = {"train.steps": 3, "sample.captions": 1, "sample.seeds": 1, **tracking}
-    (project / "params.yaml").write_text(tiny_params(values, morphs=MORPHS), encoding="utf-8")
+    params = tiny_params(values, morphs=MORPHS)
+    make_clone(project, tiny_folders["epsilon"], params, {"hills": PAIR, "dots": DOTS})
     git(project, "init", "-q", "-b", "main")
     with warm_morphline(tmp_path_factory.mktemp("warm") / "bin", hash_seed=1) as morphline:
         answer = dvc(project, morphline, "repro")

@@ -1,6 +1,7 @@
 """`morphline add`: make a set and a morph of the user's own pictures."""
 
 import json
+import os
 import re
 import shutil
 import unicodedata
@@ -14,7 +15,7 @@ from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from pipeline.errors import Problem, UserError
 from pipeline.outputs import atomic_file, atomic_folder
-from pipeline.params import KEY, load_params
+from pipeline.params import KEY, LONGEST_KEY, load_params
 from pipeline.pictures.imagefolder import find_problems
 
 RAW = Path("data/raw")
@@ -68,9 +69,10 @@ def one_for_each(pictures: Sequence[Path], captions: Sequence[str]) -> list[str]
 
 
 def _key_problems(key: str, taken: set[str]) -> list[Problem]:
-    if not re.fullmatch(KEY, key):
-        return [Problem("KEY", f"found {key!r}", "Allowed: lower-case letters, digits and (not first) hyphens.")]
-    if key in taken or (RAW / key).exists():
+    if not re.fullmatch(KEY, key) or len(key) > LONGEST_KEY:
+        fix = f"Allowed: lower-case letters, digits and (not first) hyphens, {LONGEST_KEY} at most."
+        return [Problem("KEY", f"found {key!r}", fix)]
+    if key in taken or os.path.lexists(RAW / key):
         return [Problem("KEY", f"{key!r} exists already", "Choose another key; nothing is overwritten.")]
     return []
 
@@ -84,8 +86,12 @@ def find_mistakes(pictures: Sequence[Path], captions: Sequence[str]) -> list[Pro
         found = f"{len(captions)} captions for {len(pictures)} pictures"
         problems.append(Problem("--caption", found, "Give one for each, in the same order, one for all, or none."))
     problems += [
-        Problem(str(path), "there is no such file", "Correct the path.") for path in pictures if not path.is_file()
+        Problem("--caption", f"{caption!r} is not UTF-8", "Write it in a terminal whose encoding is UTF-8.")
+        for caption in captions
+        if not _is_text(caption)
     ]
+    problems += [_missing(path) for path in pictures if not os.path.isfile(path)]
+    problems += pipe_problems(RAW)
     names = [_file_name(path) for path in pictures]
     stems = [Path(name).stem.casefold() for name in names]
     problems += [
@@ -94,6 +100,28 @@ def find_mistakes(pictures: Sequence[Path], captions: Sequence[str]) -> list[Pro
         if stems.count(stem) > 1
     ]
     return problems
+
+
+def pipe_problems(folder: Path) -> list[Problem]:
+    """What is neither file nor folder below one that DVC reads: for a pipe it waits without a word and for ever."""
+    found = []
+    for place, _, names in os.walk(folder):
+        for path in (Path(place, name) for name in names):
+            if path.exists() and not path.is_file():
+                fix = "Remove it: DVC would wait for it for ever."
+                found.append(Problem(str(path), "a pipe, a socket or a device, not a file", fix))
+    return found
+
+
+def _missing(path: Path) -> Problem:
+    if os.path.exists(path):
+        return Problem(str(path), "a folder, a pipe or a device, not a file", "Name a picture.")
+    return Problem(str(path), "there is no such file", "Correct the path.")
+
+
+def _is_text(text: str) -> bool:
+    """Bytes that are no UTF-8 come from a command line as lone surrogates."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _file_name(path: Path) -> str:

@@ -10,6 +10,12 @@ from filelock import FileLock, Timeout
 
 WORK = Path(".work")
 DAY = 86_400.0
+# What lies in them, a folder each, unless it is a finished adapter.
+FOLDERS = {
+    "adapters": "unfinished trainings",
+    "pocket": "unfinished trainings",
+    "baselines": "morphs without adapters",
+}
 
 
 @dataclass(frozen=True)
@@ -54,11 +60,11 @@ def find_unused(work: Path, before: float) -> Iterator[Unused]:
         if (made := folder / "made.json").exists() and made.stat().st_mtime < before:
             size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
             yield Unused("baselines without adapters", folder, size)
-    for folder in sorted(path for kind in ("adapters", "pocket") for path in work.glob(f"{kind}/*") if path.is_dir()):
+    for folder in sorted(path for name in FOLDERS for path in work.glob(f"{name}/*") if path.is_dir()):
         files = [path for path in folder.rglob("*") if path.is_file()]
         if max((path.stat().st_mtime for path in files), default=folder.stat().st_mtime) < before:
             finished = (folder / "adapter.safetensors").exists()
-            kind = "finished adapters" if finished else "unfinished trainings"
+            kind = "finished adapters" if finished else FOLDERS[folder.parent.name]
             yield Unused(kind, folder, sum(path.stat().st_size for path in files))
 
 

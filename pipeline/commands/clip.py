@@ -1,5 +1,6 @@
 """`morphline clip`: write a finished morph in another format, frame rate or size, without computing it again."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -83,13 +84,16 @@ def check_output(out: Path, fps: float | None, hold: float | None, size: int | N
     if out.suffix and out.suffix.lower() not in FORMATS:
         fix = f"Use a file name that ends in {', '.join(FORMATS)}, or a folder for PNGs, without a dot in its name."
         problems.append(Problem("--out", f"found {str(out)!r}", fix))
-    elif out.exists() and (not force or out.is_dir() == bool(out.suffix)):
+    elif os.path.exists(out) and (not force or out.is_dir() == bool(out.suffix)):
         fix = "Use another name, or --force." if out.is_dir() != bool(out.suffix) else "Use another name."
         problems.append(Problem("--out", f"{out} exists already", fix))
     elif out.is_dir() and any(path.suffix != ".png" or not path.is_file() for path in out.iterdir()):
         problems.append(
             Problem("--out", f"{out} contains other files than PNGs, which would be lost", "Use another folder.")
         )
+    above = next(folder for folder in out.absolute().parents if os.path.exists(folder))
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        problems.append(Problem("--out", f"nothing can be written to {above}", "Use a folder that you may write to."))
     if fps is not None and not 0 < fps <= 120:
         problems.append(Problem("--fps", f"found {fps:g}", "Write a number above 0, up to 120."))
     if hold is not None and not 0 <= hold <= 60:

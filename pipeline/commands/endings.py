@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -53,6 +54,7 @@ def ending_well(name: str, function: Callable[..., None]) -> Callable[..., None]
 def _refuse(name: str, error: UserError) -> NoReturn:
     if os.environ.get("RANK", "0") != "0":
         # The first of several processes reports for all, and its end ends them; unless it has no such problem.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(REPORT_DELAY)
     print(f"morphline {name}: {len(error.problems)} problem(s)", file=sys.stderr)
     for line in str(error).splitlines():

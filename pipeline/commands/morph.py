@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipeline.commands import add, clip
 from pipeline.errors import Problem, UserError
+from pipeline.inputs import open_plain
 from pipeline.params import Params, load_params
 
 FRAMES = 31
@@ -120,7 +121,12 @@ def _was_added(folder: Path, pictures: Sequence[Path], captions: Sequence[str]) 
         lines = (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines]
         texts = [row["text"] for row in rows]
-        contents = [(folder / row["file_name"]).read_bytes() for row in rows]
-        return texts == list(captions) and contents == [picture.read_bytes() for picture in pictures]
+        contents = [_content(folder / row["file_name"]) for row in rows]
+        return texts == list(captions) and contents == [_content(picture) for picture in pictures]
     except (OSError, ValueError, KeyError, TypeError):
         return False  # another set, or one that was changed: `find_place` tries another name
+
+
+def _content(path: Path) -> bytes:
+    with open_plain(path) as file:
+        return file.read()

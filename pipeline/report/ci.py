@@ -4,18 +4,18 @@ It compares the workspace, after `dvc repro`, with a Git revision: which stages 
 and the strips before and now. It needs Git and DVC's cache, and neither GitHub nor a network.
 """
 
-import json
+import os
 import re
 import subprocess
 from collections.abc import Mapping
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from ruamel.yaml import YAML
 
 from pipeline.errors import Problem, UserError
+from pipeline.inputs import parse_json, parse_yaml, read_plain
+from pipeline.outputs import reading
 from pipeline.params import KEY
 from pipeline.report.changes import Change, changes, flatten, steps_differ
 from pipeline.report.figures import is_foreign
@@ -23,6 +23,10 @@ from pipeline.report.markdown import figures_part, inert, params_part, stages_pa
 
 MARK = "<!-- morphline ci-report -->"
 """The first line of every report, by which its comment is found again."""
+
+
+MOST_VALUES = 1_000_000
+"""In a dvc.lock: a stage has some hundred."""
 
 
 def run(base: str, out: Path, pictures: Path, url: str | None) -> None:
@@ -36,12 +40,11 @@ def run(base: str, out: Path, pictures: Path, url: str | None) -> None:
     _git("rev-parse", "--verify", "--quiet", f"{base}^{{commit}}", problem=f"there is no revision {base!r}")
     if not Path("dvc.lock").is_file():
         raise UserError(Problem("dvc.lock", "there is none", "Run `dvc repro` first."))
-    before, now = (
-        _parse_yaml(text).get("stages", {})
-        for text in (_read_at(base, "dvc.lock"), Path("dvc.lock").read_text(encoding="utf-8"))
-    )
+    before = _stages(_read_at(base, "dvc.lock"), f"dvc.lock at {base}")
+    now = _stages(_read_here("dvc.lock"), "dvc.lock")
     params = changes(
-        _parse_yaml(_read_at(base, "params.yaml")), _parse_yaml(Path("params.yaml").read_text(encoding="utf-8"))
+        _mapping(_read_at(base, "params.yaml"), f"params.yaml at {base}"),
+        _mapping(_read_here("params.yaml"), "params.yaml"),
     )
     metrics = {name: _metrics(base, name) for name in _metrics_files(base)}
     figures = [change for name, both in metrics.items() for change in _metrics_changes(name, *both)]
@@ -78,7 +81,7 @@ def write_strips(base: str, morph: str, pictures: Path) -> dict[str, str | None]
     for when, source in (("before", before), ("now", now)):
         names[when] = f"{morph}-{when}.webp" if found[when] else None
         if found[when]:
-            with Image.open(source) as picture:
+            with reading(source), Image.open(source) as picture:
                 picture.save(pictures / f"{morph}-{when}.webp", quality=85)
     before.unlink(missing_ok=True)
     return names
@@ -107,12 +110,8 @@ def _metrics_files(base: str) -> list[str]:
 
 def _metrics(base: str, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The content of a metrics file, before and now; empty where it is absent."""
-    path = Path(name)
-    if path.is_symlink():
-        raise UserError(Problem(name, "it is a link", "Metrics are files, which `dvc repro` writes."))
-    text = _read_at(base, name)
-    before = json.loads(text) if text else {}
-    return before, json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    before = _mapping(_read_at(base, name), f"{name} at {base}")
+    return before, _mapping(_read_here(name), name) if os.path.lexists(name) else {}
 
 
 def _is_foreign(metrics: Mapping[str, Any]) -> bool:
@@ -125,19 +124,56 @@ def _metrics_changes(name: str, before: Mapping[str, Any], now: Mapping[str, Any
     return [Change(f"{morph}.{change.key}", change.before, change.now) for change in changes(before, now)]
 
 
+def _read_here(name: str) -> str:
+    """A file of the checkout itself: a link could carry any file of this machine into the report."""
+    if Path(name).is_symlink():
+        raise UserError(Problem(name, "it is a link", "Put the file itself there, or run `dvc repro`."))
+    try:
+        return read_plain(Path(name)).decode("utf-8")
+    except UnicodeDecodeError:
+        raise UserError(_unreadable(name, "it is not UTF-8 text")) from None
+
+
 def _read_at(base: str, path: str) -> str:
     """A file as it is in a revision; empty where it is absent."""
-    done = subprocess.run(["git", "show", f"{base}:{path}"], capture_output=True, encoding="utf-8", check=False)
+    done = subprocess.run(
+        ["git", "show", f"{base}:{path}"], capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     return done.stdout if done.returncode == 0 else ""
 
 
 def _git(*arguments: str, problem: str | None = None) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, encoding="utf-8", check=False)
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, encoding="utf-8", errors="replace", check=False)
+    except FileNotFoundError:
+        raise UserError(Problem("git", "it is not installed", "Install Git, which knows the state before.")) from None
     if done.returncode:
         found = problem or (done.stderr.strip().splitlines() or ["git failed"])[-1]
         raise UserError(Problem("--base", found, "Name a commit, branch or tag that is in this clone."))
     return done.stdout
 
 
-def _parse_yaml(text: str) -> dict[str, Any]:
-    return YAML(typ="safe").load(StringIO(text)) or {}
+def _stages(text: str, where: str) -> dict[str, Any]:
+    """The stages of a dvc.lock, each a mapping."""
+    stages = _mapping(text, where).get("stages", {})
+    if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
+        raise UserError(_unreadable(where, "`stages` is no mapping of stages"))
+    return stages
+
+
+def _mapping(text: str, where: str) -> dict[str, Any]:
+    """The content of a YAML or JSON text; none for an empty one."""
+    try:
+        if not text.strip():
+            return {}
+        content = parse_json(text) if ".json" in where else parse_yaml(text, nodes=MOST_VALUES)
+    except ValueError as error:
+        line = getattr(error, "line", None)
+        raise UserError(_unreadable(f"{where}:{line}" if line else where, str(error))) from None
+    if not isinstance(content, dict):
+        raise UserError(_unreadable(where, "no mapping at the top"))
+    return {str(key): value for key, value in content.items()}
+
+
+def _unreadable(where: str, found: str) -> Problem:
+    return Problem(where, found, "Run `dvc repro`, which writes it, or restore it from Git.")

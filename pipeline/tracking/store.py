@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import sqlite3
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
@@ -102,11 +103,14 @@ def open_store(params: TrackingSection) -> Store:
 
 
 def _require_database(path: Path) -> None:
-    """Raises OSError or sqlite3.Error at once where MLflow would try for two minutes: for a folder, or another file."""
+    """Raises OSError or sqlite3.Error at once where MLflow would try for two minutes: for a folder, a file of another
+    kind, a full or read-only disk."""
     if os.path.lexists(path) and not path.is_file():
         raise OSError(errno.EINVAL, "it is a folder, a pipe, or a link to nothing")
     with closing(sqlite3.connect(path, timeout=LOCK_SECONDS)) as connection:
         connection.execute("PRAGMA schema_version").fetchone()
+    with tempfile.TemporaryFile(dir=path.parent) as room:
+        room.write(bytes(65536))
 
 
 @contextmanager

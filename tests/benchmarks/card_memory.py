@@ -20,16 +20,14 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.base.conditioning import Conditioning
-from pipeline.base.noise_path import NoisePath, VariancePreserving
+from pipeline.base.noise_path import VariancePreserving
 from pipeline.base.protocol import Base
-from pipeline.base.stable_diffusion import StableDiffusion
-from pipeline.base.stable_diffusion_xl import StableDiffusionXL
 from pipeline.params import TrainSection, load_params
 from pipeline.training.denoising import denoising_errors
 from pipeline.training.draws import Batch
 from pipeline.training.optimizers import RowOptimizer
 from pipeline.training.pack import AdapterPack
-from tests.benchmarks.full_size import SHAPES, TOKENS, Parts, Shape, build, scheduler_of
+from tests.benchmarks.full_size import SHAPES, TOKENS, Parts, Shape, base_of, build, scheduler_of
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -95,25 +93,6 @@ def measured(models: Sequence[torch.nn.Module]) -> Iterator[Peak]:
     with as_on_gpus(), Peak() as peak:
         peak.count([tensor for model in models for tensor in (*model.parameters(), *model.buffers())])
         yield peak
-
-
-def base_of(shape: Shape, parts: Parts, path: NoisePath) -> Base:
-    """The project's base of these parts."""
-    dtype = parts.unet.dtype
-    common: dict[str, Any] = {
-        "denoiser": parts.unet.requires_grad_(False).eval(),
-        "vae": parts.vae.requires_grad_(False).eval(),
-        "text_encoder": parts.text_encoder,
-        "tokenizer": parts.tokenizer,
-        "path": path,
-        "device": torch.device("cpu"),
-        "dtype": dtype,
-        "digest": "",
-    }
-    if shape.text_2 is None:
-        return StableDiffusion(**common)
-    second = {"text_encoder_2": parts.text_encoder_2, "tokenizer_2": parts.tokenizer, "empty_is_zero": True}
-    return StableDiffusionXL(**common, **second)
 
 
 def conditioning_of(shape: Shape, count: int) -> Conditioning:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -18,6 +19,10 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from pipeline.base.noise_path import NoisePath
+from pipeline.base.protocol import Base
+from pipeline.base.stable_diffusion import StableDiffusion
+from pipeline.base.stable_diffusion_xl import StableDiffusionXL
 from pipeline.landscapes.world import VOCABULARY
 from pipeline.pocket.tokenizer import build_tokenizer
 
@@ -139,6 +144,25 @@ def pipeline_of(parts: Parts) -> DiffusionPipeline:
     return StableDiffusionXLPipeline(
         **common, text_encoder_2=parts.text_encoder_2, tokenizer_2=parts.tokenizer, add_watermarker=False
     )
+
+
+def base_of(shape: Shape, parts: Parts, path: NoisePath) -> Base:
+    """The project's base of these parts."""
+    dtype = parts.unet.dtype
+    common: dict[str, Any] = {
+        "denoiser": parts.unet.requires_grad_(False).eval(),
+        "vae": parts.vae.requires_grad_(False).eval(),
+        "text_encoder": parts.text_encoder,
+        "tokenizer": parts.tokenizer,
+        "path": path,
+        "device": torch.device("cpu"),
+        "dtype": dtype,
+        "digest": "",
+    }
+    if shape.text_2 is None:
+        return StableDiffusion(**common)
+    second = {"text_encoder_2": parts.text_encoder_2, "tokenizer_2": parts.tokenizer, "empty_is_zero": True}
+    return StableDiffusionXL(**common, **second)
 
 
 def _text_config(shape: Mapping[str, Any], tokenizer: CLIPTokenizer) -> CLIPTextConfig:

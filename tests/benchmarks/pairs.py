@@ -35,15 +35,15 @@ def trained_keyframes(base: Base, of: Sequence[Scene], settings: TrainSection) -
         ]
         jobs = [Job(example.name, example.name, [example]) for example in examples]
         setup = TrainingSetup(base, settings, base.condition([""]), objective_of(settings), Checkpoints(Path(folder)))
-        states = train_adapters(setup, jobs)
+        weights = {name: state.tensors for name, state in train_adapters(setup, jobs).items()}
     keyframes = []
     for example, latents in zip(examples, draw_latents(base, pictures.float() / 255), strict=True):
         pack = AdapterPack(base.denoiser, [0], settings)
-        pack.down[0], pack.up[0] = (
-            states[example.name].tensors[f"weight/{part}"].to(base.device) for part in ("down", "up")
-        )
+        pack.down[0], pack.up[0] = (weights[example.name][f"weight/{part}"].to(base.device) for part in ("down", "up"))
         tensors = pack.tensors(0)
         names = {key.rsplit(".", 2)[0] for key in tensors}
         factors = {name: (tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]) for name in sorted(names)}
-        keyframes.append(EncodedKeyframe(latents, example.conditioning, ((Adapter(factors, pack.scale), 1.0),)))
+        keyframes.append(
+            EncodedKeyframe(latents, example.conditioning.to(base.device), ((Adapter(factors, pack.scale), 1.0),))
+        )
     return keyframes

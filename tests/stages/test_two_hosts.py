@@ -5,7 +5,9 @@ They share the project's folder, as hosts of a cluster do. Skipped where namespa
 """
 
 import os
+import re
 import secrets
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,8 +22,8 @@ from pipeline.stages import morph, prepare
 from tests.project import ROOT, contents, edit, with_values
 from tests.stages.test_train_processes import morphline
 
+PAGE = (ROOT / "docs/scale.md").read_text(encoding="utf-8")
 LIMIT = 240  # seconds that a launch may take
-PORT = 29517
 
 
 def ip(*arguments: str) -> str:
@@ -55,20 +57,26 @@ def hosts() -> Iterator[list[str]]:
                 ip("netns", "del", name)  # and the cable with it
 
 
+def page_command(rank: int, *command: str) -> list[str]:
+    """The command of docs/scale.md for one host, with one process on each."""
+    (block,) = re.findall(r"```\n(accelerate launch.*?)```", PAGE, flags=re.DOTALL)
+    words = shlex.split(block.replace("\\\n", " "))
+    assert words[:2] == ["accelerate", "launch"] and words[-2:] == ["train", "<set>"]
+    given = {"--num_processes": "2", "--main_process_ip": "10.77.0.1", "--machine_rank": str(rank)}
+    for name, value in given.items():
+        words[words.index(name) + 1] = value
+    return [sys.executable, "-m", "accelerate.commands.launch", *words[2:-2], *command]
+
+
 def launched(hosts: list[str], *command: str) -> list[subprocess.CompletedProcess[str]]:
     """As docs/scale.md has it, one process on each host."""
     running = []
     try:
         for rank, host in enumerate(hosts):
-            line = [
-                "ip", "netns", "exec", host, sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu",
-                "--num_machines", "2", "--num_processes", "2", "--machine_rank", str(rank),
-                "--main_process_ip", "10.77.0.1", "--main_process_port", str(PORT),
-                "--mixed_precision", "no", "--dynamo_backend", "no", "--module", "pipeline", *command,
-            ]  # fmt: skip
+            line = ["ip", "netns", "exec", host, *page_command(rank, *command)]
             environment = {
-                **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
-                "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": f"cable{rank}",
+                **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true",
+                "GLOO_SOCKET_IFNAME": f"cable{rank}", "RES_OPTIONS": "timeout:1 attempts:1",
             }  # fmt: skip
             running.append(
                 subprocess.Popen(

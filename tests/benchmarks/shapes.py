@@ -1,0 +1,132 @@
+"""The whole pipeline on full-size bases with random weights: `python -m tests.benchmarks.shapes sd15`.
+
+Makes the base as a diffusers folder and a project with one pair of pictures at the base's own size, and runs every
+stage as a user would, with few steps; prints time and peak memory of each. `--compare` makes a picture from a caption
+with diffusers' own pipeline and with ours, of the same weights and noise, and says how far apart they are. Needs no
+network; the disk and the memory of the base: 4 GB for Stable Diffusion 1.5 in float32, 14 GB for XL.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from pipeline.base.checking import base_digest
+from pipeline.base.noise_path import VariancePreserving
+from pipeline.landscapes.painter import paint
+from pipeline.landscapes.world import caption
+from pipeline.params import BaseSection
+from pipeline.sampling.captions import sample_captions
+from tests.benchmarks.full_size import SHAPES, Shape, base_of, build, pipeline_of
+from tests.benchmarks.shared import scenes_from
+from tests.project import ROOT, SHIPPED, with_entries, with_values, write_rows
+
+SETS = "  pair: {adapter: image, prepare: {}, train: {}, sample: {captions: 1, seeds: 1, weights: [1.0]}}\n"
+MORPHS = "  pair: {set: pair, keyframes: [a.png, b.png], morph: {}}\n"
+STAGES = (["check"], ["prepare", "pair"], ["train", "pair"], ["sample", "pair"], ["frames", "pair"],
+          ["evaluate", "pair"], ["report"])  # fmt: skip
+
+
+def make_project(folder: Path, base: Path, shape: Shape, options: argparse.Namespace) -> None:
+    """A project of two paintings at the size of the base, with few steps of everything."""
+    dtype, steps = options.dtype, options.steps
+    raw = folder / "data/raw/pair"
+    raw.mkdir(parents=True)
+    chosen = scenes_from(1, 2)
+    for name, scene in zip(("a.png", "b.png"), chosen, strict=True):
+        Image.fromarray(paint(scene, shape.side, shape.side)).save(raw / name)
+    names = zip(("a.png", "b.png"), chosen, strict=True)
+    write_rows(raw, [{"file_name": name, "text": caption(scene)} for name, scene in names])
+    section = BaseSection(source=str(base), revision=None, config=None, dtype=dtype)
+    values = {
+        "base.source": str(base),
+        "base.revision": base_digest(section),
+        "base.dtype": dtype,
+        "prepare.width": shape.side,
+        "prepare.height": shape.side,
+        "train.steps": options.trained,
+        "train.batch": 1,
+        "sample.steps": steps,
+        "morph.frames": options.frames,
+        "morph.steps": steps,
+        "morph.inversion_steps": steps,
+        "morph.pacing_spare": 1,
+        "morph.without_adapters": "false",
+        "machine.batch": 3,
+        "machine.workers": 1,
+    }
+    text = with_entries(with_entries(SHIPPED, "sets", SETS), "morphs", MORPHS)
+    (folder / "params.yaml").write_text(with_values(text, values), encoding="utf-8")
+
+
+def run_stage(arguments: Sequence[str], folder: Path) -> tuple[float, float]:
+    """Seconds and peak memory in GB of a stage in a process of its own. Raises CalledProcessError when it fails."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    start = time.perf_counter()
+    with (folder / "log.txt").open("ab") as log:
+        command = [sys.executable, "-m", "pipeline", *arguments]
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+        _, status, usage = os.wait4(process.pid, 0)
+    if code := os.waitstatus_to_exitcode(status):
+        raise subprocess.CalledProcessError(code, command, (folder / "log.txt").read_text(encoding="utf-8")[-2000:])
+    return time.perf_counter() - start, usage.ru_maxrss / 1e6
+
+
+@torch.no_grad()
+def compare(shape: Shape, steps: int) -> tuple[float, float]:
+    """Largest difference between diffusers' latents of a caption and ours, and the largest latent; float32, guided."""
+    torch.manual_seed(0)
+    parts = build(shape)
+    pipe = pipeline_of(parts)
+    pipe.set_progress_bar_config(disable=True)
+    base = base_of(shape, parts, VariancePreserving.from_scheduler_config(parts.scheduler.config))
+    noise = torch.randn(1, *shape.latents)
+    theirs = pipe(
+        "a lake", latents=noise.clone(), num_inference_steps=steps, guidance_scale=3.0, output_type="latent",
+        height=shape.side, width=shape.side,
+    ).images  # fmt: skip
+    ours = sample_captions(base, noise, base.condition(["a lake"]), steps=steps, guidance=3.0, solver="ddim")
+    return float((theirs - ours).abs().max()), float(ours.abs().max())
+
+
+def main() -> None:
+    """Make, run, measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("shape", choices=list(SHAPES))
+    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
+    parser.add_argument("--frames", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--trained", type=int, default=1)
+    parser.add_argument("--compare", action="store_true", help="with diffusers, instead of running the stages")
+    parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder, which is removed")
+    arguments = parser.parse_args()
+    shape = SHAPES[arguments.shape]
+    if arguments.compare:
+        apart, largest = compare(shape, arguments.steps)
+        print(f"{shape.name}, {arguments.steps} steps: {apart:.2e} apart, the largest latent is {largest:.2f}")
+        return
+    work = arguments.folder or Path(tempfile.mkdtemp())
+    try:
+        torch.manual_seed(0)
+        pipeline_of(build(shape)).save_pretrained(work / "base")
+        make_project(work / "project", work / "base", shape, arguments)
+        print(f"{shape.name}, {shape.side}x{shape.side}, {arguments.dtype}, {os.cpu_count()} cores")
+        print("| stage | seconds | peak GB |\n|---|---|---|")
+        for stage in STAGES:
+            seconds, memory = run_stage(stage, work / "project")
+            print(f"| {stage[0]} | {seconds:.0f} | {memory:.1f} |", flush=True)
+    finally:
+        if arguments.folder is None:
+            shutil.rmtree(work)
+
+
+if __name__ == "__main__":
+    main()
