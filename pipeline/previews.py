@@ -36,8 +36,10 @@ def preview_sheet(base: Base, jobs: Sequence[Job]) -> Frame:
     predict = predictor(base, Conditioning.stack([example.conditioning for example in examples]).to(base.device))
     latents = sample(noise, predict, base.path, STEPS)
     base.move_encoders(base.device)  # only for now: training needs the room
-    pictures = to_arrays(base.decode(latents))
-    base.move_encoders(torch.device("cpu"))
+    try:
+        pictures = to_arrays(base.decode(latents))
+    finally:
+        base.move_encoders(torch.device("cpu"))
     columns = len(examples) // len(jobs)
     rows = [np.concatenate(pictures[first : first + columns], axis=1) for first in range(0, len(examples), columns)]
     return np.concatenate(rows)

@@ -195,6 +195,11 @@ def callbacks(base: Base, tracker: Tracker, pictures_every: int | None) -> Callb
             tracker.metrics({f"{measure(job)}/{job.name}/{name}": loss for name, loss in losses.items()}, step)
 
     def preview(jobs: Sequence[Job], step: int) -> None:
-        tracker.picture("training", Image.fromarray(preview_sheet(base, jobs)), step)
+        try:
+            sheet = preview_sheet(base, jobs)
+        except FloatingPointError as error:  # the training goes on: it says more, and for certain, where it diverges
+            tqdm.write(f"no picture of step {step}: {error}")
+            return
+        tracker.picture("training", Image.fromarray(sheet), step)
 
     return Callbacks(step, validation, preview, pictures_every)

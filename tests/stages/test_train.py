@@ -214,6 +214,20 @@ def test_pictures_from_a_training_under_way_come_with_their_step_and_change_noth
     ]
 
 
+def test_a_picture_that_cannot_be_made_costs_no_training(
+    ran: Path, project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*given: object) -> None:
+        raise FloatingPointError("the latents are not finite")
+
+    monkeypatch.setattr(train, "preview_sheet", fail)
+    edit(project / "params.yaml", lambda text: with_values(text, {"tracking.pictures_every": 2}))
+    prepare.run("dots")
+    train.run("dots")
+    assert contents(project / "models/adapters/dots") == contents(ran / "models/adapters/dots")
+    assert "no picture of step 2: the latents are not finite" in "".join(capfd.readouterr())
+
+
 def test_a_reused_adapter_that_was_damaged_is_trained_again(project: Path) -> None:
     prepare.run("dots")
     train.run("dots")

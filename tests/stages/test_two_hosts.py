@@ -107,7 +107,7 @@ def test_two_hosts_give_what_two_processes_of_one_give(project: Path, hosts: lis
     for host, done in enumerate(launched(hosts, "train", "dots")):
         assert done.returncode == 0, (host, done.stderr)
     trained = adapters(project)
-    for host, done in enumerate(launched(hosts, "morph", "dots")):
+    for host, done in enumerate(launched(hosts, "frames", "dots")):
         assert done.returncode == 0, (host, done.stderr)
     made = contents(project / "data/morphs")
     shutil.rmtree(project / "data/morphs")
