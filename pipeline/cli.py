@@ -38,7 +38,7 @@ Hold = Annotated[float | None, typer.Option(help="Seconds on each keyframe; defa
 Size = Annotated[int | None, typer.Option(help="Longer side in pixels; default: that of the frames.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing clip.")]
 
-REPORT_DELAY = 10.0
+REPORT_DELAY = 60.0
 """Seconds that other processes of a stage wait for the first one to report a mistake that all of them make."""
 
 
