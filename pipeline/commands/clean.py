@@ -56,10 +56,6 @@ def find_unused(work: Path, before: float) -> Iterator[Unused]:
     for path in sorted(work.glob("latents/*.safetensors")):
         if path.stat().st_mtime < before:
             yield Unused("encoded pictures", path, path.stat().st_size)
-    for folder in sorted(path for path in work.glob("baselines/*") if path.is_dir()):
-        if (made := folder / "made.json").exists() and made.stat().st_mtime < before:
-            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-            yield Unused("baselines without adapters", folder, size)
     for folder in sorted(path for name in FOLDERS for path in work.glob(f"{name}/*") if path.is_dir()):
         files = [path for path in folder.rglob("*") if path.is_file()]
         if max((path.stat().st_mtime for path in files), default=folder.stat().st_mtime) < before:

@@ -13,7 +13,7 @@ import typer
 
 from pipeline.errors import Problem, UserError, of_system
 
-REPORT_DELAY = 10.0
+REPORT_DELAY = 60.0
 """Seconds that other processes of a stage wait for the first one to report a mistake that all of them make."""
 
 

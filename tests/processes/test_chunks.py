@@ -86,9 +86,21 @@ def test_chunks_are_dealt_out_and_every_process_gets_all(tmp_path: Path) -> None
 
 
 FAULTS = {
-    "an error of the second process": ("rank == 1", "raise ValueError('a broken frame')", "ValueError: a broken frame"),
-    "an error of the first process": ("rank == 0", "raise ValueError('a broken frame')", "ValueError: a broken frame"),
-    "no memory in the second": ("rank == 1", "raise torch.OutOfMemoryError('CUDA out')", "OutOfMemoryError: CUDA out"),
+    "an error of the second process": (
+        "rank == 1",
+        "raise ValueError('a broken frame')",
+        "[rank0]: ValueError: a broken frame",
+    ),
+    "an error of the first process": (
+        "rank == 0",
+        "raise ValueError('a broken frame')",
+        "[rank0]: ValueError: a broken frame",
+    ),
+    "no memory in the second": (
+        "rank == 1",
+        "raise torch.OutOfMemoryError('CUDA out')",
+        "[rank0]: torch.OutOfMemoryError: CUDA out",
+    ),
     "a user's mistake": ("True", "raise UserError(Problem('here', 'is a mistake', 'Mend it'))", "here: is a mistake."),
     "the second is killed": (
         "rank == 1",
