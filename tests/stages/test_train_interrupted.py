@@ -183,7 +183,7 @@ def test_a_failed_training_leaves_the_adapters_of_before(ran: Path, project: Pat
     before = contents(project / "models/adapters")
     edit(project / "params.yaml", lambda text: with_values(text, {"train.seed": 1}))
     (project / "data/prepared/dots/d1.png").write_bytes(b"no picture")
-    with pytest.raises(OSError, match="d1.png"):
+    with pytest.raises(UserError, match=r"data/prepared/dots: damaged .*d1\.png.*dvc repro prepare@dots"):
         train.run("dots")
     assert contents(project / "models/adapters") == before
     assert not list(project.rglob("*.partial*"))
