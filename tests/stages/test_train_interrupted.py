@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.errors import UserError
 from pipeline.params import load_params
 from pipeline.stages import prepare, train
 from tests.project import ROOT, contents, edit, with_values
@@ -161,8 +162,6 @@ def test_a_second_training_of_the_same_is_refused(
     project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the first one runs, in the midst of its steps."""
-    from pipeline.errors import UserError
-
     prepare.run("dots")
     plain, refusals = train.train_adapters, []
 
