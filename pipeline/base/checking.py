@@ -182,10 +182,12 @@ def _require_answer() -> None:
     if constants.HF_HUB_OFFLINE:
         return
     failures: list[OSError | None] = []
+    address = re.sub(r"//[^/@]*@", "//", constants.ENDPOINT)
 
     def ask() -> None:
         try:
-            urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_SECONDS)
+            question = urllib.request.Request(address, method="HEAD")
+            urllib.request.urlopen(question, timeout=HUB_SECONDS)
         except urllib.error.HTTPError:
             failures.append(None)  # an answer all the same
         except (OSError, ValueError, http.client.HTTPException) as error:

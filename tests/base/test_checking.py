@@ -1,11 +1,13 @@
 import json
 import shutil
 import socket
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from pipeline.base import checking
 from pipeline.base.checking import base_digest, cached, config_folder, find_base_problems
 from pipeline.errors import Problem
 from pipeline.params import BaseSection
@@ -164,3 +166,18 @@ def test_the_digest_sees_content_and_names_but_not_the_place(folder: Path, tmp_p
     assert base_digest(plain) == base_digest(other)
     (moved / "unet" / "config.json").rename(moved / "unet" / "config2.json")
     assert base_digest(plain) != base_digest(other)
+
+
+def test_a_hub_that_accepts_and_says_nothing_costs_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client asks such a one again for minutes, without a word."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(checking, "HUB_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://ann:secret@127.0.0.1:{silent.getsockname()[1]}")
+        hub = BaseSection(source="owner/none", revision="0" * 40, config=None, dtype="float32")
+        checking._require_answer.cache_clear()
+        started = time.monotonic()
+        (problem,) = find_base_problems(hub)
+    assert time.monotonic() - started < 5
+    assert "cannot be reached (http://ann:***@127.0.0.1" in problem.found and "no answer in 0.5 s" in problem.found

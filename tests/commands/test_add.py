@@ -1,6 +1,7 @@
 """`morphline add`: a set and a morph of one's own, an entry each in params.yaml, and no other byte touched."""
 
 import difflib
+import errno
 import json
 import os
 import unicodedata
@@ -225,11 +226,13 @@ def test_a_disk_that_refuses_leaves_nothing(
 
     def full(source: Path, target: Path) -> None:
         if Path(target).name == "params.yaml":
-            raise OSError("no space left")
+            raise OSError(errno.ENOSPC, "No space left on device")
         rename(source, target)
 
     monkeypatch.setattr(os, "replace", full)
-    assert isinstance(add("my-own", *pictures, *CAPTIONS).exception, OSError)
+    assert refused("my-own", *pictures, *CAPTIONS)[0].startswith(
+        "params.yaml: No space left on device. Make room there."
+    )
     assert contents(project) == before and not (project / "data/raw/my-own").exists()
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.errors import UserError
 from pipeline.params import load_params
 from pipeline.stages import prepare, train
 from tests.project import ROOT, contents, edit, with_values
@@ -161,8 +162,6 @@ def test_a_second_training_of_the_same_is_refused(
     project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the first one runs, in the midst of its steps."""
-    from pipeline.errors import UserError
-
     prepare.run("dots")
     plain, refusals = train.train_adapters, []
 
@@ -183,7 +182,7 @@ def test_a_failed_training_leaves_the_adapters_of_before(ran: Path, project: Pat
     before = contents(project / "models/adapters")
     edit(project / "params.yaml", lambda text: with_values(text, {"train.seed": 1}))
     (project / "data/prepared/dots/d1.png").write_bytes(b"no picture")
-    with pytest.raises(OSError, match="d1.png"):
+    with pytest.raises(UserError, match=r"data/prepared/dots: damaged .*d1\.png.*dvc repro prepare@dots"):
         train.run("dots")
     assert contents(project / "models/adapters") == before
     assert not list(project.rglob("*.partial*"))
