@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import psutil
 import pytest
@@ -87,6 +88,8 @@ def started() -> tuple[subprocess.Popen[str], set[psutil.Process]]:
         [sys.executable, "-c", SCRIPT],
         cwd=ROOT,
         start_new_session=True,
+        # Shells start what runs in the background with SIGINT ignored, and processes inherit that.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

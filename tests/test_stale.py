@@ -134,9 +134,9 @@ def test_a_key_makes_stale_what_reads_it(stale: Callable[[Mapping[str, Any]], se
 
 
 def test_every_key_that_the_file_shows_is_tried() -> None:
-    """Counted in the text itself: lines `key: value` of two levels, and what stands in braces."""
+    """Counted in the text itself: lines of two levels, `key: value` or `key:` (null or a list), and what braces hold."""
     text = tiny_params({})
-    lines = re.findall(r"(?m)^  [\w-]+: (?!\{)", text)
+    lines = re.findall(r"(?m)^  [\w-]+:(?: (?!\{)|$)", text)
     braces = [
         part for line in re.findall(r"(?m)^  [\w-]+: \{(.*)\}$", text) for part in re.findall(r"\w+: (?!\{\w)", line)
     ]
