@@ -134,7 +134,7 @@ def test_a_key_makes_stale_what_reads_it(stale: Callable[[Mapping[str, Any]], se
 
 
 def test_every_key_that_the_file_shows_is_tried() -> None:
-    """Counted in the text itself: lines of two levels, `key: value` or `key:` (null or a list), and what braces hold."""
+    """Counted in the text itself: lines of two levels, `key: value` or `key:`, and what stands in braces."""
     text = tiny_params({})
     lines = re.findall(r"(?m)^  [\w-]+:(?: (?!\{)|$)", text)
     braces = [
