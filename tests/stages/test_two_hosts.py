@@ -6,7 +6,6 @@ They share the project's folder, as hosts of a cluster do. Skipped where namespa
 
 import os
 import re
-import secrets
 import shlex
 import shutil
 import signal
@@ -33,8 +32,9 @@ def ip(*arguments: str) -> str:
 @pytest.fixture
 def hosts() -> Iterator[list[str]]:
     """Two namespaces; their addresses are 10.77.0.1 and 10.77.0.2, of their network cards `cable0` and `cable1`."""
-    tag = secrets.token_hex(3)
-    names = [f"morphline-{tag}-{number}" for number in range(2)]
+    names = [f"morphline-{os.getpid()}-{number}" for number in range(2)]
+    # Who stops the tests by SIGTERM leaves nothing either.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         try:
             for name in names:
@@ -55,6 +55,7 @@ def hosts() -> Iterator[list[str]]:
                     os.kill(int(process), signal.SIGKILL)
             with suppress(OSError, subprocess.SubprocessError):
                 ip("netns", "del", name)  # and the cable with it
+        signal.signal(signal.SIGTERM, before)
 
 
 def page_command(rank: int, *command: str) -> list[str]:
