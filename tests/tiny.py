@@ -34,6 +34,19 @@ def text_config(tokenizer: CLIPTokenizer, width: int, projection: int, layers: i
     )
 
 
+def usual_scheduler(prediction_type: str) -> DDIMScheduler:
+    """Stable Diffusion's schedule."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction_type,
+    )
+
+
 def build_tiny(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusionPipeline:
     torch.manual_seed(seed)
     tokenizer: CLIPTokenizer = build_tokenizer(["a", "red", "blue", "hill", "lake"])
@@ -59,15 +72,7 @@ def build_tiny(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusi
         norm_num_groups=4,
         sample_size=16,
     )
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type=prediction_type,
-    )
+    scheduler = usual_scheduler(prediction_type)
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=CLIPTextModel(config),

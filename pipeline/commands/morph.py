@@ -40,10 +40,7 @@ def run(
             and a pipeline that failed, which has printed why.
     """
     clip.check_output(out, fps, hold, size, force)
-    params = load_params()
-    refuse_keys(pictures, params)
-    if problems := add.find_mistakes(pictures, captions):
-        raise UserError(*problems)
+    params = params_for(pictures, captions)
     overrides = morph_settings(params, pictures, frames, steps)
     place = find_place(params, pictures, add.one_for_each(pictures, captions), overrides)
     if place.of is None:
@@ -59,13 +56,19 @@ def run(
     return clip.run(place.key, out, fps=fps, hold=hold, size=size, force=force)
 
 
-def refuse_keys(pictures: Sequence[Path], params: Params) -> None:
-    """Say what to run instead, to who gives the key of a morph for a picture."""
+def params_for(pictures: Sequence[Path], captions: Sequence[str]) -> Params:
+    """The params, for pictures and captions in which there is no mistake.
+
+    Raises:
+        UserError: with every mistake; who gives the key of a morph for a picture is told what to run instead.
+    """
+    params = load_params()
     keys = [str(path) for path in pictures if str(path) in params.morphs and not path.exists()]
     fix = "`dvc repro morph@{0}` makes it, `morphline clip {0} --out {0}.mp4` writes its clip anew."
     problems = [Problem(key, "this is a morph of params.yaml, not a picture", fix.format(key)) for key in keys]
-    if problems:
+    if problems := problems or add.find_mistakes(pictures, captions):
         raise UserError(*problems)
+    return params
 
 
 def morph_settings(

@@ -10,11 +10,10 @@ from tqdm import tqdm
 from pipeline.base.device import choose_device
 from pipeline.base.opening import open_base
 from pipeline.commands import add, clip
-from pipeline.commands.morph import morph_settings, refuse_keys
-from pipeline.errors import UserError
+from pipeline.commands.morph import morph_settings, params_for
 from pipeline.film import Film, Keyframe
 from pipeline.frames.tensors import from_arrays, to_arrays
-from pipeline.params import PrepareSection, load_params
+from pipeline.params import PrepareSection
 from pipeline.pictures.preparing import prepare_picture
 from pipeline.pictures.rows import Row
 from pipeline.stages.morph import settings_of
@@ -40,10 +39,7 @@ def run(
         UserError: for mistakes in the command, pictures that cannot be read, and a base that cannot be opened.
     """
     clip.check_output(out, fps, hold, size, force)
-    params = load_params()
-    refuse_keys(pictures, params)
-    if problems := add.find_mistakes(pictures, captions):
-        raise UserError(*problems)
+    params = params_for(pictures, captions)
     texts = add.one_for_each(pictures, captions)
     section = params.morph.model_copy(update=morph_settings(params, pictures, frames, steps))
     prepared = from_arrays([_prepared(path, params.prepare) for path in pictures])

@@ -165,7 +165,7 @@ def jobs_of(
     """A job for each picture, named as it is, or one for the whole set, of which it holds some out."""
     if one_each:
         return [Job(Path(e.name).stem, digest_of(base, [e], section), [e]) for e in examples]
-    # By their digests: the same pictures whatever their order, and however many others there are.
+    # By their digests: the same pictures whatever their order and the set's name.
     held_out = sorted(examples, key=lambda example: keyed_seed("hold out", example.digest))[:hold_out]
     learned = [example for example in examples if example not in held_out]
     return [Job("set", digest_of(base, examples, section), learned, held_out)]

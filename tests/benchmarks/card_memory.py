@@ -27,7 +27,8 @@ from pipeline.training.denoising import denoising_errors
 from pipeline.training.draws import Batch
 from pipeline.training.optimizers import RowOptimizer
 from pipeline.training.pack import AdapterPack
-from tests.benchmarks.full_size import SHAPES, TOKENS, Parts, Shape, base_of, build, scheduler_of
+from tests.benchmarks.full_size import SHAPES, TOKENS, Parts, Shape, base_of, build
+from tests.tiny import usual_scheduler
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -153,7 +154,7 @@ def decoding(shape: Shape, parts: Parts) -> Callable[[], None]:
 def peaks(shape: Shape, dtype: torch.dtype, settings: TrainSection) -> dict[str, int]:
     """What each kind of work needs at its peak, in bytes, by a label for it."""
     # Outside, as its levels are numbers, which fake tensors do not have.
-    path = VariancePreserving.from_scheduler_config(scheduler_of(shape).config)
+    path = VariancePreserving.from_scheduler_config(usual_scheduler(shape.prediction_type).config)
     found: dict[str, int] = {}
     with FakeTensorMode(allow_non_fake_inputs=True):
         torch.set_default_dtype(dtype)

@@ -25,6 +25,7 @@ from pipeline.base.stable_diffusion import StableDiffusion
 from pipeline.base.stable_diffusion_xl import StableDiffusionXL
 from pipeline.landscapes.world import VOCABULARY
 from pipeline.pocket.tokenizer import build_tokenizer
+from tests.tiny import usual_scheduler
 
 CROSS, PLAIN = "CrossAttn{}Block2D", "{}Block2D"
 TOKENS = 77
@@ -115,21 +116,8 @@ def build(shape: Shape) -> Parts:
         ),
         CLIPTextModel(_text_config(shape.text, tokenizer)),
         tokenizer,
-        scheduler_of(shape),
+        usual_scheduler(shape.prediction_type),
         second,
-    )
-
-
-def scheduler_of(shape: Shape) -> DDIMScheduler:
-    """Stable Diffusion's schedule."""
-    return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type=shape.prediction_type,
     )
 
 
