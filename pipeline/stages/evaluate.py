@@ -25,6 +25,7 @@ from pipeline.processes.joining import all_processes
 from pipeline.report.plots import Curve, smoothness_plot
 from pipeline.tracking import Tracker, track
 
+TABLE_ROWS = 64  # at most; of longer morphs every second frame, every third and so on
 METRICS, CURVES, PLOTS = Path("reports/metrics"), Path("reports/curves/morphs"), Path("reports/smoothness")
 
 
@@ -71,6 +72,7 @@ def run(key: str) -> None:
         positions = [*facts["positions"], float(len(reference.stops))] if reference.loop else facts["positions"]
         write_outputs(key, positions, measurements)
         log_measurements(tracker, key, measurements)
+        log_frames(tracker, source, facts, measurements)
 
 
 def open_lpips(section: EvaluateSection, device: torch.device) -> Lpips | None:
@@ -126,6 +128,24 @@ def log_measurements(tracker: Tracker, key: str, measurements: Mapping[Variant, 
         names = (f"distance/{variant.name}" for variant in measurements)
         tracker.metrics(dict(zip(names, map(float, row), strict=True)), step)
     tracker.picture("smoothness", PLOTS / f"{key}.png")
+
+
+def log_frames(
+    tracker: Tracker, morph: Path, facts: Mapping[str, Any], measurements: Mapping[Variant, Measurement]
+) -> None:
+    """Track a table of the frames: those of all variants beside each other, and how far the next one is."""
+    positions = facts["positions"]
+    shown = range(0, len(positions), -(-len(positions) // TABLE_ROWS))
+    columns: dict[str, Sequence[Path | float | str]] = {
+        "frame": [f"{number:04}" for number in shown],
+        "position": [round(positions[number], 4) for number in shown],
+    }
+    for variant, measured in measurements.items():
+        paths = frame_paths(morph / variant.folder, len(positions))
+        columns[variant.label] = [paths[number] for number in shown]
+        steps = [round(float(step), 6) for step in measured.distances]
+        columns[f"{variant.label}: to the next"] = [steps[number] if number < len(steps) else "" for number in shown]
+    tracker.table("frames", columns)
 
 
 def rounded(figures: Figures) -> Figures:

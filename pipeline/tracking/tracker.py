@@ -1,12 +1,13 @@
 """What a stage logs while it works."""
 
 import functools
+import json
 import logging
 import math
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 
@@ -104,6 +105,32 @@ class Tracker:
             with self._writing(f"{stem}+compressed.webp") as path:
                 plain.save(path)
             self.set_tags({"mlflow.loggedImages": "True"})
+
+    @_never_raises
+    def table(self, key: str, columns: Mapping[str, Sequence[Path | float | str]]) -> None:
+        """A table under the run's *Evaluation*; columns of pictures (paths) show them. key: as of `picture`.
+
+        In the form of `MlflowClient.log_table`, which knows nothing of where the database lies.
+        """
+        import PIL.Image
+
+        name = legal_key(key)
+
+        def cell(value: Path | float | str) -> object:
+            if not isinstance(value, Path):
+                return value
+            stem = f"table_images/{name}/{uuid.uuid4()}"
+            picture = PIL.Image.open(value).convert("RGB")
+            for suffix in (".png", ".webp"):
+                with self._writing(stem + suffix) as path:
+                    picture.save(path)
+                picture.thumbnail((256, 256))
+            return {"type": "image", "filepath": f"{stem}.png", "compressed_filepath": f"{stem}.webp"}
+
+        rows = [[cell(value) for value in row] for row in zip(*columns.values(), strict=True)]
+        with self._writing(f"{name}.json") as path:
+            path.write_text(json.dumps({"columns": list(columns), "data": rows}), encoding="utf-8")
+        self.set_tags({"mlflow.loggedArtifacts": json.dumps([{"path": f"{name}.json", "type": "table"}])})
 
     @_never_raises
     def show(self, path: Path, caption: str) -> None:

@@ -1,5 +1,6 @@
 """Runs as they stand in a real MLflow database: a parent for a state, a child for a stage."""
 
+import json
 import math
 import os
 import signal
@@ -211,3 +212,17 @@ def test_pictures_and_files_are_artifacts(book: Book, project: Path) -> None:
     steps = sorted(path.name.split("+")[2] for path in (root / "images").glob("samples~dawn+step+*.png"))
     assert steps == ["0", "50"]
     assert not list((project / ".work/tracking").iterdir())
+
+
+def test_a_table_of_frames_is_under_evaluation_as_mlflow_reads_it(book: Book, project: Path) -> None:
+    Image.new("RGB", (8, 6), "red").save(project / "strip.png")
+    columns = {"frame": ["0000", "0001"], "morph": [project / "strip.png"] * 2, "to the next": [0.25, ""]}
+    with track("evaluate@alps", book.params, {}) as tracker:
+        tracker.table("frames", columns)
+    run = book.only("evaluate@alps")
+    table = book.client.load_table(run.info.experiment_id, "frames.json", [run.info.run_id])
+    assert list(table.columns) == list(columns) and table["to the next"].tolist() == [0.25, ""]
+    for shown in table["morph"]:
+        with Image.open(book.artifacts(run) / shown["filepath"]) as picture:
+            assert shown["type"] == "image" and picture.getpixel((0, 0)) == (255, 0, 0)
+    assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "frames.json", "type": "table"}]
