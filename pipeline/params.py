@@ -154,6 +154,8 @@ class PocketSection(Section):
     autoencoder_steps: int = Field(ge=1, le=10_000_000)
     autoencoder_batch: int = Field(ge=1, le=4096)
     autoencoder_rate: float = Field(gt=0, le=1)
+    decoder_steps: int = Field(ge=0, le=10_000_000)
+    decoder_rate: float = Field(gt=0, le=1)
     keep_encoder: bool
     latent_noise: float = Field(gt=0, le=1)
     unet_steps: int = Field(ge=1, le=10_000_000)

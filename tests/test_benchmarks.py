@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pipeline.landscapes.world import draw_scene
+from tests.benchmarks.bands import change_shares, coherences, power_shares, spectra
 from tests.benchmarks.classifier import Reader, accuracies, frechet_distance, labels
 
 
@@ -38,3 +39,28 @@ def test_accuracy_counts_what_is_read_rightly() -> None:
     for name, truth in labels(scenes).items():
         assert found[name] == pytest.approx(float((truth == 0).double().mean()))
         assert 0 < found[name] < 1 and not math.isnan(found[name])
+
+
+def waves(cycles: int, size: float = 1.0, shift: float = 0.0) -> torch.Tensor:
+    """A grey picture (1, 3, 128, 128) of so many cycles across."""
+    across = torch.arange(128) / 128
+    wave = 0.5 + size * torch.sin(2 * math.pi * (cycles * across + shift))
+    return wave.expand(1, 3, 128, 128).clone()
+
+
+def test_detail_is_counted_in_the_ring_of_its_frequency() -> None:
+    true = spectra(waves(12, 0.2) + waves(24, 0.2) + waves(48, 0.2))
+    half = spectra(waves(12, 0.2) + waves(24, 0.1) + waves(48, 0.2, shift=0.5))
+    assert power_shares(half, true) == pytest.approx([1, 0.25, 1], abs=1e-3)
+    assert coherences(half, true) == pytest.approx([1, 1, -1], abs=1e-3)
+    # A quarter of a cycle apart, two waves have nothing in common.
+    assert coherences(spectra(waves(24, shift=0.25)), spectra(waves(24)))[1] == pytest.approx(0, abs=1e-3)
+
+
+def test_change_along_a_way_is_that_of_its_neighbours() -> None:
+    true = torch.cat([waves(24, size) for size in (0.0, 0.1, 0.2)])[None]
+    twice = torch.cat([waves(24, size) for size in (0.0, 0.2, 0.4)])[None]
+    assert change_shares(twice, true)[1] == pytest.approx(4, rel=1e-3)
+    # Flicker is change without a way to go.
+    flicker = torch.cat([waves(24, size) for size in (0.1, 0.3, 0.1)])[None]
+    assert change_shares(flicker, true)[1] == pytest.approx(4, rel=1e-3)

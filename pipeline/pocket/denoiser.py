@@ -52,7 +52,7 @@ def train_denoiser(
     log: LogMetrics,
     preview: Preview = lambda unet, text_encoder, step: None,
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
-    """A v-predicting UNet and its text encoder from posteriors (N, 2, 8, 16, 16) and their captions.
+    """A v-predicting UNet and its text encoder from posteriors (N, 2, 16, 16, 16) and their captions.
 
     A picture between two captions is learned on the same mixture of their embeddings, so that halfway in caption
     space looks like halfway. A share of the samples has the empty caption, so that classifier-free guidance works
@@ -62,7 +62,7 @@ def train_denoiser(
     model = CaptionedDenoiser(build_unet(), build_text_encoder(tokenizer))
     if settings.init_from:
         earlier_unet = UNet2DConditionModel.from_pretrained(settings.init_from, subfolder="unet")
-        model.unet.load_state_dict(earlier_unet.state_dict())
+        take_weights(model.unet, earlier_unet)
         earlier_text = CLIPTextModel.from_pretrained(settings.init_from, subfolder="text_encoder")
         model.text_encoder.load_state_dict(earlier_text.state_dict())
     model.to(device)
@@ -105,6 +105,19 @@ def train_denoiser(
     training.use_average()
     model.unet.set_default_attn_processor()
     return model.unet.eval(), model.text_encoder.eval()
+
+
+def take_weights(unet: UNet2DConditionModel, earlier: UNet2DConditionModel) -> None:
+    """The weights of an earlier UNet, but for its first and last layers where latents had other channels.
+
+    Raises ValueError where any other layer differs.
+    """
+    own, found = unet.state_dict(), earlier.state_dict()
+    other = {name for name in own if name not in found or found[name].shape != own[name].shape}
+    inner = sorted(name for name in other if not name.startswith(("conv_in.", "conv_out.")))
+    if inner:
+        raise ValueError(f"the earlier UNet has another layout: {', '.join(inner[:4])}")
+    unet.load_state_dict({name: own[name] if name in other else found[name] for name in own})
 
 
 def draw_timesteps(count: int, alphas_cumprod: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

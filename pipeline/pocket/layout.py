@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -11,27 +10,27 @@ from pipeline.pocket.tokenizer import MAX_TOKENS
 
 SIDE = 128
 LATENT_SIDE = 16
-LATENT_CHANNELS = 8
+LATENT_CHANNELS = 16
 CAPTION_WIDTH = 128
 
 
 def build_autoencoder() -> AutoencoderKL:
-    """(B, 3, 128, 128) pixels in [-1, 1] to (B, 8, 16, 16) latents. No attention, so it can learn from crops."""
+    """(B, 3, 128, 128) pixels in [-1, 1] to (B, 16, 16, 16) latents. No attention, so it can learn from crops."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(24, 48, 96, 128),
+        block_out_channels=(24, 64, 128, 160),
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
         norm_num_groups=8,
         sample_size=SIDE,
-        scaling_factor=1.0,  # each latent channel is standardised inside the model, see `standardise`
+        scaling_factor=1.0,  # each latent channel is standardised inside the model, see `latents.standardise`
         mid_block_add_attention=False,
     )
 
 
 def build_unet() -> UNet2DConditionModel:
-    """Predicts v (Salimans and Ho 2022) for latents (B, 8, 16, 16) and captions (B, 64, 128)."""
+    """Predicts v (Salimans and Ho 2022) for latents (B, 16, 16, 16) and captions (B, 64, 128)."""
     return UNet2DConditionModel(
         sample_size=LATENT_SIDE,
         in_channels=LATENT_CHANNELS,
@@ -82,27 +81,21 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
-@torch.no_grad()
-def standardise(autoencoder: AutoencoderKL, mean: torch.Tensor, std: torch.Tensor) -> None:
-    """Fold a per-channel mean and std (C,) into the 1x1 convolutions, so that latents come out standardised.
+def other_layouts(folder: Path, keep_encoder: bool) -> dict[str, list[str]]:
+    """Config keys, by part, in which earlier weights that a training starts from differ from what it builds.
 
-    Stable Diffusion's layout knows one scaling factor only; per-channel statistics serve the diffusion model better.
+    The UNet may have been made for latents of other channels; the autoencoder matters only if its encoder is kept.
     """
-    to_latents, from_latents = autoencoder.quant_conv, autoencoder.post_quant_conv
-    channels = mean.numel()
-    to_latents.weight[:channels] /= std.view(-1, 1, 1, 1)
-    to_latents.bias[:channels] = (to_latents.bias[:channels] - mean) / std
-    to_latents.bias[channels:] -= 2 * std.log()  # the posterior's log variance
-    from_latents.bias += from_latents.weight[:, :, 0, 0] @ mean
-    from_latents.weight *= std.view(1, -1, 1, 1)
-
-
-@torch.no_grad()
-def fix_posterior_std(autoencoder: AutoencoderKL, std: torch.Tensor) -> None:
-    """Let the encoder answer one std per channel (C,) for every picture: the noise that the decoder can bear."""
-    channels = std.numel()
-    autoencoder.quant_conv.weight[channels:] = 0
-    autoencoder.quant_conv.bias[channels:] = 2 * std.log()
+    own = {"unet": build_unet(), **({"vae": build_autoencoder()} if keep_encoder else {})}
+    found = {}
+    for part, model in own.items():
+        mine = json.loads(model.to_json_string())
+        theirs = json.loads((folder / part / "config.json").read_text(encoding="utf-8"))
+        free = ("in_channels", "out_channels") if part == "unet" else ()
+        keys = [key for key in mine if key not in free and not key.startswith("_") and theirs.get(key) != mine[key]]
+        if keys:
+            found[part] = sorted(keys)
+    return found
 
 
 def save_pocket(

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from pipeline.landscapes.painter import paint, paint_between
 from pipeline.landscapes.textures import dead_leaves, spectral_noise
+from pipeline.landscapes.woodcut import woodcut
 from pipeline.landscapes.world import Scene, caption, draw_scene
 from pipeline.pocket.layout import SIDE
 
@@ -43,6 +44,12 @@ def _other_scene(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def paint_texture(index: int, seed: int) -> NDArray[np.uint8]:
-    """Texture number `index`: (128, 128, 3) uint8; two of three are dead leaves, the third is spectral noise."""
-    make = spectral_noise if index % 3 == 2 else dead_leaves
-    return make(seed * 10_000_000 + index, SIDE, SIDE)
+    """Picture number `index` for the autoencoder alone, (128, 128, 3) uint8.
+
+    Two of four are dead leaves, one is spectral noise, one a landscape cut in wood.
+    """
+    number = seed * 10_000_000 + index
+    if index % 4 == 3:
+        return woodcut(paint(draw_scene(number), SIDE, SIDE), number)
+    make = spectral_noise if index % 4 == 2 else dead_leaves
+    return make(number, SIDE, SIDE)

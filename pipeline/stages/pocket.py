@@ -23,7 +23,7 @@ from pipeline.parallel import count_workers, parallel_map
 from pipeline.params import PocketSection, load_params
 from pipeline.pocket.autoencoder import encode_all, train_autoencoder
 from pipeline.pocket.denoiser import train_denoiser
-from pipeline.pocket.layout import build_scheduler, save_pocket
+from pipeline.pocket.layout import build_scheduler, other_layouts, save_pocket
 from pipeline.pocket.paintings import Captioned, paint_captioned, paint_texture
 from pipeline.pocket.progress import LogMetrics
 from pipeline.pocket.sheet import sample_sheet
@@ -33,7 +33,7 @@ from pipeline.training.checkpoints import work_folder
 
 OUT = Path("models/pocket")
 OUTPUTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "model_index.json", "made.json")
-PAINTER = ("ground", "painter", "palette", "pines", "relief", "strokes", "textures", "world")
+PAINTER = ("ground", "painter", "palette", "pines", "relief", "strokes", "textures", "woodcut", "world")
 CODE = ("pocket/*.py", *(f"landscapes/{name}.py" for name in PAINTER))
 
 
@@ -72,7 +72,11 @@ def find_start_problems(settings: PocketSection) -> list[Problem]:
     if missing:
         found = f"{start} has no {', '.join(missing)}"
         return [Problem("params.yaml: pocket.init_from", found, "Name a folder of pocket weights, or null.")]
-    return []
+    fix = "Name a folder of weights of today's layout (pipeline/pocket/layout.py), or null."
+    return [
+        Problem("params.yaml: pocket.init_from", f"{start / part} has another {', '.join(differing)}", fix)
+        for part, differing in other_layouts(start, settings.keep_encoder).items()
+    ]
 
 
 def replace_outputs(made: Path) -> None:

@@ -8,6 +8,7 @@ evaluation costs. Held-out seeds only. The sheet sets samples under paintings wi
 import argparse
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,12 @@ from pipeline.base.conditioning import Conditioning
 from pipeline.base.protocol import Base
 from pipeline.distances.perceptual import perceptual
 from pipeline.evaluation.fidelity import psnr
+from pipeline.landscapes.painter import paint_between
 from pipeline.landscapes.world import HELD_OUT, Scene, caption
 from pipeline.pocket.sheet import sample_scenes, sample_sheet
 from pipeline.sampling.captions import predictor
 from pipeline.sampling.solver import Progress, invert, sample
+from tests.benchmarks.bands import RINGS, change_shares, coherences, power_shares, spectra
 from tests.benchmarks.classifier import accuracies, features, frechet_distance, train_reader
 from tests.benchmarks.shared import open_pocket, paintings, scenes_from
 
@@ -32,6 +35,7 @@ PHOTOGRAPHS = (
     "rocket", "brick", "grass", "gravel",
 )  # fmt: skip
 CLASSIFIED, DISTRIBUTED, PAIRS, POINTS = 500, 2000, 50, 17
+DETAILED, WAYS, WAY_POINTS = 24, 12, 17
 TO_READ = 8000
 # Apart from each other, all beyond HELD_OUT: what is measured, what the classifier learns, two sets to compare.
 MEASURED, READ, FIRST, SECOND = (HELD_OUT + 1_000_000 * number for number in (0, 1, 2, 3))
@@ -143,6 +147,40 @@ def measure_autoencoder(base: Base) -> None:
     print("  " + ", ".join(f"{name} {value:.1f}" for name, value in found.items()))
 
 
+def measure_detail(base: Base) -> None:
+    """Fine detail by cycles across the picture: the autoencoder's, that of samples, and how it changes along a way."""
+    scenes = scenes_from(MEASURED, DETAILED)
+    pictures = paintings(scenes).float() / 255
+    true = spectra(pictures)
+    decoded = spectra(base.decode(base.encode(pictures).mean))
+    print(f"autoencoder, {DETAILED} unseen paintings, power: {_in_rings(power_shares(decoded, true))}")
+    print(f"autoencoder, {DETAILED} unseen paintings, coherence: {_in_rings(coherences(decoded, true))}")
+    described = scenes_from(MEASURED, 4 * DETAILED)
+    made = spectra(samples(base, described, 2.0, "guidance 2"))
+    theirs = spectra(paintings(described).float() / 255)
+    print(f"{len(made)} samples with guidance 2, power: {_in_rings(power_shares(made, theirs))}")
+    others = [replace(scene, seed=first.seed) for scene, first in zip(scenes_from(FIRST, WAYS), scenes, strict=False)]
+    ways = torch.stack([_way(one, other) for one, other in zip(scenes, others, strict=False)])
+    flat = ways.flatten(0, 1)
+    shown = torch.cat([base.decode(base.encode(part).mean) for part in flat.split(WAY_POINTS)]).view_as(ways)
+    change = change_shares(shown, ways)
+    over = [
+        one / other
+        for one, other in zip(change, power_shares(spectra(shown.flatten(0, 1)), spectra(flat)), strict=True)
+    ]
+    print(f"along {WAYS} painted ways, change between neighbours: {_in_rings(change)}, over power: {_in_rings(over)}")
+
+
+def _way(one: Scene, other: Scene) -> torch.Tensor:
+    """The painter's own way between two scenes of one place, (F, 3, 128, 128) in [0, 1]."""
+    painted = [paint_between(one, other, mix, 128, 128) for mix in np.linspace(0, 1, WAY_POINTS)]
+    return torch.from_numpy(np.stack(painted)).permute(0, 3, 1, 2).float() / 255
+
+
+def _in_rings(values: Sequence[float]) -> str:
+    return ", ".join(f"{low} to {high} {value:.3f}" for (low, high), value in zip(RINGS, values, strict=True))
+
+
 def measure_captions(base: Base) -> None:
     """Whether captions are obeyed, and how far samples lie from paintings."""
     scenes = scenes_from(MEASURED, 200)
@@ -200,6 +238,7 @@ def measure_speed(base: Base) -> None:
 MEASURES: dict[str, Callable[[Base], None]] = {
     "speed": measure_speed,
     "autoencoder": measure_autoencoder,
+    "detail": measure_detail,
     "inversion": measure_inversion,
     "smoothness": measure_smoothness,
     "captions": measure_captions,
