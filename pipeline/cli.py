@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from pipeline.commands.endings import ending_well
+from pipeline.options import Adapters, Captions, Force, Fps, Frames, Hold, MorphKey, Out, SetKey, Size, Steps
 
 # Before torch is imported: threads that wait for each other give way soon. By default they spin, so that two processes
 # on two cores take a hundred times as long as one after the other.
@@ -29,19 +30,6 @@ tracking = typer.Typer(
 FOR_PEOPLE = "For you"
 STAGES = "Stages, which `dvc repro` runs when they are needed"
 app.add_typer(tracking, name="track", rich_help_panel=FOR_PEOPLE)
-
-SetKey = Annotated[str, typer.Argument(metavar="SET", help="A key under `sets` in params.yaml.")]
-MorphKey = Annotated[str, typer.Argument(metavar="MORPH", help="A key under `morphs` in params.yaml.")]
-Out = Annotated[Path, typer.Option(help="The clip: .mp4, .webp or .gif; without a suffix, a folder of PNGs.")]
-Fps = Annotated[float | None, typer.Option(help="Frames a second; default: as in params.yaml.")]
-Hold = Annotated[float | None, typer.Option(help="Seconds on each keyframe; default: as in params.yaml.")]
-Size = Annotated[int | None, typer.Option(help="Longer side in pixels; default: that of the frames.")]
-Captions = Annotated[list[str] | None, typer.Option(help="What a picture shows: for each in order, for all, or none.")]
-Frames = Annotated[
-    int | None, typer.Option(help="From a picture to the next; else as in params.yaml.", min=3, max=9999)
-]
-Steps = Annotated[int | None, typer.Option(help="That make a frame; else as in params.yaml.", min=2, max=1000)]
-Force = Annotated[bool, typer.Option("--force", help="Replace an existing clip.")]
 
 
 def _show_version(asked: bool) -> None:
@@ -140,7 +128,7 @@ def clip(key: MorphKey, out: Out, fps: Fps = None, hold: Hold = None, size: Size
 def export(
     key: SetKey,
     out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("exported"),
-    force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
+    force: Force = False,
 ) -> None:
     """Write a set's adapters in kohya's key format, for ComfyUI and A1111.
 
@@ -150,6 +138,37 @@ def export(
 
     for path in export.run(key, out, force):
         print(path)
+
+
+@command
+def mix(
+    adapters: Adapters,
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
+    rank: Annotated[int | None, typer.Option(help="Nearest of this rank; else exact.", min=1, max=1024)] = None,
+    force: Force = False,
+) -> None:
+    """Write the weighted sum of adapters of one base as one adapter.
+
+    Example: morphline mix woodcut:0.6 alps/dawn:0.4 --out both.safetensors
+    """
+    from pipeline.commands import mix
+
+    print(mix.run(adapters, out, rank, force))
+
+
+@command
+def fuse(
+    adapters: Adapters,
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    force: Force = False,
+) -> None:
+    """Write the base with adapters added to its weights, as a diffusers folder that `base.source` can name.
+
+    Example: morphline fuse woodcut:0.8 --out models/woodcut-base
+    """
+    from pipeline.commands import fuse
+
+    print(fuse.run(adapters, out, force))
 
 
 @command

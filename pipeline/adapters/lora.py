@@ -146,8 +146,22 @@ def read_config_and_tensors(path: Path) -> tuple[dict[str, Any], dict[str, torch
         with safe_open(path, framework="pt") as file:
             whole = json.loads(file.metadata()[CONFIG_KEY])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        prefix = next((key for key in whole if key.endswith(".peft_type")), "").removesuffix("peft_type")
+        prefix = _prefix_in(whole)
         config = {key.removeprefix(prefix): value for key, value in whole.items()}
         if not (config["r"] > 0 and config["lora_alpha"] > 0 and isinstance(config["use_rslora"], bool)):
             raise ValueError("its rank and scale are no positive numbers")
         return config, {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+
+
+def read_prefix(path: Path) -> str:
+    """The `adapter_prefix` of the base that an adapter was saved with.
+
+    Raises:
+        UserError: when the file is not whole.
+    """
+    with reading(path), safe_open(path, framework="pt") as file:
+        return _prefix_in(json.loads(file.metadata()[CONFIG_KEY]))
+
+
+def _prefix_in(config: Mapping[str, Any]) -> str:
+    return next((key for key in config if key.endswith(".peft_type")), "").removesuffix("peft_type")

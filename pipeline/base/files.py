@@ -1,5 +1,6 @@
 """Whether the files of a base exist and are whole."""
 
+import json
 import re
 from pathlib import Path
 
@@ -98,3 +99,10 @@ def single_file_problems(file: Path) -> list[Problem]:
         return []
     fix = "Use a checkpoint with UNet, autoencoder and text encoder in one file, or a diffusers folder."
     return [Problem(str(file), f"it holds no {', '.join(lacking)}", fix)]
+
+
+def remove_local_path(config: Path) -> None:
+    """Remove the local path that the libraries write: a model must not name a folder of the machine it was made on."""
+    content = json.loads(config.read_text(encoding="utf-8"))
+    if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
+        config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -63,7 +63,7 @@ def fit_problems(section: BaseSection) -> list[Problem]:
     Raises:
         UserError: when the Hub refuses or cannot be reached.
     """
-    return find_fit_problems(_root(section), with_weights=not is_single_file(section))
+    return find_fit_problems(root_of(section), with_weights=not is_single_file(section))
 
 
 def denoiser_without_weights(section: BaseSection) -> nn.Module:
@@ -73,7 +73,7 @@ def denoiser_without_weights(section: BaseSection) -> nn.Module:
         return UNet2DConditionModel.from_config(config)
 
 
-def _root(section: BaseSection) -> Path:
+def root_of(section: BaseSection) -> Path:
     """The diffusers folder of a base: with its configs alone for a single file."""
     if is_hub_id(section):
         return cached(section) or _fetch_all(section)
@@ -104,7 +104,7 @@ def _load(section: BaseSection, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _load_folder(section: BaseSection, dtype: torch.dtype) -> dict[str, Any]:
-    root = _root(section)
+    root = root_of(section)
     family = family_of(root)
     kinds = {"unet": (UNet2DConditionModel, dtype), "vae": (AutoencoderKL, dtype)}
     parts: dict[str, Any] = {
@@ -151,20 +151,24 @@ def _variant(part: Path, family: Family) -> dict[str, str]:
     return {"variant": found[0]} if found and found[0] else {}
 
 
-def _load_single_file(section: BaseSection, dtype: torch.dtype) -> dict[str, Any]:
+def load_single_file(section: BaseSection, dtype: torch.dtype) -> Any:
+    """The diffusers pipeline of a single file. Raises whatever the libraries raise."""
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-    config = Path(section.config or "")
-    large = family_of(config) is STABLE_DIFFUSION_XL
+    large = family_of(Path(section.config or "")) is STABLE_DIFFUSION_XL
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        pipe = (StableDiffusionXLPipeline if large else StableDiffusionPipeline).from_single_file(
+        return (StableDiffusionXLPipeline if large else StableDiffusionPipeline).from_single_file(
             section.source,
             config=section.config,
             local_files_only=True,
             torch_dtype=dtype,
             **({} if large else {"safety_checker": None}),
         )
+
+
+def _load_single_file(section: BaseSection, dtype: torch.dtype) -> dict[str, Any]:
+    pipe = load_single_file(section, dtype)
     parts = {
         "denoiser": pipe.unet,
         "vae": pipe.vae,
@@ -172,7 +176,7 @@ def _load_single_file(section: BaseSection, dtype: torch.dtype) -> dict[str, Any
         "tokenizer": pipe.tokenizer,
         "scheduler_config": dict(pipe.scheduler.config),
     }
-    if large:
+    if "text_encoder_2" in pipe.components:
         parts |= {"text_encoder_2": pipe.text_encoder_2.float(), "tokenizer_2": pipe.tokenizer_2}
         parts["empty_is_zero"] = bool(pipe.config.get("force_zeros_for_empty_prompt", True))
     return parts

@@ -6,6 +6,7 @@ from pathlib import Path
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from pipeline.base.files import remove_local_path
 from pipeline.pocket.tokenizer import MAX_TOKENS
 
 SIDE = 128
@@ -121,11 +122,4 @@ def save_pocket(
     )
     pipe.save_pretrained(folder, safe_serialization=True)
     for config in folder.rglob("*.json"):
-        _remove_local_path(config)
-
-
-def _remove_local_path(config: Path) -> None:
-    """Remove the local path that the libraries write: a model must not name a folder of the machine it was made on."""
-    content = json.loads(config.read_text(encoding="utf-8"))
-    if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
-        config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        remove_local_path(config)

@@ -1,0 +1,78 @@
+"""`morphline fuse`: a base with adapters in its weights, as a folder. No DVC stage: it takes what a person names."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pipeline.adapters.combining import fuse
+from pipeline.base.checking import base_digest, is_single_file
+from pipeline.base.families import family_of
+from pipeline.base.files import remove_local_path
+from pipeline.base.opening import load_single_file, open_base, root_of
+from pipeline.commands.chosen import choose
+from pipeline.errors import Problem, UserError
+from pipeline.inputs import read_json
+from pipeline.outputs import atomic_folder
+from pipeline.params import BaseSection, load_params
+
+KEPT = (".json", ".txt", ".safetensors")
+
+
+def run(names: list[str], out: Path, force: bool) -> str:
+    """Write the base of params.yaml, with adapters fused into its denoiser, to the folder `out`; how to use it.
+
+    It is a fresh copy: taking an adapter out of weights again is not exact, so that is not offered.
+
+    Raises:
+        UserError: for adapters that cannot be read or are not of this base, and an `out` that is there already.
+    """
+    if out.exists() and not force:
+        raise UserError(Problem(str(out), "the folder exists already", "Use another name, or --force."))
+    section = load_params().base
+    chosen = choose(names)
+    base = open_base(section, torch.device("cpu"))
+    if base.digest != chosen[0].base_digest:
+        source = chosen[0].notes["base"]["source"]
+        found = f"trained on {source}, and `base` in params.yaml is {section.source}, or has changed since"
+        raise UserError(Problem(str(chosen[0].path), found, "Name adapters of that base, or set `base` to theirs."))
+    try:
+        fuse(base.denoiser, [one.read(base.denoiser) for one in chosen])
+    except ValueError as error:
+        raise UserError(
+            Problem(", ".join(names), str(error), "Use a smaller weight, or another `base.dtype`.")
+        ) from None
+    with atomic_folder(out) as partial:
+        write_base(section, base.denoiser, partial)
+    digest = base_digest(section.model_copy(update={"source": str(out), "config": None}))
+    return f"{out}: to use it, write in params.yaml, under `base`,\n  source: {out}\n  revision: {digest}\n  config:"
+
+
+def write_base(section: BaseSection, denoiser: nn.Module, folder: Path) -> None:
+    """Write the base with its denoiser replaced. folder: empty, or not there.
+
+    Every other part is copied as it is; of a single file the parts become a folder first.
+    """
+    if is_single_file(section):
+        pipe = load_single_file(section, next(denoiser.parameters()).dtype)
+        pipe.unet = denoiser
+        pipe.save_pretrained(folder, safe_serialization=True)
+    else:
+        root = root_of(section)
+        parts = family_of(root).parts
+        for part in (part for part in parts if part != "unet"):
+            for file in sorted((root / part).rglob("*")):
+                if file.is_file() and file.suffix in KEPT:
+                    target = folder / file.relative_to(root)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(file, target)
+        index = read_json(root / "model_index.json")
+        # What is not copied, a safety checker above all, must not be looked for.
+        index |= {name: [None, None] for name, value in index.items() if isinstance(value, list) and name not in parts}
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        denoiser.save_pretrained(folder / "unet", safe_serialization=True)
+    for config in folder.rglob("*.json"):
+        remove_local_path(config)

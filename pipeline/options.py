@@ -1,0 +1,22 @@
+"""What the command line takes: the arguments and options that several commands share, with their help and limits."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+SetKey = Annotated[str, typer.Argument(metavar="SET", help="A key under `sets` in params.yaml.")]
+MorphKey = Annotated[str, typer.Argument(metavar="MORPH", help="A key under `morphs` in params.yaml.")]
+Out = Annotated[Path, typer.Option(help="The clip: .mp4, .webp or .gif; without a suffix, a folder of PNGs.")]
+Fps = Annotated[float | None, typer.Option(help="Frames a second; default: as in params.yaml.")]
+Hold = Annotated[float | None, typer.Option(help="Seconds on each keyframe; default: as in params.yaml.")]
+Size = Annotated[int | None, typer.Option(help="Longer side in pixels; default: that of the frames.")]
+Adapters = Annotated[
+    list[str], typer.Argument(help="A set's key, SET/PICTURE or a .safetensors file; :WEIGHT after it, else 1.")
+]
+Captions = Annotated[list[str] | None, typer.Option(help="What a picture shows: for each in order, for all, or none.")]
+Frames = Annotated[
+    int | None, typer.Option(help="From a picture to the next; else as in params.yaml.", min=3, max=9999)
+]
+Steps = Annotated[int | None, typer.Option(help="That make a frame; else as in params.yaml.", min=2, max=1000)]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]
