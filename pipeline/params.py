@@ -50,6 +50,7 @@ class BaseSection(Section):
     revision: str | None
     config: str | None
     dtype: Literal["float32", "tf32", "bfloat16", "float16"]
+    clip_skip: int = Field(ge=0, le=30)
 
     def tags(self) -> dict[str, str]:
         """Which base it is, for tracking."""

@@ -9,6 +9,10 @@ from pipeline.inputs import read_json
 Expected = dict[str, tuple[str | None, ...]]
 
 
+DENOISER = "unet"
+"""The part that adapters change."""
+
+
 @dataclass(frozen=True)
 class Family:
     """name: for people. pipeline: `_class_name` in model_index.json. configs: part to its config file and what that

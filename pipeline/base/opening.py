@@ -54,7 +54,10 @@ def open_base(section: BaseSection, device: torch.device) -> Base:
     if dtype == torch.float16 and parts["vae"].config.force_upcast:
         parts["vae"].float()  # the XL autoencoder overflows in float16, and pictures come out black
     kind = StableDiffusionXL if "text_encoder_2" in parts else StableDiffusion
-    return kind(**parts, path=path, device=device, dtype=dtype, digest=base_digest(section))
+    skip = section.clip_skip
+    # Captions mean something else then, so that for adapters it is another base.
+    digest = base_digest(section) + (f" clip_skip {skip}" if skip else "")
+    return kind(**parts, path=path, device=device, dtype=dtype, digest=digest, clip_skip=skip)
 
 
 def fit_problems(section: BaseSection) -> list[Problem]:
@@ -63,7 +66,20 @@ def fit_problems(section: BaseSection) -> list[Problem]:
     Raises:
         UserError: when the Hub refuses or cannot be reached.
     """
-    return find_fit_problems(root_of(section), with_weights=not is_single_file(section))
+    root = root_of(section)
+    return find_fit_problems(root, with_weights=not is_single_file(section)) or _skip_problems(section, root)
+
+
+def _skip_problems(section: BaseSection, root: Path) -> list[Problem]:
+    """More layers left out than the text encoders have to spare: of SDXL's, the last is never used."""
+    family = family_of(root)
+    encoders = [part for part in family.weights if part.startswith("text_encoder")]
+    layers = min(int(read_json(root / part / "config.json")["num_hidden_layers"]) for part in encoders)
+    most = layers - (2 if family is STABLE_DIFFUSION_XL else 1)
+    if section.clip_skip <= most:
+        return []
+    found = f"{section.clip_skip}, and a text encoder has {layers} layers"
+    return [Problem("params.yaml: base.clip_skip", found, f"It can be 0 to {most} for this base.")]
 
 
 def denoiser_without_weights(section: BaseSection) -> nn.Module:

@@ -28,6 +28,7 @@ class StableDiffusion:
     device: torch.device
     dtype: torch.dtype
     digest: str
+    clip_skip: int
 
     @property
     def adapter_prefix(self) -> str:
@@ -91,7 +92,11 @@ class StableDiffusion:
     def condition(self, captions: Sequence[str]) -> Conditioning:
         """Captions to `embedding` (B, L, D) float32. `check` has refused captions that would be cut off."""
         tokens = self.tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt").input_ids
-        embedding = self.text_encoder(tokens.to(self.text_encoder.device)).last_hidden_state
+        skip, tokens = self.clip_skip, tokens.to(self.text_encoder.device)
+        encoded = self.text_encoder(tokens, output_hidden_states=skip > 0)
+        embedding = encoded.last_hidden_state
+        if skip:  # the layers before, and still the last norm: the base has never seen anything without it
+            embedding = self.text_encoder.final_layer_norm(encoded.hidden_states[-1 - skip])
         return Conditioning({"embedding": embedding.float().to(self.device)})
 
     def predict(self, latents: torch.Tensor, times: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:

@@ -26,13 +26,13 @@ class StableDiffusionXL(StableDiffusion):
 
     @torch.no_grad()
     def condition(self, captions: Sequence[str]) -> Conditioning:
-        """Captions to `embedding` (B, L, D), both encoders' last but one layers side by side, and `pooled` (B, P), the
-        second encoder's projection; both float32."""
+        """Captions to `embedding` (B, L, D), both encoders' last but one layers (or earlier, see `clip_skip`) side by
+        side, and `pooled` (B, P), the second encoder's projection; both float32."""
         states, pooled = [], torch.empty(0)
         for tokenizer, encoder in ((self.tokenizer, self.text_encoder), (self.tokenizer_2, self.text_encoder_2)):
             tokens = tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt").input_ids
             encoded = encoder(tokens.to(encoder.device), output_hidden_states=True)
-            states.append(encoded.hidden_states[-2].float())
+            states.append(encoded.hidden_states[-2 - self.clip_skip].float())
             pooled = encoded[0].float()  # of the second: the projection of its last layer
         conditioning = {"embedding": torch.cat(states, dim=-1).to(self.device), "pooled": pooled.to(self.device)}
         if self.empty_is_zero:

@@ -3,13 +3,13 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
 from pipeline.adapters.combining import fuse
 from pipeline.base.checking import base_digest, is_single_file
-from pipeline.base.families import family_of
+from pipeline.base.families import DENOISER, family_of
 from pipeline.base.files import remove_local_path
 from pipeline.base.opening import load_single_file, open_base, root_of
 from pipeline.commands.chosen import choose
@@ -50,19 +50,19 @@ def run(names: list[str], out: Path, force: bool) -> str:
     return f"{out}: to use it, write in params.yaml, under `base`,\n  source: {out}\n  revision: {digest}\n  config:"
 
 
-def write_base(section: BaseSection, denoiser: nn.Module, folder: Path) -> None:
+def write_base(section: BaseSection, denoiser: Any, folder: Path) -> None:
     """Write the base with its denoiser replaced. folder: empty, or not there.
 
     Every other part is copied as it is; of a single file the parts become a folder first.
     """
     if is_single_file(section):
         pipe = load_single_file(section, next(denoiser.parameters()).dtype)
-        pipe.unet = denoiser
+        setattr(pipe, DENOISER, denoiser)
         pipe.save_pretrained(folder, safe_serialization=True)
     else:
         root = root_of(section)
         parts = family_of(root).parts
-        for part in (part for part in parts if part != "unet"):
+        for part in (part for part in parts if part != DENOISER):
             for file in sorted((root / part).rglob("*")):
                 if file.is_file() and file.suffix in KEPT:
                     target = folder / file.relative_to(root)
@@ -73,6 +73,6 @@ def write_base(section: BaseSection, denoiser: nn.Module, folder: Path) -> None:
         index |= {name: [None, None] for name, value in index.items() if isinstance(value, list) and name not in parts}
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        denoiser.save_pretrained(folder / "unet", safe_serialization=True)
+        denoiser.save_pretrained(folder / DENOISER, safe_serialization=True)
     for config in folder.rglob("*.json"):
         remove_local_path(config)

@@ -111,7 +111,7 @@ def train_pocket(
     path = VariancePreserving.from_scheduler_config(build_scheduler().config)
 
     def preview(unet: UNet2DConditionModel, text_encoder: CLIPTextModel, step: int) -> None:
-        base = StableDiffusion(unet, autoencoder, text_encoder, tokenizer, path, device, torch.float32, "")
+        base = StableDiffusion(unet, autoencoder, text_encoder, tokenizer, path, device, torch.float32, "", 0)
         tracker.picture("samples", sample_sheet(base), step)
 
     unet, text_encoder = train_denoiser(

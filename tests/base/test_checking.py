@@ -43,7 +43,7 @@ def test_a_changed_file_is_noticed_by_the_pin(folder: Path) -> None:
 
 
 def test_a_missing_base(tmp_path: Path) -> None:
-    missing = BaseSection(source=str(tmp_path / "nowhere"), revision=None, config=None, dtype="float32")
+    missing = BaseSection(source=str(tmp_path / "nowhere"), revision=None, config=None, dtype="float32", clip_skip=0)
     (problem,) = find_base_problems(missing)
     assert "there is no folder" in problem.found
 
@@ -110,7 +110,7 @@ def test_another_family_is_refused_by_name(folder: Path) -> None:
 
 def test_a_hub_id_needs_a_commit() -> None:
     for revision in (None, "main"):
-        hub = BaseSection(source="owner/name", revision=revision, config=None, dtype="float32")
+        hub = BaseSection(source="owner/name", revision=revision, config=None, dtype="float32", clip_skip=0)
         (problem,) = find_base_problems(hub)
         assert problem.where == "params.yaml: base.source" and "no folder 'owner/name'" in problem.found
         assert "40 hex digits, in base.revision" in problem.fix
@@ -128,7 +128,7 @@ def in_cache(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Base
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(socket.socket, "connect", unreachable)
-    return BaseSection(source="owner/name", revision=commit, config=None, dtype="float32")
+    return BaseSection(source="owner/name", revision=commit, config=None, dtype="float32", clip_skip=0)
 
 
 def test_a_pinned_hub_base_in_the_cache_needs_no_network(
@@ -154,14 +154,16 @@ def test_a_cache_that_lacks_a_part_is_no_whole_base(
 
 
 def test_a_single_file_needs_a_config_folder(tmp_path: Path) -> None:
-    single = BaseSection(source=str(tmp_path / "a.safetensors"), revision=None, config=None, dtype="float32")
+    single = BaseSection(
+        source=str(tmp_path / "a.safetensors"), revision=None, config=None, dtype="float32", clip_skip=0
+    )
     found = {problem.where for problem in find_base_problems(single)}
     assert found == {"params.yaml: base.source", "params.yaml: base.config"}
 
 
 def test_the_digest_sees_content_and_names_but_not_the_place(folder: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(folder, tmp_path / "elsewhere"))
-    plain = BaseSection(source=str(folder), revision=None, config=None, dtype="float32")
+    plain = BaseSection(source=str(folder), revision=None, config=None, dtype="float32", clip_skip=0)
     other = plain.model_copy(update={"source": str(moved)})
     assert base_digest(plain) == base_digest(other)
     (moved / "unet" / "config.json").rename(moved / "unet" / "config2.json")
@@ -175,7 +177,7 @@ def test_a_hub_that_accepts_and_says_nothing_costs_seconds(monkeypatch: pytest.M
     monkeypatch.setattr(checking, "HUB_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://ann:secret@127.0.0.1:{silent.getsockname()[1]}")
-        hub = BaseSection(source="owner/none", revision="0" * 40, config=None, dtype="float32")
+        hub = BaseSection(source="owner/none", revision="0" * 40, config=None, dtype="float32", clip_skip=0)
         checking._require_answer.cache_clear()
         started = time.monotonic()
         (problem,) = find_base_problems(hub)

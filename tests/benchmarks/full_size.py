@@ -146,6 +146,7 @@ def base_of(shape: Shape, parts: Parts, path: NoisePath) -> Base:
         "device": torch.device("cpu"),
         "dtype": dtype,
         "digest": "",
+        "clip_skip": 0,
     }
     if shape.text_2 is None:
         return StableDiffusion(**common)

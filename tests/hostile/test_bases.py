@@ -35,7 +35,7 @@ def folder(tmp_path: Path, tiny_folders: dict[str, Path]) -> Path:
 def opened_or_refused(folder: Path) -> None:
     """What every stage does with a base, after what `check` does; what they accept must work."""
     started = time.monotonic()
-    section = BaseSection(source=str(folder), revision=None, config=None, dtype="float32")
+    section = BaseSection(source=str(folder), revision=None, config=None, dtype="float32", clip_skip=0)
     if (folder / "model_index.json").is_file():
         section = section.model_copy(update={"revision": base_digest(section)})
     try:
@@ -102,7 +102,7 @@ def test_any_weights_are_taken_or_refused(folder: Path, name: str) -> None:
 )
 def test_files_of_any_shape_and_depth_are_refused(folder: Path, damage: Callable[[Path], object]) -> None:
     damage(folder)
-    section = BaseSection(source=str(folder), revision=None, config=None, dtype="float32")
+    section = BaseSection(source=str(folder), revision=None, config=None, dtype="float32", clip_skip=0)
     assert find_base_problems(section)
 
 
