@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from pipeline.adapters.mixing import WeightedAdapter
+from pipeline.adapters.mixing import WeightedAdapter, is_linear
 
 Factors = tuple[torch.Tensor, torch.Tensor]
 
@@ -38,7 +38,7 @@ def combine(adapters: Sequence[WeightedAdapter], rank: int | None = None) -> Com
     sums = {name: _stacked(adapters, name) for name in names}
     widest = max(len(down) for down, _ in sums.values())
     if rank is None or rank >= widest:
-        return Combined({name: _padded(pair, widest) for name, pair in sums.items()}, widest, 1.0)
+        return Combined({name: _as_kept(pair, widest, adapters, name) for name, pair in sums.items()}, widest, 1.0)
     factors, kept, total = {}, 0.0, 0.0
     for name, (down, up) in sums.items():
         left, upper = torch.linalg.qr(up)
@@ -49,7 +49,7 @@ def combine(adapters: Sequence[WeightedAdapter], rank: int | None = None) -> Com
         kept += float(values.square().sum())
         halves = values.sqrt()
         pair = (halves[:, None] * (last[:rank] @ right.T), (left @ first[:, :rank]) * halves)
-        factors[name] = _padded(pair, rank)
+        factors[name] = _as_kept(pair, rank, adapters, name)
     return Combined(factors, rank, kept / total if total else 1.0)
 
 
@@ -63,26 +63,34 @@ def fuse(denoiser: nn.Module, adapters: Sequence[WeightedAdapter]) -> None:
     """
     for name in sorted({name for adapter, _ in adapters for name in adapter.factors}):
         module = dict(denoiser.named_modules()).get(name)
-        if not isinstance(module, nn.Linear):
+        if not is_linear(module):
             raise ValueError(f"an adapter has factors for {name}, which is no linear layer of this base")
         down, up = _stacked(adapters, name)
-        weight = (module.weight.double() + (up @ down).to(module.weight.device)).to(module.weight.dtype)
+        added = (up @ down).view(module.weight.shape).to(module.weight.device)
+        weight = (module.weight.double() + added).to(module.weight.dtype)
         if not bool(weight.isfinite().all()):
             raise ValueError(f"{name}: the sum is not finite in {module.weight.dtype}")
         module.weight.copy_(weight)
 
 
 def _stacked(adapters: Sequence[WeightedAdapter], name: str) -> Factors:
-    """A's above each other and weighted B's beside each other, float64: their product is the sum of products."""
+    """A's above each other and weighted B's beside each other, float64, (R, in) and (out, R).
+
+    Their product is the sum of products.
+    """
     having = [(adapter, weight) for adapter, weight in adapters if name in adapter.factors]
-    down = torch.cat([adapter.factors[name][0].double() for adapter, _ in having])
-    up = torch.cat([weight * adapter.scale * adapter.factors[name][1].double() for adapter, weight in having], dim=1)
+    pairs = [[factor.double().flatten(1) for factor in adapter.factors[name]] for adapter, _ in having]
+    down = torch.cat([down for down, _ in pairs])
+    scales = [weight * adapter.scale for adapter, weight in having]
+    up = torch.cat([scale * up for scale, (_, up) in zip(scales, pairs, strict=True)], dim=1)
     return down, up
 
 
-def _padded(pair: Factors, rank: int) -> Factors:
-    """Float32, with zeros up to the rank: a file has one rank for all its modules."""
+def _as_kept(pair: Factors, rank: int, adapters: Sequence[WeightedAdapter], name: str) -> Factors:
+    """Float32, in the layer's own form, with zeros up to the rank: a file has one rank for all its modules."""
     down, up = pair
     missing = rank - len(down)
-    down = torch.nn.functional.pad(down, (0, 0, 0, missing))
-    return down.float(), torch.nn.functional.pad(up, (0, missing)).float()
+    down = torch.nn.functional.pad(down, (0, 0, 0, missing)).float()
+    up = torch.nn.functional.pad(up, (0, missing)).float()
+    pixel = next(adapter.factors[name][0].shape[2:] for adapter, _ in adapters if name in adapter.factors)
+    return down.view(*down.shape, *pixel), up.view(*up.shape, *pixel)

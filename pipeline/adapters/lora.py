@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
 
-from pipeline.adapters.mixing import Adapter
+from pipeline.adapters.mixing import Adapter, is_linear
 from pipeline.errors import Problem, UserError
 from pipeline.outputs import reading
 from pipeline.params import TrainSection
@@ -116,23 +116,25 @@ def read_adapter(path: Path, base_digest: str, device: torch.device, denoiser: n
             factors.setdefault(module, {})[letter] = tensor.to(device)
         pairs = {module: (pair["lora_A"], pair["lora_B"]) for module, pair in factors.items()}
         for module, pair in pairs.items():
-            _check_pair(module, *pair, denoiser)
+            check_pair(module, *pair, denoiser)
         if not pairs:
             raise ValueError("it holds no tensors")
         scale = float(config["lora_alpha"] / (config["r"] ** 0.5 if config["use_rslora"] else config["r"]))
         return Adapter(pairs, scale)
 
 
-def _check_pair(module: str, down: torch.Tensor, up: torch.Tensor, denoiser: nn.Module | None) -> None:
+def check_pair(module: str, down: torch.Tensor, up: torch.Tensor, denoiser: nn.Module | None) -> None:
     """Raises ValueError for factors that have no product, or none for this layer."""
-    if down.ndim != 2 or up.ndim != 2 or not len(down) or len(down) != up.shape[1]:
+    pixel = (1, 1) if down.ndim == 4 else ()
+    shaped = down.ndim in (2, 4) and down.ndim == up.ndim and down.shape[2:] == up.shape[2:] == pixel
+    if not shaped or not len(down) or len(down) != up.shape[1]:
         raise ValueError(f"{module}: factors of {tuple(down.shape)} and {tuple(up.shape)}")
     if not bool(down.isfinite().all() and up.isfinite().all()):
         raise ValueError(f"{module}: a factor that is not finite")
     if denoiser is None:
         return
     layer = dict(denoiser.named_modules()).get(module)
-    if not isinstance(layer, nn.Linear) or (layer.in_features, layer.out_features) != (down.shape[1], len(up)):
+    if not is_linear(layer) or layer.weight.shape != (len(up), down.shape[1], *pixel):
         raise ValueError(f"{module}: no linear layer of this base, or one of another size")
 
 
@@ -146,22 +148,8 @@ def read_config_and_tensors(path: Path) -> tuple[dict[str, Any], dict[str, torch
         with safe_open(path, framework="pt") as file:
             whole = json.loads(file.metadata()[CONFIG_KEY])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        prefix = _prefix_in(whole)
+        prefix = next((key for key in whole if key.endswith(".peft_type")), "").removesuffix("peft_type")
         config = {key.removeprefix(prefix): value for key, value in whole.items()}
         if not (config["r"] > 0 and config["lora_alpha"] > 0 and isinstance(config["use_rslora"], bool)):
             raise ValueError("its rank and scale are no positive numbers")
         return config, {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
-
-
-def read_prefix(path: Path) -> str:
-    """The `adapter_prefix` of the base that an adapter was saved with.
-
-    Raises:
-        UserError: when the file is not whole.
-    """
-    with reading(path), safe_open(path, framework="pt") as file:
-        return _prefix_in(json.loads(file.metadata()[CONFIG_KEY]))
-
-
-def _prefix_in(config: Mapping[str, Any]) -> str:
-    return next((key for key in config if key.endswith(".peft_type")), "").removesuffix("peft_type")

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import nn
@@ -12,10 +13,20 @@ Hook = Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], torch.Tenso
 
 @dataclass(frozen=True)
 class Adapter:
-    """A trained adapter. factors: module name to A (r, in) and B (out, r); it adds scale B A to that weight."""
+    """A trained adapter. factors: module name to A (r, in) and B (out, r); it adds scale B A to that weight.
+
+    Those of a convolution of one pixel are (r, in, 1, 1) and (out, r, 1, 1).
+    """
 
     factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
     scale: float
+
+
+def is_linear(module: nn.Module | None) -> TypeGuard[nn.Linear | nn.Conv2d]:
+    """Whether adapters can have factors for it: a linear layer, or a convolution of one pixel, which is one."""
+    if isinstance(module, nn.Conv2d):
+        return module.kernel_size == (1, 1) and module.stride == (1, 1) and module.groups == 1
+    return isinstance(module, nn.Linear)
 
 
 WeightedAdapter = tuple[Adapter, float]
@@ -51,7 +62,7 @@ def mixed_adapters(denoiser: nn.Module, adapters: Sequence[Adapter], weights: to
                 module = denoiser.get_submodule(name)
             except AttributeError:
                 module = None
-            if not isinstance(module, nn.Linear):
+            if not is_linear(module):
                 raise ValueError(f"an adapter has factors for {name}, which is no linear layer of this base")
             having = [(number, adapter) for number, adapter in enumerate(adapters) if name in adapter.factors]
             down = torch.cat([adapter.factors[name][0] for _, adapter in having])
@@ -71,6 +82,13 @@ def mixed_adapters(denoiser: nn.Module, adapters: Sequence[Adapter], weights: to
 
 def _hook(down: torch.Tensor, up: torch.Tensor, columns: torch.Tensor) -> Hook:
     """down: (R, in), up: (out, R), columns: (B, R), the weight of each row of `down` in each sample."""
+    if down.ndim == 4:
+
+        def add_to_pixels(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+            low = nn.functional.conv2d(inputs[0], down) * columns[:, :, None, None]
+            return output + nn.functional.conv2d(low, up)
+
+        return add_to_pixels
 
     def add(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         low = nn.functional.linear(inputs[0], down)

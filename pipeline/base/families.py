@@ -11,6 +11,8 @@ Expected = dict[str, tuple[str | None, ...]]
 
 DENOISER = "unet"
 """The part that adapters change."""
+ADAPTER_PREFIX = f"{DENOISER}."
+"""Before its modules' names in adapters, as diffusers and most LoRA files have it."""
 
 
 @dataclass(frozen=True)

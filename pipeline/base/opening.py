@@ -54,10 +54,13 @@ def open_base(section: BaseSection, device: torch.device) -> Base:
     if dtype == torch.float16 and parts["vae"].config.force_upcast:
         parts["vae"].float()  # the XL autoencoder overflows in float16, and pictures come out black
     kind = StableDiffusionXL if "text_encoder_2" in parts else StableDiffusion
-    skip = section.clip_skip
-    # Captions mean something else then, so that for adapters it is another base.
-    digest = base_digest(section) + (f" clip_skip {skip}" if skip else "")
-    return kind(**parts, path=path, device=device, dtype=dtype, digest=digest, clip_skip=skip)
+    digest = adapters_digest(section)
+    return kind(**parts, path=path, device=device, dtype=dtype, digest=digest, clip_skip=section.clip_skip)
+
+
+def adapters_digest(section: BaseSection) -> str:
+    """What adapters are bound to: the base's digest, and how captions reach it."""
+    return base_digest(section) + (f" clip_skip {section.clip_skip}" if section.clip_skip else "")
 
 
 def fit_problems(section: BaseSection) -> list[Problem]:

@@ -9,6 +9,7 @@ from diffusers.models.attention_processor import Attention
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from pipeline.base.conditioning import Conditioning
+from pipeline.base.families import ADAPTER_PREFIX
 from pipeline.base.noise_path import NoisePath
 from pipeline.base.posterior import Posterior
 
@@ -33,7 +34,7 @@ class StableDiffusion:
     @property
     def adapter_prefix(self) -> str:
         """As diffusers and most LoRA files have it."""
-        return "unet."
+        return ADAPTER_PREFIX
 
     @property
     def latent_channels(self) -> int:

@@ -1,59 +1,83 @@
 """Adapters as a person names them on the command line: `woodcut`, `alps/dawn:0.5`, `path/to/file.safetensors:-0.3`."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
+from pipeline.adapters.foreign import is_foreign, read_foreign
 from pipeline.adapters.lora import read_adapter, read_notes
-from pipeline.adapters.mixing import Adapter
+from pipeline.adapters.mixing import WeightedAdapter
 from pipeline.adapters.store import read_index
+from pipeline.base.families import ADAPTER_PREFIX
 from pipeline.errors import Problem, UserError
+from pipeline.params import BaseSection
 
 ADAPTERS = Path("models/adapters")
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """An adapter file and its weight. notes: what its training noted in it."""
+    """An adapter file and its weight. base: `source` and `digest` that its training noted; None: another program's."""
 
     path: Path
     weight: float
-    notes: dict[str, Any]
-
-    @property
-    def base_digest(self) -> str:
-        """Of the base that it was trained on."""
-        return str(self.notes["base"]["digest"])
-
-    def read(self, denoiser: nn.Module | None = None) -> tuple[Adapter, float]:
-        """The adapter and its weight. denoiser: the base's, whose layers it must fit; None: not looked at."""
-        return read_adapter(self.path, self.base_digest, torch.device("cpu"), denoiser), self.weight
+    base: Mapping[str, str] | None
 
 
 def choose(names: list[str]) -> list[Chosen]:
-    """The named adapters; all must belong to one base.
+    """The named adapters; all must belong to one base, as far as they say.
 
     Raises:
         UserError: for a name that fits no adapter or several, a weight that is no number, adapters of different bases.
     """
     chosen = [_choose(name) for name in names]
-    first = chosen[0]
+    of_ours = [(one.path, one.base) for one in chosen if one.base]
     problems = [
         Problem(
-            str(other.path),
-            f"trained on {other.notes['base']['source']}, and {first.path} on {first.notes['base']['source']}",
+            str(path),
+            f"trained on {base['source']}, and {of_ours[0][0]} on {of_ours[0][1]['source']}",
             "Only adapters of one and the same base have a sum.",
         )
-        for other in chosen[1:]
-        if other.base_digest != first.base_digest
+        for path, base in of_ours
+        if base["digest"] != of_ours[0][1]["digest"]
     ]
     if problems:
         raise UserError(*problems)
     return chosen
+
+
+def require_base(chosen: list[Chosen], section: BaseSection, digest: str) -> None:
+    """Refuse adapters of another base than params.yaml names. digest: its `adapters_digest`.
+
+    Raises:
+        UserError: when there are any.
+    """
+    for one in chosen:
+        if one.base and one.base["digest"] != digest:
+            found = (
+                f"trained on {one.base['source']}, and `base` in params.yaml is {section.source}, or has changed since"
+            )
+            raise UserError(Problem(str(one.path), found, "Name adapters of that base, or set `base` to theirs."))
+
+
+def read_chosen(chosen: list[Chosen], denoiser: nn.Module | None) -> tuple[list[WeightedAdapter], list[str]]:
+    """The adapters with their weights, and remarks on what was left out. denoiser: the base's, whose layers they must
+    fit; None: not looked at, where all are ours."""
+    weighted, remarks = [], []
+    for one in chosen:
+        if one.base:
+            adapter = read_adapter(one.path, one.base["digest"], torch.device("cpu"), denoiser)
+        else:
+            assert denoiser is not None
+            adapter, left_out = read_foreign(one.path, denoiser, ADAPTER_PREFIX)
+            if left_out:
+                remarks.append(f"{one.path}: {left_out} tensors are for text encoders, and were left out")
+        weighted.append((adapter, one.weight))
+    return weighted, remarks
 
 
 def _choose(name: str) -> Chosen:
@@ -62,7 +86,8 @@ def _choose(name: str) -> Chosen:
         file = _of_set(*path.split("/", 1)) if "/" in path else _of_set(path, None)
     else:
         file = Path(path)
-    return Chosen(file, weight, read_notes(file))
+    foreign = file.is_file() and is_foreign(file)
+    return Chosen(file, weight, None if foreign else read_notes(file)["base"])
 
 
 def _weighted(name: str) -> tuple[str, float]:

@@ -12,7 +12,7 @@ from pipeline.base.checking import base_digest, is_single_file
 from pipeline.base.families import DENOISER, family_of
 from pipeline.base.files import remove_local_path
 from pipeline.base.opening import load_single_file, open_base, root_of
-from pipeline.commands.chosen import choose
+from pipeline.commands.chosen import choose, read_chosen, require_base
 from pipeline.errors import Problem, UserError
 from pipeline.inputs import read_json
 from pipeline.outputs import atomic_folder
@@ -34,12 +34,10 @@ def run(names: list[str], out: Path, force: bool) -> str:
     section = load_params().base
     chosen = choose(names)
     base = open_base(section, torch.device("cpu"))
-    if base.digest != chosen[0].base_digest:
-        source = chosen[0].notes["base"]["source"]
-        found = f"trained on {source}, and `base` in params.yaml is {section.source}, or has changed since"
-        raise UserError(Problem(str(chosen[0].path), found, "Name adapters of that base, or set `base` to theirs."))
+    require_base(chosen, section, base.digest)
+    adapters, remarks = read_chosen(chosen, base.denoiser)
     try:
-        fuse(base.denoiser, [one.read(base.denoiser) for one in chosen])
+        fuse(base.denoiser, adapters)
     except ValueError as error:
         raise UserError(
             Problem(", ".join(names), str(error), "Use a smaller weight, or another `base.dtype`.")
@@ -47,7 +45,8 @@ def run(names: list[str], out: Path, force: bool) -> str:
     with atomic_folder(out) as partial:
         write_base(section, base.denoiser, partial)
     digest = base_digest(section.model_copy(update={"source": str(out), "config": None}))
-    return f"{out}: to use it, write in params.yaml, under `base`,\n  source: {out}\n  revision: {digest}\n  config:"
+    use = f"{out}: to use it, write in params.yaml, under `base`,\n  source: {out}\n  revision: {digest}\n  config:"
+    return "\n".join([*remarks, use])
 
 
 def write_base(section: BaseSection, denoiser: Any, folder: Path) -> None:

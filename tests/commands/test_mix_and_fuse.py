@@ -17,6 +17,7 @@ from pipeline.base.opening import open_base
 from pipeline.commands import chosen, fuse, mix
 from pipeline.errors import UserError
 from pipeline.params import load_params
+from tests.adapters.test_foreign import TEXT_ENCODER, kohya_factors
 from tests.adapters.test_mixing import inputs, predicted
 from tests.project import edit
 from tests.stages.test_evaluate import copy_of
@@ -64,7 +65,8 @@ def test_a_mixed_file_acts_as_its_parts_here_and_in_diffusers(trained: Path) -> 
     names = ["dots:0.7", "hills/blue:-0.4"]
     said = mix.run(names, Path("both.safetensors"), None, force=False)
     base = open_base(load_params().base, CPU)
-    parts = [one.read() for one in chosen.choose(names)]
+    parts, remarks = chosen.read_chosen(chosen.choose(names), base.denoiser)
+    assert not remarks
     with mixed_adapters(base.denoiser, [adapter for adapter, _ in parts], torch.tensor([[0.7] * 3, [-0.4] * 3])):
         expected = predicted(base)
     together = read_adapter(Path("both.safetensors"), base.digest, CPU, base.denoiser)
@@ -112,7 +114,7 @@ def test_adapters_of_two_bases_have_no_sum(trained: Path) -> None:
 @torch.no_grad()
 def test_a_fused_base_is_whole_pinned_and_equals_the_mix(trained: Path) -> None:
     base = open_base(load_params().base, CPU)
-    adapter, _ = chosen.choose(["dots"])[0].read(base.denoiser)
+    ((adapter, _),), _ = chosen.read_chosen(chosen.choose(["dots"]), base.denoiser)
     with mixed_adapters(base.denoiser, [adapter], torch.full((1, 3), 0.8)):
         expected = predicted(base)
     said = fuse.run(["dots:0.8"], Path("fused"), force=False)
@@ -154,3 +156,24 @@ def test_a_checker_that_is_not_copied_is_not_looked_for(trained: Path, tmp_path:
     base = open_base(section.model_copy(update={"revision": base_digest(section)}), CPU)
     fuse.write_base(section, base.denoiser, tmp_path / "out")
     assert json.loads((tmp_path / "out/model_index.json").read_text())["safety_checker"] == [None, None]
+
+
+@torch.no_grad()
+def test_another_programs_file_is_mixed_and_fused_for_the_base_of_the_params(trained: Path) -> None:
+    base = open_base(load_params().base, CPU)
+    save_file(kohya_factors(base.denoiser) | TEXT_ENCODER, "foreign.safetensors")
+    names = ["foreign.safetensors:0.5", "dots"]
+    parts, remarks = chosen.read_chosen(chosen.choose(names), base.denoiser)
+    assert remarks == ["foreign.safetensors: 2 tensors are for text encoders, and were left out"]
+    with mixed_adapters(base.denoiser, [adapter for adapter, _ in parts], torch.tensor([[0.5] * 3, [1.0] * 3])):
+        expected = predicted(base)
+    said = mix.run(names, Path("both.safetensors"), None, force=False)
+    assert said.splitlines()[0] == remarks[0]
+    together = read_adapter(Path("both.safetensors"), base.digest, CPU, base.denoiser)
+    with mixed_adapters(base.denoiser, [together], torch.ones(1, 3)):
+        assert torch.allclose(predicted(base), expected, atol=1e-5)
+    pipe = StableDiffusionPipeline.from_pretrained(load_params().base.source)
+    pipe.load_lora_weights(".", weight_name="both.safetensors")
+    assert torch.allclose(pipe.unet(*inputs()).sample, expected, atol=1e-5)
+    assert remarks[0] in fuse.run(names, Path("fused"), force=False)
+    assert torch.allclose(StableDiffusionPipeline.from_pretrained("fused").unet(*inputs()).sample, expected, atol=1e-5)
