@@ -67,7 +67,7 @@ def test_a_rate_arrives_as_a_float_however_it_is_written(written: str, tmp_path:
         ("    adapter: set\n    prepare: {}", "    adapter: set", "params.yaml: sets.woodcut.prepare: the key is missing. Write `prepare: {}`"),  # noqa: E501
         ("  woodcut:", "  Wood cut:", "params.yaml: sets.Wood cut: found 'Wood cut'. It should have only lower-case letters, digits and (not first) hyphens."),  # noqa: E501
         ("  woodcut:", "  -x:", "params.yaml: sets.-x: found '-x'. It should have only lower-case letters, digits and (not first) hyphens."),  # noqa: E501
-        ("set: alps,", "set: alpz,", "params.yaml: morphs.alps.set: there is no set 'alpz'. Choose one of alps, prints, woodcut"),
+        ("set: alps,", "set: alpz,", "params.yaml: morphs.alps.set: there is no set 'alpz'. Choose one of alps, woodcut"),
         ("keyframes: [dawn.jpg, day.jpg, sunset.jpg, night.jpg]", "keyframes: [a.jpg]", "params.yaml: morphs.alps.keyframes: found ['a.jpg']. It should have at least 2 items, not 1."),  # noqa: E501
     ],
 )  # fmt: skip

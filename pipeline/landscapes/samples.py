@@ -1,4 +1,4 @@
-"""The sample sets of the repository: a journey over mountains, and two of prints, in a manner foreign to the pocket.
+"""The sample sets of the repository: a journey over mountains, and prints in a manner that the pocket does not know.
 
 Write them again, byte for byte on one machine, with
 
@@ -46,22 +46,12 @@ WOODCUTS = tuple(
     )
 )
 
-PRINTS = {
-    "sunset.png": Scene("sunset", "snowy", 1, "pine forest", True, HELD_OUT + 420),
-    "night.png": Scene("night", "snowy", 1, "lake", True, HELD_OUT + 412),
-    "day.png": Scene("day", "snowy", 2, "meadow", True, HELD_OUT + 403),
-}
-"""Keyframes cut in wood, in their order: a morph that the pocket cannot make without adapters."""
-
 ALPS_SIZE = (512, 384)
 WOODCUT_SIZE = (384, 384)
 
 
 def write_samples(root: Path) -> None:
-    """Writes root/alps (4 JPEG, 512x384), root/prints (3 PNG, 384x384) and root/woodcut (14 PNG, 384x384).
-
-    Each with its metadata.jsonl.
-    """
+    """Writes the sets root/alps (4 JPEG, 512x384) and root/woodcut (14 PNG, 384x384), each with its metadata.jsonl."""
     alps = root / "alps"
     alps.mkdir(parents=True, exist_ok=True)
     for name, scene in ALPS.items():
@@ -69,16 +59,15 @@ def write_samples(root: Path) -> None:
         Image.fromarray(paint(scene, *ALPS_SIZE)).save(alps / name, quality=95, subsampling=0)
     _write_metadata(alps, [(name, caption(scene)) for name, scene in ALPS.items()])
 
-    _write_woodcuts(root / "prints", PRINTS)
-    _write_woodcuts(root / "woodcut", {f"print-{number:02d}.png": scene for number, scene in enumerate(WOODCUTS, 1)})
-
-
-def _write_woodcuts(folder: Path, scenes: dict[str, Scene]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, scene in scenes.items():
+    prints = root / "woodcut"
+    prints.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number, scene in enumerate(WOODCUTS, start=1):
+        name = f"print-{number:02d}.png"
         picture = woodcut(paint(scene, *WOODCUT_SIZE), scene.seed)
-        Image.fromarray(picture).save(folder / name, optimize=True)
-    _write_metadata(folder, [(name, f"{caption(scene)}, woodcut print") for name, scene in scenes.items()])
+        Image.fromarray(picture).save(prints / name, optimize=True)
+        rows.append((name, f"{caption(scene)}, woodcut print"))
+    _write_metadata(prints, rows)
 
 
 def _write_metadata(folder: Path, rows: list[tuple[str, str]]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.landscapes.samples import ALPS, PRINTS, WOODCUTS, write_samples
+from pipeline.landscapes.samples import ALPS, WOODCUTS, write_samples
 from pipeline.landscapes.world import FOREGROUNDS, HELD_OUT, ROCKS, TIMES
 
 COMMITTED = Path(__file__).parents[2] / "data" / "raw"
@@ -22,7 +22,7 @@ def written(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("name", ["alps", "prints", "woodcut"])
+@pytest.mark.parametrize("name", ["alps", "woodcut"])
 def test_committed_samples_are_what_the_code_writes(written, name):
     committed = {path.name for path in (COMMITTED / name).iterdir() if path.suffix != ".dvc"}
     assert committed == {path.name for path in (written / name).iterdir()}
@@ -34,8 +34,7 @@ def test_committed_samples_are_what_the_code_writes(written, name):
 
 
 def test_metadata_names_every_picture_once(written):
-    for name, size in (("alps", (512, 384)), ("prints", (384, 384)), ("woodcut", (384, 384))):
-        folder = written / name
+    for folder, size in ((written / "alps", (512, 384)), (written / "woodcut", (384, 384))):
         rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
         assert all(set(row) == {"file_name", "text"} for row in rows)
         names = [row["file_name"] for row in rows]
@@ -48,5 +47,5 @@ def test_prints_show_every_attribute_and_no_training_seed_is_used():
     assert {scene.time for scene in WOODCUTS} == set(TIMES)
     assert {scene.rock for scene in WOODCUTS} == set(ROCKS)
     assert {scene.foreground for scene in WOODCUTS} == set(FOREGROUNDS)
-    seeds = [scene.seed for scene in (*WOODCUTS, *PRINTS.values(), *ALPS.values())]
+    seeds = [scene.seed for scene in (*WOODCUTS, *ALPS.values())]
     assert min(seeds) >= HELD_OUT and len(set(seeds)) == len(seeds)
