@@ -1,12 +1,12 @@
 """LoRA files of other programs: diffusers' (old and new key names) and kohya's, with alphas of their own."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
-from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 from safetensors import safe_open
 from torch import nn
 
@@ -47,7 +47,7 @@ def read_foreign(path: Path, denoiser: nn.Module, prefix: str) -> tuple[Adapter,
         named, alphas = StableDiffusionPipeline.lora_state_dict(content, unet_config=denoiser.config)
         own = {key.removeprefix(prefix): tensor for key, tensor in named.items() if key.startswith(prefix)}
         scales = _scales(alphas or {}, prefix)
-        tensors = convert_unet_state_dict_to_peft(own)
+        tensors = {usual_name(key): tensor for key, tensor in own.items()}
         config = json.loads(metadata.get(CONFIG_KEY, "{}"))
         settings = {key.removeprefix(prefix): value for key, value in config.items()}
         pairs = {}
@@ -64,9 +64,16 @@ def read_foreign(path: Path, denoiser: nn.Module, prefix: str) -> tuple[Adapter,
 
 def _scales(alphas: dict[str, Any], prefix: str) -> dict[str, float]:
     """Alpha by module, as diffusers gives it: under the names of the factors."""
-    inner = {key.removeprefix(prefix).removesuffix(".alpha"): value for key, value in alphas.items()}
-    named = convert_unet_state_dict_to_peft(inner)
+    named = {usual_name(key.removeprefix(prefix).removesuffix(".alpha")): value for key, value in alphas.items()}
     return {key.removesuffix(_DOWN).removesuffix(_UP): float(value) for key, value in named.items()}
+
+
+def usual_name(key: str) -> str:
+    """A factor's name as peft has it, from diffusers' older ones: `<module>.lora.down.weight` and, oldest, those of
+    attention processors, `<attention>.processor.to_q_lora.down.weight`."""
+    key = re.sub(r"\.processor\.(to_[qkv]|to_out)_lora\.", r".\1.lora.", key)
+    key = re.sub(r"\.to_out\.lora\.", ".to_out.0.lora.", key)
+    return re.sub(r"\.lora\.(down|up)\.", lambda found: f".lora_{'A' if found[1] == 'down' else 'B'}.", key)
 
 
 def _alpha(name: str, rank: int, scales: dict[str, float], settings: dict[str, Any]) -> float:

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import nn
 
-from pipeline.adapters.foreign import is_foreign, read_foreign
+from pipeline.adapters.foreign import is_foreign, read_foreign, usual_name
 from pipeline.adapters.kohya import write_kohya
 from pipeline.adapters.lora import read_adapter
 from pipeline.adapters.mixing import mixed_adapters
@@ -23,6 +24,7 @@ from tests.adapters.test_mixing import inputs, predicted
 Fresh = Callable[[], Base]
 ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
 TO_Q = f"unet.{ATTENTION}.to_q"
+TO = ("to_q", "to_k", "to_v", "to_out")
 TARGETS = ["to_q", "proj_in"]
 TEXT_ENCODER = {
     f"lora_te_text_model_encoder_layers_0_self_attn_q_proj.{name}": torch.ones(shape)
@@ -125,6 +127,14 @@ def test_what_we_export_comes_back_as_it_was(ran: Path, fresh_tiny: Fresh, tmp_p
     ):
         expected = predicted(base)
     assert torch.allclose(ours(base, tmp_path / "kohya.safetensors"), expected, atol=1e-6)
+
+
+def test_older_names_become_those_that_diffusers_makes_of_them() -> None:
+    keys = [f"{ATTENTION}.processor.{layer}_lora.{end}.weight" for layer in TO for end in ("down", "up")]
+    keys += [f"{ATTENTION}.{layer}.lora.{end}.weight" for layer in ("to_q", "to_out.0") for end in ("down", "up")]
+    keys += [f"{ATTENTION}.to_q.lora_A.weight", "down_blocks.0.attentions.0.proj_in.lora.up.weight"]
+    for key in keys:
+        assert [usual_name(key)] == list(convert_unet_state_dict_to_peft({key: torch.ones(1)})), key
 
 
 @pytest.mark.parametrize(
