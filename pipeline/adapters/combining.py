@@ -61,8 +61,9 @@ def fuse(denoiser: nn.Module, adapters: Sequence[WeightedAdapter]) -> None:
         ValueError: when an adapter has factors for a module that is no linear layer of this denoiser, or the sum is not
             finite in the denoiser's precision.
     """
+    modules = dict(denoiser.named_modules())
     for name in sorted({name for adapter, _ in adapters for name in adapter.factors}):
-        module = dict(denoiser.named_modules()).get(name)
+        module = modules.get(name)
         if not is_linear(module):
             raise ValueError(f"an adapter has factors for {name}, which is no linear layer of this base")
         down, up = _stacked(adapters, name)

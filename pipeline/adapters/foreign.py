@@ -5,16 +5,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 from torch import nn
 
-from pipeline.adapters.lora import CONFIG_KEY, check_pair
+from pipeline.adapters.lora import CONFIG_KEY, OWN_KEY, check_pair
 from pipeline.adapters.mixing import Adapter
 from pipeline.outputs import reading
 
-Tensors = dict[str, torch.Tensor]
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 
 
@@ -25,7 +23,7 @@ def is_foreign(path: Path) -> bool:
         UserError: when it is no whole safetensors file.
     """
     with reading(path), safe_open(path, framework="pt") as file:
-        return "morphline" not in (file.metadata() or {})
+        return OWN_KEY not in (file.metadata() or {})
 
 
 def read_foreign(path: Path, denoiser: nn.Module, prefix: str) -> tuple[Adapter, int]:

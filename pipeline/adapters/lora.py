@@ -22,7 +22,7 @@ PRESETS = {"attention": ATTENTION, "attention+feed-forward": (*ATTENTION, "ff.ne
 """Which layers get factors, by the ends of their names."""
 
 CONFIG_KEY = "lora_adapter_metadata"  # where diffusers looks for rank and alpha
-_OWN_KEY = "morphline"
+OWN_KEY = "morphline"
 
 
 def lora_config(settings: TrainSection) -> LoraConfig:
@@ -51,7 +51,7 @@ def save_adapter(
     metadata = {
         "format": "pt",
         CONFIG_KEY: json.dumps(settings, sort_keys=True),
-        _OWN_KEY: json.dumps(notes, sort_keys=True, ensure_ascii=False),
+        OWN_KEY: json.dumps(notes, sort_keys=True, ensure_ascii=False),
     }
     write_tensors(path, state, metadata)
 
@@ -88,7 +88,7 @@ def read_notes(path: Path) -> dict[str, Any]:
     fix = "Run `dvc repro` to train it again."
     try:
         with safe_open(path, framework="pt") as file:
-            notes = json.loads((file.metadata() or {})[_OWN_KEY])
+            notes = json.loads((file.metadata() or {})[OWN_KEY])
         if not all(isinstance(notes["base"][key], str) for key in ("digest", "source")):
             raise TypeError("it does not say which base it belongs to")
         return notes

@@ -75,9 +75,11 @@ def fit_problems(section: BaseSection) -> list[Problem]:
 
 def _skip_problems(section: BaseSection, root: Path) -> list[Problem]:
     """More layers left out than the text encoders have to spare: of SDXL's, the last is never used."""
+    if not section.clip_skip:
+        return []
     family = family_of(root)
     encoders = [part for part in family.weights if part.startswith("text_encoder")]
-    layers = min(int(read_json(root / part / "config.json")["num_hidden_layers"]) for part in encoders)
+    layers = min(int(read_json(root / part / "config.json").get("num_hidden_layers", 12)) for part in encoders)
     most = layers - (2 if family is STABLE_DIFFUSION_XL else 1)
     if section.clip_skip <= most:
         return []

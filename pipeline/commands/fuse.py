@@ -32,6 +32,7 @@ def run(names: list[str], out: Path, force: bool) -> str:
     if out.exists() and not force:
         raise UserError(Problem(str(out), "the folder exists already", "Use another name, or --force."))
     section = load_params().base
+    check_replaceable(out, section)
     chosen = choose(names)
     base = open_base(section, torch.device("cpu"))
     require_base(chosen, section, base.digest)
@@ -47,6 +48,20 @@ def run(names: list[str], out: Path, force: bool) -> str:
     digest = base_digest(section.model_copy(update={"source": str(out), "config": None}))
     use = f"{out}: to use it, write in params.yaml, under `base`,\n  source: {out}\n  revision: {digest}\n  config:"
     return "\n".join([*remarks, use])
+
+
+def check_replaceable(out: Path, section: BaseSection) -> None:
+    """Let --force replace a base that was written before, and nothing else.
+
+    Raises:
+        UserError: when `out` is there and no base, or is the base itself.
+    """
+    if not out.exists():
+        return
+    if not (out / "model_index.json").is_file():
+        raise UserError(Problem(str(out), "it is there, and no base", "Name a new folder, or a base to replace."))
+    if out.resolve() == Path(section.source).resolve():
+        raise UserError(Problem(str(out), "it is the base itself", "Name another folder."))
 
 
 def write_base(section: BaseSection, denoiser: Any, folder: Path) -> None:

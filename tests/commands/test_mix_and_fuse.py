@@ -177,3 +177,15 @@ def test_another_programs_file_is_mixed_and_fused_for_the_base_of_the_params(tra
     assert torch.allclose(pipe.unet(*inputs()).sample, expected, atol=1e-5)
     assert remarks[0] in fuse.run(names, Path("fused"), force=False)
     assert torch.allclose(StableDiffusionPipeline.from_pretrained("fused").unet(*inputs()).sample, expected, atol=1e-5)
+
+
+def test_force_replaces_a_base_written_before_and_nothing_else(trained: Path) -> None:
+    Path("photos").mkdir()
+    Path("photos/one.txt").write_text("mine")
+    source = Path(load_params().base.source)
+    for out, said in ((Path("photos"), "no base"), (Path("."), "no base"), (source, "the base itself")):
+        with pytest.raises(UserError, match=said):
+            fuse.run(["dots"], out, force=True)
+    assert Path("photos/one.txt").read_text() == "mine" and (source / "model_index.json").is_file()
+    fuse.run(["dots"], Path("fused"), force=False)
+    fuse.run(["dots:0.5"], Path("fused"), force=True)
