@@ -3,12 +3,12 @@
 import os
 from collections.abc import Callable
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from pipeline import stage_commands
 from pipeline.commands.endings import ending_well
 from pipeline.options import Adapters, Captions, Force, Fps, Frames, Hold, MorphKey, Out, SetKey, Size, Steps
 
@@ -55,14 +55,6 @@ def command(function: Callable[..., None], group: typer.Typer = app, panel: str 
     return group.command(rich_help_panel=panel)(ending_well(name, function))
 
 
-stage = partial(command, panel=STAGES)
-
-
-def run_stage(name: str, *key: str) -> None:
-    """Import a stage and run it."""
-    import_module(f"pipeline.stages.{name}").run(*key)
-
-
 @command
 def morph(
     pictures: Annotated[list[Path], typer.Argument(help="Two or more pictures, in the order of the morph.")],
@@ -102,15 +94,6 @@ def add(
     from pipeline.commands import add
 
     add.run(key, pictures, caption or [])
-
-
-@command
-def check() -> None:
-    """Validate params.yaml, every raw set, every morph's keyframes and the base; list every problem at once.
-
-    Example: morphline check
-    """
-    run_stage("check")
 
 
 @command
@@ -222,70 +205,12 @@ def ci_report(
 
     Example: morphline ci-report --base main --out report/report.md
     """
-    from pipeline.report import ci as ci_report
+    from pipeline.ci import report as ci_report
 
     ci_report.run(base, out, pictures, url)
     print(out)
 
 
-@stage
-def prepare(key: SetKey) -> None:
-    """Crop and resize a set's pictures into data/prepared/SET, with a ledger of what was done.
-
-    Example: morphline prepare alps
-    """
-    run_stage("prepare", key)
-
-
-@stage
-def train(key: SetKey) -> None:
-    """Train a set's LoRA adapters into models/adapters/SET. Resumes a killed training.
-
-    Example: morphline train alps
-    """
-    run_stage("train", key)
-
-
-@stage
-def sample(key: SetKey) -> None:
-    """Generate a grid of pictures from a set's adapters, over seeds and adapter weights.
-
-    Example: morphline sample woodcut
-    """
-    run_stage("sample", key)
-
-
-@stage
-def frames(key: MorphKey) -> None:
-    """Make a morph's frames and clips in data/morphs/MORPH: the stage morph@MORPH.
-
-    Example: morphline frames alps
-    """
-    run_stage("morph", key)
-
-
-@stage
-def evaluate(key: MorphKey) -> None:
-    """Measure a morph's fidelity and smoothness beside its baselines.
-
-    Example: morphline evaluate alps
-    """
-    run_stage("evaluate", key)
-
-
-@stage
-def report() -> None:
-    """Write reports/index.html, one page with all pictures, curves and metrics.
-
-    Example: morphline report
-    """
-    run_stage("report")
-
-
-@stage
-def pocket() -> None:
-    """Paint landscapes and train the pocket base from them: hours on a CPU. `dvc repro` never does this by itself.
-
-    Example: morphline pocket
-    """
-    run_stage("pocket")
+command(stage_commands.check)
+for stage in stage_commands.STAGES:
+    command(stage, panel=STAGES)

@@ -4,7 +4,6 @@ It trains nothing, reads no params.yaml and writes nothing. `stages/morph.py` is
 docs/python.md.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -14,7 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from pipeline.adapters.mixing import WeightedAdapter
-from pipeline.base.posterior import Posterior, keyed_seed
+from pipeline.base.posterior import drawn_latents
 from pipeline.base.protocol import Base
 from pipeline.distances.features import Features, extract, feature_distance
 from pipeline.morphing.engine import Bars, EncodedKeyframe, Recipe, invert_keyframes, morph_segment
@@ -195,14 +194,5 @@ def _apart(first: Features, second: Features) -> float:
 
 
 def draw_latents(base: Base, pictures: torch.Tensor) -> torch.Tensor:
-    """Latents (B, C, h, w) of pictures (B, 3, H, W): one draw from each posterior, always the same for a picture.
-
-    Not the mean: the base was trained on draws, and means lie where it has seen nothing, so that inverting them gives
-    noise that is too small.
-    """
-    posterior = base.encode(pictures)
-    drawn = []
-    for picture, mean, std in zip(pictures, posterior.mean, posterior.std, strict=True):
-        generator = torch.Generator().manual_seed(keyed_seed(hashlib.sha256(picture.numpy().tobytes()).hexdigest()))
-        drawn.append(Posterior(mean[None], std[None]).sample(generator))
-    return torch.cat(drawn)
+    """Latents (B, C, h, w) of pictures (B, 3, H, W): one draw from each posterior, always the same for a picture."""
+    return drawn_latents(base.encode(pictures), pictures)

@@ -17,7 +17,7 @@ from pipeline.errors import Problem, UserError
 _MADE = {
     "data/prepared": "prepare", "models/adapters": "train", "reports/curves/sets": "train", "reports/samples": "sample",
     "data/morphs": "morph", "reports/metrics": "evaluate", "reports/curves/morphs": "evaluate",
-    "reports/smoothness": "evaluate",
+    "reports/smoothness": "evaluate", "data/edits": "edit",
 }  # fmt: skip
 # What the machine is to blame for, and no file.
 _WORLD = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)

@@ -1,4 +1,4 @@
-"""Values of a shared section of params.yaml that a set or a morph overrides under its own key."""
+"""Values of a shared section of params.yaml that a set, a morph or an edit overrides under its own key."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,11 +8,12 @@ from pipeline.errors import Problem, UserError, shown
 from pipeline.validation import KeyPath
 
 Overrides = Mapping[KeyPath, set[str]]
-"""(`sets`, key of a set, section) to the names that the set overrides there; morphs likewise."""
+"""(`sets`, key of a set, section) to the names that the set overrides there; morphs and edits likewise."""
 
 
 def merge_overrides(raw: dict[str, Any], sections: Mapping[str, Sequence[str]], file: Path) -> Overrides:
-    """Merge shared sections into the entries of `raw`, in place. sections: those that `sets` and `morphs` may override.
+    """Merge shared sections into the entries of `raw`, in place. sections: by group (`sets` and so on)
+    those that its entries may override.
 
     Raises:
         UserError: where overrides are missing, even as `{}`: DVC can declare only params keys that exist.
@@ -37,5 +38,5 @@ def merge_overrides(raw: dict[str, Any], sections: Mapping[str, Sequence[str]], 
 
 
 def is_inherited(location: KeyPath, overrides: Overrides) -> bool:
-    """Whether an error in a set or a morph comes from the shared section, where it is reported too."""
+    """Whether an error in a set, a morph or an edit comes from the shared section, where it is reported too."""
     return location[:3] in overrides and location[3] not in overrides[location[:3]]

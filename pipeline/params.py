@@ -1,19 +1,31 @@
 """The whole of params.yaml as frozen models. Nothing else reads that file.
 
-A set or a morph may override values of its own sections under its key; `load_params` merges them, so that
+A set, a morph or an edit may override values of its own sections under its key; `load_params` merges them, so that
 `params.sets["alps"].train` is the complete training section of that set.
 """
 
 from collections.abc import Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from pipeline.errors import Problem, UserError
 from pipeline.inputs import BadYaml, parse_yaml, read_plain
 from pipeline.overrides import is_inherited, merge_overrides
+from pipeline.sections import (
+    BaseSection,
+    EditSection,
+    EvaluateSection,
+    MachineSection,
+    MorphSection,
+    PocketSection,
+    PrepareSection,
+    SampleSection,
+    Section,
+    TrackingSection,
+    TrainSection,
+)
 from pipeline.validation import explain_errors
 
 MOST = 2**20
@@ -22,172 +34,9 @@ MOST = 2**20
 KEY = r"^[a-z0-9][a-z0-9-]*$"  # not first a hyphen: a command would take such a key for an option
 LONGEST_KEY = 100  # letters; folders, files and runs are named by it
 Key = Annotated[str, Field(pattern=KEY, max_length=LONGEST_KEY)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Byte = Annotated[int, Field(ge=0, le=255)]
-
-
-def _rising(alphas: tuple[float, ...]) -> tuple[float, ...]:
-    if alphas[0] != 0 or alphas[-1] != 1 or any(b <= a for a, b in pairwise(alphas)):
-        raise ValueError("alphas should rise from 0 to 1")
-    return alphas
-
-
-Alphas = Annotated[tuple[Fraction, ...], Field(strict=False, min_length=3), AfterValidator(_rising)]
+AdapterName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*(/[^/\\\x00-\x1f]+)?$", max_length=400)]
 
 Entry = TypeVar("Entry")
-
-
-class Section(BaseModel):
-    """A frozen mapping of params.yaml: unknown keys and implicit conversions are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class BaseSection(Section):
-    """The frozen diffusion model that adapters are trained on."""
-
-    source: str = Field(min_length=1)
-    revision: str | None
-    config: str | None
-    dtype: Literal["float32", "tf32", "bfloat16", "float16"]
-    clip_skip: int = Field(ge=0, le=30)
-
-    def tags(self) -> dict[str, str]:
-        """Which base it is, for tracking."""
-        return {"base.source": self.source, "base.revision": self.revision or "as in the repository"}
-
-
-class PrepareSection(Section):
-    """How raw pictures become training pictures."""
-
-    width: int = Field(ge=64, le=4096, multiple_of=8)
-    height: int = Field(ge=64, le=4096, multiple_of=8)
-    resample: Literal["lanczos", "bicubic", "area"]
-    background: tuple[Byte, ...] = Field(strict=False, min_length=3, max_length=3)
-    max_megapixels: float = Field(gt=0, le=1000)
-
-
-class TrainSection(Section):
-    """How an adapter is trained."""
-
-    steps: int = Field(ge=1, le=1_000_000)
-    batch: int = Field(ge=1, le=1024)
-    accumulation: int = Field(ge=1, le=1024)
-    optimizer: Literal["adamw", "adamw8bit"]
-    learning_rate: float = Field(gt=0, le=1)
-    b_rate: float = Field(gt=0, le=1000)
-    schedule: Literal["constant", "linear", "cosine"]
-    warmup: int = Field(ge=0, le=1_000_000)
-    weight_decay: float = Field(ge=0, le=1)
-    max_grad_norm: float = Field(gt=0, le=1e6)
-    min_snr_gamma: Annotated[float, Field(gt=0, le=1000)] | None
-    noise_offset: float = Field(ge=0, le=1)
-    caption_dropout: Fraction
-    flip: bool
-    rank: int = Field(ge=1, le=1024)
-    alpha: float = Field(gt=0, le=4096)
-    rank_stabilised: bool
-    targets: (
-        Literal["attention", "attention+feed-forward"]
-        | Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False, min_length=1)]
-    )
-    init: Literal["kaiming", "gaussian"]
-    gradient_checkpointing: bool
-    hold_out: int = Field(ge=0, le=1000)
-    validate_every: Annotated[int, Field(ge=1, le=1_000_000)] | None
-    patience: Annotated[int, Field(ge=1, le=1000)] | None
-    target_loss: Annotated[float, Field(gt=0)] | None
-    seed: int = Field(ge=0, lt=2**63)
-
-
-class SampleSection(Section):
-    """Which pictures show what a set's adapters learned."""
-
-    captions: int = Field(ge=1, le=64)
-    seeds: int = Field(ge=1, le=16)
-    weights: tuple[Annotated[float, Field(ge=-4, le=4)], ...] = Field(strict=False, min_length=1, max_length=16)
-    steps: int = Field(ge=2, le=1000)
-    guidance: float = Field(ge=1, le=50)
-    seed: int = Field(ge=0, lt=2**63)
-
-
-class MorphSection(Section):
-    """How the frames between keyframes are made."""
-
-    frames: int = Field(ge=3, le=10_000)
-    steps: int = Field(ge=2, le=1000)
-    inversion_steps: int = Field(ge=2, le=1000)
-    solver: Literal["midpoint", "ddim"]
-    adain: bool
-    attention: tuple[Literal["down", "mid", "up"], ...] = Field(strict=False)
-    attention_until: Fraction
-    attention_source: Literal["inputs", "keys-values"]
-    guidance: float = Field(ge=1, le=50)
-    rescale: Fraction
-    negative: str
-    pacing: (
-        Literal["linear", "perceptual"]
-        | Annotated[tuple[Fraction, ...], Field(strict=False, min_length=3), AfterValidator(_rising)]
-    )
-    pacing_spare: int = Field(ge=0, le=1000)
-    without_adapters: bool
-    loop: bool
-    correct_ends: Fraction
-    fps: float = Field(gt=0, le=120)
-    hold: float = Field(ge=0, le=60)
-
-
-class EvaluateSection(Section):
-    """How a morph is measured."""
-
-    max_side: int = Field(ge=64, le=4096)
-    lpips: str | None
-    lpips_digest: str | None
-
-
-class PocketSection(Section):
-    """How the small base that ships with the repository is made."""
-
-    seed: int = Field(ge=0, le=99)  # ten million paintings each; those from 10^9 on are held out
-    init_from: str | None
-    paintings: int = Field(ge=16, le=10_000_000)
-    textures: int = Field(ge=0, le=10_000_000)
-    autoencoder_steps: int = Field(ge=1, le=10_000_000)
-    autoencoder_batch: int = Field(ge=1, le=4096)
-    autoencoder_rate: float = Field(gt=0, le=1)
-    decoder_steps: int = Field(ge=0, le=10_000_000)
-    decoder_rate: float = Field(gt=0, le=1)
-    keep_encoder: bool
-    latent_noise: float = Field(gt=0, le=1)
-    unet_steps: int = Field(ge=1, le=10_000_000)
-    unet_batch: int = Field(ge=1, le=4096)
-    unet_rate: float = Field(gt=0, le=1)
-    caption_dropout: Fraction
-    between: Fraction
-    ema: float = Field(ge=0, lt=1)
-    compile: bool
-
-
-class MachineSection(Section):
-    """What the work runs on. Never changes a result beyond float rounding, so it is not a DVC param."""
-
-    device: Literal["auto", "cpu", "cuda", "mps"]
-    batch: Annotated[int, Field(ge=1, le=4096)] | None
-    workers: Annotated[int, Field(ge=1, le=1024)] | None
-    processes: Annotated[int, Field(ge=1, le=1024)] | None
-    pack: Annotated[int, Field(ge=1, le=4096)] | None
-    reuse: bool
-    checkpoint_every: int = Field(ge=1, le=1_000_000)
-
-
-class TrackingSection(Section):
-    """Where runs are logged. Never changes a result, so it is not a DVC param."""
-
-    uri: str | None
-    experiment: str = Field(min_length=1)
-    required: bool
-    pictures_every: Annotated[int, Field(ge=1, le=1_000_000)] | None
-    system_every: Annotated[float, Field(gt=0, le=86_400)] | None
 
 
 class SetSpec(Section):
@@ -211,16 +60,29 @@ class MorphSpec(Section):
     morph: MorphSection
 
 
+class EditSpec(Section):
+    """One edit: the set whose pictures are changed, adapters (`set`, or `set/picture`) with their weights, and its
+    section with overrides merged in."""
+
+    SECTIONS: ClassVar[tuple[str, ...]] = ("edit",)
+
+    set: Key
+    adapters: dict[AdapterName, Annotated[float, Field(ge=-4, le=4)]] = Field(max_length=16)
+    edit: EditSection
+
+
 class Params(Section):
     """All of params.yaml."""
 
     base: BaseSection
     sets: dict[Key, SetSpec] = Field(min_length=1)
     morphs: dict[Key, MorphSpec]
+    edits: dict[Key, EditSpec]
     prepare: PrepareSection
     train: TrainSection
     sample: SampleSection
     morph: MorphSection
+    edit: EditSection
     evaluate: EvaluateSection
     pocket: PocketSection
     machine: MachineSection
@@ -233,6 +95,10 @@ class Params(Section):
     def get_morph(self, key: str) -> MorphSpec:
         """The morph of that key. Raises UserError when there is none."""
         return _entry("morphs", self.morphs, key)
+
+    def get_edit(self, key: str) -> EditSpec:
+        """The edit of that key. Raises UserError when there is none."""
+        return _entry("edits", self.edits, key)
 
 
 def _entry(group: str, entries: Mapping[str, Entry], key: str) -> Entry:
@@ -249,17 +115,22 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
         UserError: with one problem for each mistake: the key's path, what was found and what it should be.
     """
     raw = _read_yaml(path)
-    overrides = merge_overrides(raw, {"sets": SetSpec.SECTIONS, "morphs": MorphSpec.SECTIONS}, path)
+    groups = {"sets": SetSpec.SECTIONS, "morphs": MorphSpec.SECTIONS, "edits": EditSpec.SECTIONS}
+    overrides = merge_overrides(raw, groups, path)
     try:
         params = Params.model_validate(raw)
     except ValidationError as error:
         written = [detail for detail in error.errors(include_url=False) if not is_inherited(detail["loc"], overrides)]
         raise UserError(*explain_errors(written, Params, path)) from None
     fix = f"Choose one of {', '.join(sorted(params.sets))}, or add it under `sets`."
+    named = {f"morphs.{key}.set": morph.set for key, morph in params.morphs.items()}
+    for key, edit in params.edits.items():
+        named |= {f"edits.{key}.set": edit.set}
+        named |= {f"edits.{key}.adapters: {name}": name.partition("/")[0] for name in edit.adapters}
     problems = [
-        Problem(f"{path}: morphs.{key}.set", f"there is no set {morph.set!r}", fix)
-        for key, morph in params.morphs.items()
-        if morph.set not in params.sets
+        Problem(f"{path}: {where}", f"there is no set {key!r}", fix)
+        for where, key in named.items()
+        if key not in params.sets
     ]
     if problems:
         raise UserError(*problems)

@@ -64,7 +64,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def run_all(project: Path) -> None:
     """Every stage, as DVC would order them."""
-    from pipeline.stages import check, evaluate, morph, prepare, report, sample, train
+    from pipeline.stages import check, edit, evaluate, morph, prepare, report, sample, styles, train
 
     with chdir(project):
         check.run()
@@ -74,6 +74,8 @@ def run_all(project: Path) -> None:
         for stage in (morph, evaluate):
             for key in ("hills", "dots"):
                 stage.run(key)
+        styles.run()
+        edit.run("hills")
         report.run()
 
 

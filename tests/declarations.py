@@ -4,12 +4,15 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-SECTIONS = ("base", "prepare", "train", "sample", "morph", "evaluate", "pocket")
+SECTIONS = ("base", "prepare", "train", "sample", "morph", "edit", "evaluate", "pocket")
+MERGED = {"sets": ("prepare", "train", "sample"), "morphs": ("morph",), "edits": ("edit",)}
 # By the design: cli, params, state and tracking cannot change a stage's bytes; errors only say why there are none,
-# inputs give a file's bytes or none, and previews of a training leave no trace in it (tests/training/test_loop.py).
+# inputs give a file's bytes or none, outputs and parallel put what a stage makes in its place as it is, and
+# previews of a training leave no trace in it (tests/training/test_loop.py).
 EXEMPT = (
-    "pipeline/__init__.py", "pipeline/cli.py", "pipeline/errors.py", "pipeline/inputs.py", "pipeline/overrides.py",
-    "pipeline/params.py", "pipeline/previews.py", "pipeline/state.py", "pipeline/tracking", "pipeline/validation.py",
+    "pipeline/__init__.py", "pipeline/cli.py", "pipeline/errors.py", "pipeline/inputs.py", "pipeline/outputs.py",
+    "pipeline/overrides.py", "pipeline/parallel.py", "pipeline/params.py", "pipeline/previews.py",
+    "pipeline/sections.py", "pipeline/state.py", "pipeline/tracking", "pipeline/validation.py",
 )  # fmt: skip
 
 
@@ -54,22 +57,24 @@ def all_imports(file: Path) -> set[Path]:
 def params_read(file: Path) -> set[str]:
     """Keys of params.yaml that a stage reads, as it declares them: `train`, `sets.${key}.train`, `morphs.${key}.set`.
 
-    Stages read `params.<section>`, and `spec.<field>` of `params.get_set(key)` or `params.get_morph(key)`; a section of
+    Stages read `params.<section>`, and `spec.<field>` of `params.get_set(key)` and its like; a section of
     a spec is merged from the shared section and the entry's own.
     """
     tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
-    group = {"get_set": "sets", "get_morph": "morphs"}
+    group = {"get_set": "sets", "get_morph": "morphs", "get_edit": "edits"}
     groups = {group[n.attr] for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr in group}
     keys: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "params":
-            if node.attr in (*SECTIONS, "sets", "morphs"):
+            if node.attr in (*SECTIONS, *MERGED):
                 keys.add(node.attr)
         elif isinstance(node, ast.Attribute) and _is_spec(node.value):
+            if not groups:
+                continue  # of all entries of a group, which is read whole
             (name,) = groups
             field = node.attr
             if field == "model_dump":
-                keys |= {f"{name}.${{key}}", *(("morph",) if name == "morphs" else ("prepare", "train", "sample"))}
+                keys |= {f"{name}.${{key}}", *MERGED[name]}
                 continue
             keys.add(f"{name}.${{key}}.{field}")
             if field in SECTIONS:

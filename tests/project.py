@@ -20,6 +20,9 @@ MORPHS = """\
   hills: {set: hills, keyframes: [red hill.png, "großer See.jpg", blue.png], morph: {}}
   dots: {set: dots, keyframes: [d3.png, d1.png], morph: {frames: 4}}
 """
+EDITS = """\
+  hills: {set: hills, adapters: {dots: 1.0, hills/blue: -0.5}, edit: {guidance: 2.0}}
+"""
 # The second caption would break a page or a shell that takes it as its own.
 HILLS = {
     "red hill.png": "a red hill",
@@ -46,6 +49,8 @@ SMALL = {
     "morph.adain": "true",
     "morph.pacing": "linear",
     "morph.fps": 8.0,
+    "edit.steps": 2,
+    "edit.scales": "[0, 1]",
     "machine.device": "cpu",
     "machine.workers": 1,
 }
@@ -72,15 +77,24 @@ def with_values(text: str, values: Mapping[str, object]) -> str:
 
 
 def with_entries(text: str, section: str, entries: str) -> str:
-    """A params.yaml with other entries under `sets` or `morphs`; every other byte stays."""
-    changed, count = re.subn(rf"(?m)(?<=^{section}:\n)(?:  .*\n)+", lambda match: entries, text)
+    """A params.yaml with other entries under `sets`, `morphs` or `edits`, or none; every other byte stays."""
+    whole = f"{section}:\n{entries}" if entries else f"{section}: {{}}\n"
+    changed, count = re.subn(rf"(?m)^{section}:\n(?:  .*\n)+", lambda match: whole, text)
     assert count == 1
     return changed
 
 
-def tiny_params(values: Mapping[str, object], sets: str = SETS, morphs: str = MORPHS) -> str:
-    """The shipped params.yaml, comments and all, with values small enough for a test."""
-    return with_values(with_entries(with_entries(SHIPPED, "sets", sets), "morphs", morphs), {**SMALL, **values})
+def tiny_params(values: Mapping[str, object], sets: str = SETS, morphs: str = MORPHS, edits: str | None = None) -> str:
+    """The shipped params.yaml, comments and all, with values small enough for a test.
+
+    edits: None for those of SETS, and for none where the sets are others.
+    """
+    if edits is None:
+        edits = EDITS if sets == SETS else ""
+    text = SHIPPED
+    for section, entries in (("sets", sets), ("morphs", morphs), ("edits", edits)):
+        text = with_entries(text, section, entries)
+    return with_values(text, {**SMALL, **values})
 
 
 def paint(path: Path, seed: int, size: tuple[int, int] = (90, 70)) -> None:

@@ -17,7 +17,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     for room, imports in re.findall(r"(?m)^\| (\w+) \| [^|`]*(?:`[^|]*)? \|(.*)\|$", PAGE.partition("## Four types")[0])
     if room != "room"
 }
-ANYBODYS = {"errors", "inputs", "outputs", "parallel", "params"}
+ANYBODYS = {"errors", "inputs", "outputs", "parallel", "params", "sections"}
 OF_PARAMS = {"overrides", "validation"}
 PEOPLE = {"stages", "commands", "cli", "__main__"}
 FILES = sorted((ROOT / "pipeline").rglob("*.py"))
@@ -99,7 +99,7 @@ def test_params_yaml_is_read_by_stages_and_commands_and_logged_by_tracking() -> 
 def test_only_bases_know_a_unet(path: Path) -> None:
     """Those that are opened, and the pocket where it is made; elsewhere it is a denoiser, whatever its kind."""
     inside = path.relative_to(ROOT / "pipeline")
-    if inside.parts[0] in ("base", "pocket") or inside in (Path("stages/pocket.py"), Path("params.py")):
+    if inside.parts[0] in ("base", "pocket") or inside in (Path("stages/pocket.py"), Path("sections.py")):
         return
     tree = ast.parse(path.read_text(encoding="utf-8"))
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.report import ci as ci_report
+from pipeline.ci import report as ci_report
 from tests.declarations import ROOT
 
 COMMENT = ROOT / ".ci/comment.py"

@@ -16,7 +16,8 @@ from tests.project import ROOT, contents, edit, make_project, with_values
 
 COMMANDS = typer.main.get_command(app).commands
 STAGES = {
-    "prepare": "hills", "train": "hills", "sample": "hills", "frames": "hills", "evaluate": "hills", "report": None,
+    "prepare": "hills", "train": "hills", "sample": "hills", "frames": "hills", "evaluate": "hills", "edit": "hills",
+    "styles": None, "report": None,
 }  # fmt: skip
 HEAVY = {
     "torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "mlflow", "pydantic", "numpy", "PIL", "av",
@@ -106,8 +107,9 @@ def test_every_command_is_in_the_readme_or_on_a_page(name: str) -> None:
 def test_an_unknown_key_is_reported_with_the_known_ones(project: Path, name: str) -> None:
     before = contents(project)
     (problem,) = refused(name, "hils")
-    group = "morphs" if name in ("frames", "evaluate") else "sets"
-    assert problem == f"params.yaml: {group}: there is no 'hils'. There are: dots, hills."
+    group = {"frames": "morphs", "evaluate": "morphs", "edit": "edits"}.get(name, "sets")
+    there = "hills" if group == "edits" else "dots, hills"
+    assert problem == f"params.yaml: {group}: there is no 'hils'. There are: {there}."
     assert contents(project) == before
 
 

@@ -19,7 +19,18 @@ def declared_code(stage: str) -> list[Path]:
 
 
 def test_every_stage_of_the_plan_is_there_and_says_what_it_does() -> None:
-    assert list(STAGES) == ["check", "pocket", "prepare", "train", "sample", "morph", "evaluate", "report"]
+    assert list(STAGES) == [
+        "check",
+        "pocket",
+        "prepare",
+        "train",
+        "sample",
+        "morph",
+        "evaluate",
+        "styles",
+        "edit",
+        "report",
+    ]
     assert all(stage["desc"] for stage in STAGES.values())
     assert STAGES["pocket"]["frozen"] is True
 
@@ -61,7 +72,7 @@ def test_check_declares_everything_that_decides_a_result_and_nothing_else() -> N
     assert declared_code("check") == [Path("pipeline")]
 
 
-@pytest.mark.parametrize("stage", ["check", "prepare", "train", "sample", "morph"])
+@pytest.mark.parametrize("stage", ["check", "prepare", "train", "sample", "morph", "edit"])
 def test_what_takes_long_is_kept_in_the_run_cache(stage: str) -> None:
     """DVC keeps no record of a stage with an uncached output that is neither plot nor metric: then nobody shares it."""
     uncached = [out for out in STAGES[stage].get("outs", ()) if isinstance(out, dict)]
@@ -78,7 +89,7 @@ def test_every_stage_but_the_frozen_one_waits_for_check() -> None:
         return {name.replace("item.set", "key") for name in outputs(stage) | folders}
 
     waiting = {"check"}
-    for stage in ("prepare", "train", "sample", "morph", "evaluate", "report"):
+    for stage in ("prepare", "train", "sample", "morph", "evaluate", "styles", "edit", "report"):
         needs = {dep.replace("item.set", "key") for dep in STAGES[stage]["deps"]}
         assert any(needs & made(earlier) for earlier in waiting), f"stages.{stage} may run before check"
         waiting.add(stage)
@@ -99,18 +110,18 @@ def test_what_is_exempt_exists() -> None:
 
 
 def test_the_test_itself_notices_a_missing_declaration(monkeypatch: pytest.MonkeyPatch) -> None:
-    deps = [dep for dep in STAGES["morph"]["deps"] if not dep.endswith("solver.py")]
-    monkeypatch.setitem(STAGES["morph"], "deps", deps)
+    deps = [dep for dep in STAGES["evaluate"]["deps"] if not dep.endswith("solver.py")]
+    monkeypatch.setitem(STAGES["evaluate"], "deps", deps)
     with pytest.raises(AssertionError, match=r"solver\.py"):
-        test_a_stage_declares_every_module_that_it_imports("morph")
-    monkeypatch.setitem(STAGES["morph"], "deps", [*deps, "pipeline/sampling"])
-    with pytest.raises(AssertionError, match=r"instead of a folder: \['pipeline/sampling/grid\.py'\]"):
-        test_a_stage_declares_no_module_that_it_does_not_import("morph")
+        test_a_stage_declares_every_module_that_it_imports("evaluate")
+    monkeypatch.setitem(STAGES["evaluate"], "deps", [*deps, "pipeline/sampling"])
+    with pytest.raises(AssertionError, match=r"instead of a folder: \[.*'pipeline/sampling/guidance\.py'"):
+        test_a_stage_declares_no_module_that_it_does_not_import("evaluate")
     monkeypatch.setitem(STAGES["morph"], "params", ["base", "morph"])
     with pytest.raises(AssertionError, match="morphs"):
         test_a_stage_declares_exactly_the_params_that_it_reads("morph")
 
 
 def test_an_errors_words_about_a_users_picture_make_no_training_stale() -> None:
-    for stage in ("train", "sample", "morph", "evaluate"):
+    for stage in ("train", "sample", "morph", "evaluate", "edit"):
         assert not [file for file in all_imports(FILES[stage]) if "pictures" in file.parts]

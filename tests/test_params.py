@@ -167,12 +167,12 @@ def written_back(tmp_path: Path, *changes: Sequence[str]) -> str:
 def test_an_experiment_changes_nothing_of_the_file_but_its_value(tmp_path: Path) -> None:
     assert written_back(tmp_path, ["train.rank=8"]) == SHIPPED
     assert written_back(tmp_path, ["train.rank=4"]) == SHIPPED.replace("  rank: 8\n", "  rank: 4\n")
-    several = ["train.learning_rate=3e-5", "base.revision=abc", "morph.negative=a b", "sets.woodcut.train.steps=9"]
+    several = ["train.learning_rate=3e-5", "base.revision=abc", "edit.suffix=a b", "sets.woodcut.train.steps=9"]
     changed = SHIPPED
     for old, new in (
         ("  learning_rate: 4.0e-3\n", "  learning_rate: 3e-05\n"),
         ("  revision:\n", "  revision: abc\n"),
-        ("  negative: ''\n", "  negative: a b\n"),
+        ("  suffix: ''\n", "  suffix: a b\n"),
         ("      steps: 250\n", "      steps: 9\n"),
     ):
         assert changed.count(old) == 1
@@ -184,11 +184,11 @@ def test_one_experiment_after_another_keeps_every_comment(tmp_path: Path) -> Non
     """DVC drops comments that follow a list: lists, and what may become one, are followed by a key without a comment."""
     there = [
         "train.targets=[to_k]", "morph.attention=[up,mid]", "morph.pacing=[0,0.3,1]", "prepare.background=[1,2,3]",
-        "sample.weights=[1.0]", "train.rank=4",
+        "sample.weights=[1.0]", "edit.scales=[2.0]", "train.rank=4",
     ]  # fmt: skip
     back = [
         "train.targets=attention", "morph.attention=[]", "morph.pacing=perceptual", "prepare.background=[255,255,255]",
-        "sample.weights=[0.0,0.5,1.0]", "train.rank=8",
+        "sample.weights=[0.0,0.5,1.0]", "edit.scales=[0.0,0.5,1.0]", "train.rank=8",
     ]  # fmt: skip
     assert written_back(tmp_path, there) != SHIPPED
     assert written_back(tmp_path, there, ["train.steps=9"], there, back, ["train.steps=20"]) == SHIPPED

@@ -18,11 +18,12 @@ from tests.warm import warm_morphline
 
 PAIR = {name: text for name, text in HILLS.items() if name != "blue.png"}
 MORPHS = "  hills: {set: hills, keyframes: [red hill.png, großer See.jpg], morph: {}}\n"
+EDITS = "  hills: {set: hills, adapters: {dots: 1.0}, edit: {}}\n"
 STAGES = [
     "check", "prepare@hills", "prepare@dots", "train@hills", "train@dots", "sample@hills", "sample@dots",
-    "morph@hills", "evaluate@hills", "report",
+    "morph@hills", "evaluate@hills", "styles", "edit@hills", "report",
 ]  # fmt: skip
-MADE = ("data/prepared", "data/morphs", "models/adapters", "reports")
+MADE = ("data/prepared", "data/morphs", "data/styles", "data/edits", "models/adapters", "reports")
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system that can fork")
 
@@ -73,7 +74,7 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory, tiny_folders: dict[str,
     project = tmp_path_factory.mktemp("clone") / "project"
     tracking = {"tracking.uri": database, "tracking.experiment": "by DVC"}
     values = {"train.steps": 3, "sample.captions": 1, "sample.seeds": 1, **tracking}
-    params = tiny_params(values, morphs=MORPHS)
+    params = tiny_params(values, morphs=MORPHS, edits=EDITS)
     make_clone(project, tiny_folders["epsilon"], params, {"hills": PAIR, "dots": DOTS})
     git(project, "init", "-q", "-b", "main")
     with warm_morphline(tmp_path_factory.mktemp("warm") / "bin", hash_seed=1) as morphline:
@@ -141,7 +142,8 @@ def test_another_rank_reruns_training_and_what_follows(project: Path, morphline:
     assert sorted(answer.ran) == sorted(name for name in STAGES if not name.startswith("prepare"))
     after = locked(project)
     assert {name for name in before if before[name] != after[name]} == {
-        "train@hills", "train@dots", "sample@hills", "sample@dots", "morph@hills", "evaluate@hills", "report",
+        "train@hills", "train@dots", "sample@hills", "sample@dots", "morph@hills", "evaluate@hills", "styles",
+        "edit@hills", "report",
     }  # fmt: skip
 
 
@@ -149,7 +151,9 @@ def test_another_picture_of_one_set_reruns_that_set_alone(project: Path, morphli
     paint(project / "data/raw/dots/d1.png", 77)
     answer = dvc(project, morphline, "repro")
     assert answer.code == 0, answer.said
-    assert sorted(answer.ran) == sorted(["check", "prepare@dots", "train@dots", "sample@dots", "report"])
+    assert sorted(answer.ran) == sorted(
+        ["check", "prepare@dots", "train@dots", "sample@dots", "styles", "edit@hills", "report"]
+    )
 
 
 def test_an_override_of_one_set_reruns_that_set_alone(project: Path, morphline: Path) -> None:
@@ -186,7 +190,10 @@ def test_two_parents_differ_in_mlflow_only_where_their_states_do(project: Path, 
 
     folders = [top / run.info.artifact_uri for run in (whole, part)]
     at_the_top = [{path.name for path in folder.iterdir() if path.is_file()} for folder in folders]
-    fixed = {"evaluate.hills.png", "morph.hills.mp4", "morph.hills.strip.png", "sample.dots.png", "sample.hills.png"}
+    fixed = {
+        "edit.hills.png", "evaluate.hills.png", "morph.hills.mp4", "morph.hills.strip.png", "sample.dots.png",
+        "sample.hills.png",
+    }  # fmt: skip
     assert at_the_top == [fixed, fixed], "the only ones that Compare shows"
     for name, made in (("morph.hills.strip.png", "data/morphs/hills/strip.png"),
                        ("sample.dots.png", "reports/samples/dots.png")):  # fmt: skip
@@ -196,9 +203,8 @@ def test_two_parents_differ_in_mlflow_only_where_their_states_do(project: Path, 
     assert sorted(tags["stages.ran"].split(", ")) == sorted(STAGES) and tags["stages.not_run"] == "pocket"
     tags = part.data.tags
     assert tags["stages.ran"] == "check, morph@hills, evaluate@hills, report"
-    assert tags["stages.not_run"] == "pocket, " + ", ".join(
-        f"{stage}@{key}" for stage in ("prepare", "train", "sample") for key in ("dots", "hills")
-    )
+    unneeded = {f"{stage}@{key}" for stage in ("prepare", "train", "sample") for key in ("dots", "hills")}
+    assert set(tags["stages.not_run"].split(", ")) == {"pocket", "styles", "edit@hills"} | unneeded
 
     # What the stages log of their own params is what every parent carries: else the two would not agree.
     for run in runs:

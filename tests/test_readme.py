@@ -10,7 +10,8 @@ from typer.main import get_command
 
 from pipeline.cli import app
 from pipeline.evaluation.lpips import COMMAND
-from pipeline.params import BaseSection, MorphSection, Params, PrepareSection, TrainSection
+from pipeline.params import Params
+from pipeline.sections import BaseSection, MorphSection, PrepareSection, TrainSection
 from tests.declarations import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -26,7 +27,7 @@ def test_ci_runs_the_two_commands_of_the_readme(command: str) -> None:
 
 def test_every_param_is_in_the_table() -> None:
     for name, field in Params.model_fields.items():
-        if name in ("sets", "morphs"):
+        if name in ("sets", "morphs", "edits"):
             continue
         for key in field.annotation.model_fields:  # type: ignore[union-attr]
             assert f"`{name}.{key}`" in PAGES["params"], f"{name}.{key} is not in docs/params.md"
@@ -34,7 +35,7 @@ def test_every_param_is_in_the_table() -> None:
 
 def test_no_param_in_the_table_is_made_up() -> None:
     for section, key in re.findall(
-        r"`(base|prepare|train|sample|morph|evaluate|pocket|machine|tracking)\.(\w+)`",
+        r"`(base|prepare|train|sample|morph|edit|evaluate|pocket|machine|tracking)\.(\w+)`",
         README + "".join(text for page, text in PAGES.items() if page != "architecture"),  # that names code
     ):
         assert key in Params.model_fields[section].annotation.model_fields, f"{section}.{key}"  # type: ignore[union-attr]

@@ -15,13 +15,20 @@ from tests.declarations import ROOT
 from tests.project import tiny_params
 
 KEYS: dict[str, Any] = YAML(typ="safe").load(tiny_params({}))
-FOREACH = {"prepare": "sets", "train": "sets", "sample": "sets", "morph": "morphs", "evaluate": "morphs"}
+FOREACH = {
+    "prepare": "sets",
+    "train": "sets",
+    "sample": "sets",
+    "morph": "morphs",
+    "evaluate": "morphs",
+    "edit": "edits",
+}
 
 # What a person expects of a key; {} is the key of the set or morph. The first pattern that fits counts.
 EXPECTED = {
     "machine.*": "",
     "tracking.*": "",
-    "base.*": "check train@* sample@* morph@* evaluate@* report",
+    "base.*": "check train@* sample@* morph@* evaluate@* edit@* report",
     "sets.*.adapter": "check train@{} report",
     "sets.*.prepare": "check prepare@{} report",
     "sets.*.train*": "check train@{} report",
@@ -29,10 +36,12 @@ EXPECTED = {
     "morphs.*.set": "check morph@{} evaluate@{} report",
     "morphs.*.keyframes": "check morph@{} report",
     "morphs.*.morph*": "check morph@{} report",
+    "edits.*": "check styles edit@{} report",
     "prepare.*": "check prepare@*",
     "train.*": "check train@* report",
     "sample.*": "check sample@*",
     "morph.*": "check morph@*",
+    "edit.*": "check edit@*",
     "evaluate.*": "check evaluate@*",
     "pocket.*": "check pocket",
 }
@@ -127,7 +136,12 @@ def test_nothing_is_stale_at_first(stale: Callable[[Mapping[str, Any]], set[str]
 
 @pytest.mark.parametrize("path", list(leaves(KEYS)), ids=".".join)
 def test_a_key_makes_stale_what_reads_it(stale: Callable[[Mapping[str, Any]], set[str]], path: tuple[str, ...]) -> None:
-    names = {f"{name}@{key}" for name, group in FOREACH.items() for key in KEYS[group]} | {"check", "pocket", "report"}
+    names = {f"{name}@{key}" for name, group in FOREACH.items() for key in KEYS[group]} | {
+        "check",
+        "pocket",
+        "styles",
+        "report",
+    }
     found = stale(edited(path))
     assert found == expected(path, names)
     assert found == declared(path)

@@ -15,8 +15,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from pipeline.base.conditioning import Conditioning
 from pipeline.base.opening import open_base
 from pipeline.base.protocol import Base
-from pipeline.params import BaseSection
 from pipeline.pocket.tokenizer import build_tokenizer
+from pipeline.sections import BaseSection
 
 
 def text_config(tokenizer: CLIPTokenizer, width: int, projection: int, layers: int) -> CLIPTextConfig:

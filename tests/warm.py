@@ -82,7 +82,7 @@ def serve(path: str) -> None:
 
 if __name__ == "__main__":
     # What the stages import, and what MLflow imports only when it is first used.
-    for stage in ("check", "prepare", "train", "sample", "morph", "evaluate", "report"):
+    for stage in ("check", "prepare", "train", "sample", "morph", "evaluate", "styles", "edit", "report"):
         importlib.import_module(f"pipeline.stages.{stage}")
     for module in ("mlflow.diffusers", "mlflow.store.tracking.sqlalchemy_store"):
         importlib.import_module(module)

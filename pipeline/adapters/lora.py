@@ -15,7 +15,7 @@ from torch import nn
 from pipeline.adapters.mixing import Adapter, is_linear
 from pipeline.errors import Problem, UserError
 from pipeline.outputs import reading
-from pipeline.params import TrainSection
+from pipeline.sections import TrainSection
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 PRESETS = {"attention": ATTENTION, "attention+feed-forward": (*ATTENTION, "ff.net.0.proj", "ff.net.2")}

@@ -9,6 +9,7 @@ from pipeline.inputs import read_json
 from pipeline.outputs import reading
 
 INDEX = "adapters.json"
+ADAPTERS = Path("models/adapters")
 
 
 def write_index(folder: Path, files: Mapping[str, str]) -> None:
@@ -33,3 +34,24 @@ def read_index(folder: Path) -> dict[str, str]:
         if not all(isinstance(name, str) and name == Path(name).name and name not in ("", "..") for name in names):
             raise ValueError("it names other things than files")
         return index
+
+
+def find_adapter(root: Path, name: str) -> Path:
+    """The file of an adapter that is named by its set, or by set and picture: `woodcut`, `alps/dawn`.
+
+    root: the folder of all sets' adapters.
+
+    Raises:
+        UserError: when the set has not been trained, or the name fits none of its adapters, or several.
+    """
+    key, slash, picture = name.partition("/")
+    files = read_index(root / key)
+    if slash:
+        fitting = {file for named, file in files.items() if picture in (named, Path(named).stem, Path(file).stem)}
+    else:
+        fitting = set(files.values())
+    if len(fitting) == 1:
+        return root / key / fitting.pop()
+    found = f"no one adapter {picture!r}" if slash else f"the set {key} has {len(fitting)} adapters"
+    choices = ", ".join(sorted(f"{key}/{Path(file).stem}" for file in set(files.values())))
+    raise UserError(Problem(name, found, f"Choose one of {choices}."))

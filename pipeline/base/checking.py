@@ -19,7 +19,7 @@ from pipeline.base.files import RESTORE, json_problems, single_file_problems, we
 from pipeline.base.schedule import FILE
 from pipeline.errors import Problem, UserError, redacted
 from pipeline.inputs import read_json
-from pipeline.params import BaseSection
+from pipeline.sections import BaseSection
 
 Response = TypeVar("Response")
 

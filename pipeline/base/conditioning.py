@@ -4,6 +4,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Control:
+    """What a ControlNet adds to the denoiser's layers (Zhang et al. 2023, "Adding Conditional Control to Text-to-Image
+    Diffusion Models").
+
+    net: on the denoiser's device. picture: (B, 3, H, W) in [0, 1], such as edges, one for each sample. scale: of what
+    it adds, 1 as it was trained.
+    """
+
+    net: nn.Module
+    picture: torch.Tensor
+    scale: float
+
+    def take(self, rows: slice | Sequence[int] | torch.Tensor) -> "Control":
+        """For some of the samples, in that order, repeated if named twice."""
+        return Control(self.net, self.picture[rows], self.scale)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import torch
 
 from pipeline.errors import Problem, UserError
-from pipeline.params import BaseSection
+from pipeline.sections import BaseSection
 
 
 def choose_device(name: str) -> torch.device:

@@ -33,7 +33,7 @@ from pipeline.base.stable_diffusion import StableDiffusion
 from pipeline.base.stable_diffusion_xl import StableDiffusionXL
 from pipeline.errors import Problem, UserError
 from pipeline.inputs import read_json
-from pipeline.params import BaseSection
+from pipeline.sections import BaseSection
 
 
 def open_base(section: BaseSection, device: torch.device) -> Base:

@@ -19,6 +19,19 @@ class Posterior:
         return self.mean + self.std * noise.to(self.mean.device)
 
 
+def drawn_latents(posterior: Posterior, pictures: torch.Tensor) -> torch.Tensor:
+    """Latents (B, C, h, w) of pictures (B, 3, H, W): one draw from each posterior, always the same for a picture.
+
+    Not the mean: the base was trained on draws, and means lie where it has seen nothing, so that inverting them gives
+    noise that is too small.
+    """
+    drawn = []
+    for picture, mean, std in zip(pictures, posterior.mean, posterior.std, strict=True):
+        generator = torch.Generator().manual_seed(keyed_seed(hashlib.sha256(picture.numpy().tobytes()).hexdigest()))
+        drawn.append(Posterior(mean[None], std[None]).sample(generator))
+    return torch.cat(drawn)
+
+
 def keyed_seed(*parts: object) -> int:
     """A seed of 63 bits that depends on all the parts and on nothing else."""
     text = "\0".join(str(part) for part in parts)

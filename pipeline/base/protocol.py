@@ -7,7 +7,7 @@ import torch
 from diffusers import ModelMixin
 from diffusers.models.attention_processor import Attention
 
-from pipeline.base.conditioning import Conditioning
+from pipeline.base.conditioning import Conditioning, Control
 from pipeline.base.noise_path import NoisePath
 from pipeline.base.posterior import Posterior
 
@@ -71,7 +71,13 @@ class Base(Protocol):
         """Captions to what `predict` takes, float32, one row each."""
         ...
 
-    def predict(self, latents: torch.Tensor, times: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+    def predict(
+        self,
+        latents: torch.Tensor,
+        times: torch.Tensor,
+        conditioning: Conditioning,
+        control: Control | None = None,
+    ) -> torch.Tensor:
         """The denoiser's raw prediction (see `path`) for latents (B, C, h, w), float32. times: (B,)."""
         ...
 

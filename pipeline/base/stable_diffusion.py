@@ -2,19 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from pipeline.base.conditioning import Conditioning
+from pipeline.base.conditioning import Conditioning, Control
 from pipeline.base.families import ADAPTER_PREFIX
 from pipeline.base.noise_path import NoisePath
 from pipeline.base.posterior import Posterior
 
 TILED_FROM = 1536
 """Longer side in pixels from which the autoencoder works in overlapping tiles: its memory grows with the picture."""
+
+RESIDUALS = ("down_block_additional_residuals", "mid_block_additional_residual")
+"""What the UNet takes from a ControlNet."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,13 @@ class StableDiffusion:
             embedding = self.text_encoder.final_layer_norm(encoded.hidden_states[-1 - skip])
         return Conditioning({"embedding": embedding.float().to(self.device)})
 
-    def predict(self, latents: torch.Tensor, times: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+    def predict(
+        self,
+        latents: torch.Tensor,
+        times: torch.Tensor,
+        conditioning: Conditioning,
+        control: Control | None = None,
+    ) -> torch.Tensor:
         """The UNet's raw prediction (noise or v, see `path`) for latents (B, C, h, w), float32.
 
         times: (B,) timesteps. Under a base of lower precision the adapters' float32 weights need autocast.
@@ -108,8 +118,22 @@ class StableDiffusion:
         lower = self.dtype in (torch.float16, torch.bfloat16)
         with torch.autocast(self.device.type, self.dtype if lower else None, enabled=lower):
             times = times.to(latents.device, non_blocking=True)
-            prediction = self._call_denoiser(latents.to(self.dtype), times, conditioning.to(self.dtype))
+            latents, conditioning = latents.to(self.dtype), conditioning.to(self.dtype)
+            named = self._named_inputs(latents, conditioning)
+            if control is not None:
+                added = control.net(
+                    latents,
+                    times,
+                    conditioning["embedding"],
+                    control.picture.to(latents),
+                    control.scale,
+                    return_dict=False,
+                    **named,
+                )
+                named |= dict(zip(RESIDUALS, added, strict=True))
+            prediction = self.denoiser(latents, times, conditioning["embedding"], return_dict=False, **named)[0]
         return prediction.float() if lower else prediction
 
-    def _call_denoiser(self, latents: torch.Tensor, times: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
-        return self.denoiser(latents, times, conditioning["embedding"], return_dict=False)[0]
+    def _named_inputs(self, latents: torch.Tensor, conditioning: Conditioning) -> dict[str, Any]:
+        """What the family's UNet and ControlNets take besides."""
+        return {}

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
@@ -40,9 +41,9 @@ class StableDiffusionXL(StableDiffusion):
                 tensor[[number for number, caption in enumerate(captions) if not caption]] = 0
         return Conditioning(conditioning)
 
-    def _call_denoiser(self, latents: torch.Tensor, times: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+    def _named_inputs(self, latents: torch.Tensor, conditioning: Conditioning) -> dict[str, Any]:
         height, width = (side * self.pixels_per_latent for side in latents.shape[-2:])
         # Original size, crop and target size: a prepared picture is whole and as large as it is.
         size = torch.tensor([height, width, 0, 0, height, width], device=latents.device, dtype=latents.dtype)
         added = {"text_embeds": conditioning["pooled"], "time_ids": size.expand(len(latents), -1)}
-        return self.denoiser(latents, times, conditioning["embedding"], added_cond_kwargs=added, return_dict=False)[0]
+        return {"added_cond_kwargs": added}

@@ -8,15 +8,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pipeline.adapters.foreign import is_foreign, read_foreign
 from pipeline.adapters.lora import read_adapter, read_notes
 from pipeline.adapters.mixing import WeightedAdapter
-from pipeline.adapters.store import read_index
+from pipeline.adapters.store import ADAPTERS, find_adapter
 from pipeline.base.families import ADAPTER_PREFIX
 from pipeline.errors import Problem, UserError
-from pipeline.params import BaseSection
-
-ADAPTERS = Path("models/adapters")
+from pipeline.exchange.foreign import is_foreign, read_foreign
+from pipeline.sections import BaseSection
 
 
 @dataclass(frozen=True)
@@ -82,10 +80,7 @@ def read_chosen(chosen: list[Chosen], denoiser: nn.Module | None) -> tuple[list[
 
 def _choose(name: str) -> Chosen:
     path, weight = _weighted(name)
-    if not path.endswith(".safetensors"):
-        file = _of_set(*path.split("/", 1)) if "/" in path else _of_set(path, None)
-    else:
-        file = Path(path)
+    file = Path(path) if path.endswith(".safetensors") else find_adapter(ADAPTERS, path)
     foreign = file.is_file() and is_foreign(file)
     return Chosen(file, weight, None if foreign else read_notes(file)["base"])
 
@@ -101,19 +96,3 @@ def _weighted(name: str) -> tuple[str, float]:
     if not math.isfinite(weight):
         raise UserError(Problem(name, f"the weight {text!r} is no number", "Write it as `woodcut:0.8`."))
     return path, weight
-
-
-def _of_set(key: str, picture: str | None) -> Path:
-    folder = ADAPTERS / key
-    files = read_index(folder)
-    if picture is None:
-        fitting = set(files.values())
-    else:
-        fitting = {file for name, file in files.items() if picture in (name, Path(name).stem, Path(file).stem)}
-    if len(fitting) == 1:
-        return folder / fitting.pop()
-    choices = ", ".join(sorted(f"{key}/{Path(file).stem}" for file in set(files.values())))
-    found = (
-        f"the set {key} has {len(set(files.values()))} adapters" if picture is None else f"no one adapter {picture!r}"
-    )
-    raise UserError(Problem(f"{key}/{picture}" if picture else key, found, f"Choose one of {choices}."))

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from pipeline.adapters.kohya import write_kohya
 from pipeline.adapters.store import read_index
 from pipeline.errors import Problem, UserError
+from pipeline.exchange.kohya import write_kohya
 from pipeline.outputs import atomic_file
 
 

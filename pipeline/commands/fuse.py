@@ -7,16 +7,17 @@ from typing import Any
 
 import torch
 
-from pipeline.adapters.combining import fuse
 from pipeline.base.checking import base_digest, is_single_file
 from pipeline.base.families import DENOISER, family_of
 from pipeline.base.files import remove_local_path
 from pipeline.base.opening import load_single_file, open_base, root_of
 from pipeline.commands.chosen import choose, read_chosen, require_base
 from pipeline.errors import Problem, UserError
+from pipeline.exchange.combining import fuse
 from pipeline.inputs import read_json
 from pipeline.outputs import atomic_folder
-from pipeline.params import BaseSection, load_params
+from pipeline.params import load_params
+from pipeline.sections import BaseSection
 
 KEPT = (".json", ".txt", ".safetensors")
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from peft import LoraConfig
 
-from pipeline.adapters.combining import combine
 from pipeline.adapters.lora import save_adapter
 from pipeline.base.checking import find_base_problems
 from pipeline.base.digests import file_sha256
@@ -12,6 +11,7 @@ from pipeline.base.families import ADAPTER_PREFIX
 from pipeline.base.opening import adapters_digest, denoiser_without_weights
 from pipeline.commands.chosen import choose, read_chosen, require_base
 from pipeline.errors import Problem, UserError
+from pipeline.exchange.combining import combine
 from pipeline.outputs import atomic_file
 from pipeline.params import load_params
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.inputs import read_json
 from pipeline.outputs import reading
-from pipeline.params import MorphSection
+from pipeline.sections import MorphSection
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from pipeline.frames.prepared import prepared_name
 from pipeline.inputs import open_plain
 from pipeline.outputs import atomic_folder
 from pipeline.parallel import count_workers, parallel_map
-from pipeline.params import PrepareSection
 from pipeline.pictures.colours import to_srgb
 from pipeline.pictures.metadata import METADATA, leaves_folder, link_fault, read_rows
 from pipeline.pictures.reading import UnreadablePicture, load_picture
 from pipeline.pictures.rows import Row
+from pipeline.sections import PrepareSection
 
 # Not .jsonl: `load_dataset(folder)` goes by the most common suffix, and beside a single picture would choose JSON.
 LEDGER = "ledger.log"

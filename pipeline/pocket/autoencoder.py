@@ -9,11 +9,11 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from pipeline.params import PocketSection
 from pipeline.pocket.latents import LatentNorm, fix_posterior_std, standardise, standardise_decoder
 from pipeline.pocket.layout import LATENT_CHANNELS, SIDE, build_autoencoder
 from pipeline.pocket.optimizers import muon_and_adamw
 from pipeline.pocket.progress import LogMetrics, Training, batches
+from pipeline.sections import PocketSection
 
 CROP = 64
 HAAR_LEVELS = 3

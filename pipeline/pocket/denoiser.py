@@ -10,11 +10,11 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from pipeline.params import PocketSection
 from pipeline.pocket.layout import build_scheduler, build_text_encoder, build_unet
 from pipeline.pocket.optimizers import muon_and_adamw
 from pipeline.pocket.paintings import Captioned
 from pipeline.pocket.progress import LogMetrics, Training, batches
+from pipeline.sections import PocketSection
 
 Preview = Callable[[UNet2DConditionModel, CLIPTextModel, int], None]
 

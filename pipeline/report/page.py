@@ -12,16 +12,19 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.adapters.store import INDEX, read_index
 from pipeline.frames.variants import MORPH, VARIANTS, Variant, read_facts
+from pipeline.inputs import read_json
 from pipeline.outputs import reading
-from pipeline.params import BaseSection, SetSpec, TrainSection
+from pipeline.params import SetSpec
 from pipeline.report.data_uris import data_uri, thumbnail_uri
 from pipeline.report.figures import PACE, Metrics, Row, table
 from pipeline.report.plots import loss_plot
 from pipeline.report.trainings import AdapterRow, adapter_row, read_trainings
+from pipeline.sections import BaseSection, TrainSection
 
 MAX_FRAMES = 120  # in the viewer; of a longer morph every second one, or third, and all at keyframes
 FRAME_SIDE = 384  # px, the most of a frame in the viewer
 WIDE_SIDE = 2400  # px, the most of strips and grids
+EDIT_FIGURES = ("scale", "edges_kept", "style_distance")
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,21 @@ class MorphPart:
 
 
 @dataclass(frozen=True)
+class EditPart:
+    """An edit on the page. adapters: with their weights, as text. figures: a row for each scale, by EDIT_FIGURES."""
+
+    key: str
+    set: str
+    pictures: int
+    adapters: str
+    figures: Sequence[Mapping[str, float | None]]
+    settings: Mapping[str, Any]
+    base: str
+    sheet: str
+    curve: str
+
+
+@dataclass(frozen=True)
 class SetPart:
     """A set on the page. overrides: the names of those `params` that the set overrides."""
 
@@ -77,7 +95,7 @@ class SetPart:
     digests: Mapping[str, str]
 
 
-def render(morphs: Sequence[MorphPart], sets: Sequence[SetPart], base: BaseSection) -> str:
+def render(morphs: Sequence[MorphPart], edits: Sequence[EditPart], sets: Sequence[SetPart], base: BaseSection) -> str:
     """The page as HTML, with everything that it shows inside."""
     environment = Environment(
         loader=PackageLoader("pipeline.report", "templates"),
@@ -87,7 +105,7 @@ def render(morphs: Sequence[MorphPart], sets: Sequence[SetPart], base: BaseSecti
         lstrip_blocks=True,
     )
     template = environment.get_template("page.html")
-    return template.render(morphs=morphs, sets=sets, base=base, pace=PACE)
+    return template.render(morphs=morphs, edits=edits, sets=sets, base=base, pace=PACE)
 
 
 def morph_part(key: str, metrics: Metrics) -> MorphPart:
@@ -190,6 +208,36 @@ def set_part(key: str, spec: SetSpec, shared: TrainSection) -> SetPart:
             **{f"adapter {path.name}": file_digest(path) for path in sorted(adapters.glob("*.safetensors"))},
         },
     )
+
+
+def edit_part(key: str) -> EditPart:
+    """What the page shows of an edit.
+
+    Raises:
+        UserError: when its edit.json is damaged.
+    """
+    folder = Path("data/edits", key)
+    with reading(folder / "edit.json"):
+        facts = read_json(folder / "edit.json")
+        settings = dict(facts["settings"])
+        control = settings.pop("control")
+        settings |= {f"control {name}": value for name, value in (control or {}).items()}
+        adapters = " + ".join(f"{name} {float(weight):g}" for name, weight in facts["adapters"].items())
+        part = EditPart(
+            key=key,
+            set=str(facts["set"]),
+            pictures=len(facts["pictures"]),
+            adapters=adapters,
+            figures=[
+                {name: None if row[name] is None else float(row[name]) for name in EDIT_FIGURES}
+                for row in facts["figures"]
+            ],
+            settings=settings,
+            base=str(facts["base"]),
+            sheet=thumbnail_uri(folder / "sheet.png", WIDE_SIDE),
+            curve=data_uri(folder / "curve.png"),
+        )
+    return part
 
 
 def file_digest(path: Path) -> str:

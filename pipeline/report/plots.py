@@ -1,4 +1,4 @@
-"""Curves of a morph and of a training as PNG. The same numbers give the same bytes on one machine.
+"""Curves of a morph, of an edit and of a training as PNG. The same numbers give the same bytes on one machine.
 
 Imports nothing else of the project, so that a stage which draws does not depend on the page or on code that measures.
 """
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import matplotlib.style
@@ -151,6 +152,32 @@ def loss_plot(trainings: Mapping[str, Training], rates: ArrayLike, path: Path) -
         last = below[-1] if below else axes
         last.set_xlabel("step")
         last.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _save(figure, path)
+
+
+def edit_plot(rows: Sequence[Mapping[str, float | None]], path: Path) -> None:
+    """Write a PNG of what an edit kept of its pictures and how near their manner came to the style, by scale.
+
+    rows: with `scale`, `edges_kept` and `style_distance` (None: there is no style).
+    """
+    with _style():
+        figure = _figure(7.2, 3.2)
+        axes = figure.subplots()
+        lines = (("edges_kept", "edges kept (1: all)"), ("style_distance", "distance to the style (1: the pictures')"))
+        for number, (name, label) in enumerate(lines):
+            points = [(row["scale"], row[name]) for row in rows if row[name] is not None]
+            if points:
+                look: dict[str, Any] = {
+                    "color": COLOURS[number],
+                    "linestyle": DASHES[number],
+                    "marker": MARKERS[number],
+                }
+                axes.plot(*zip(*points, strict=True), label=label, linewidth=2.0, markersize=4.5, **look)
+        axes.set_title("What is kept, and how near the style is")
+        axes.set_xlabel("scale of the adapters")
+        axes.set_ylim(bottom=0)
+        axes.margins(y=0.12)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
         _save(figure, path)
 
 

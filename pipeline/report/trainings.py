@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.outputs import reading
-from pipeline.params import TrainSection
 from pipeline.report.plots import Training
+from pipeline.sections import TrainSection
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,13 @@ Predict = Callable[[torch.Tensor, Level], torch.Tensor]
 Progress = Callable[[Iterable[int]], Iterable[int]]
 """A progress bar around the numbers of the steps."""
 
+After = Callable[[torch.Tensor, Level], torch.Tensor]
+"""What becomes of latents (B, C, h, w) once a step has brought them to a level."""
+
+
+def _untouched(latents: torch.Tensor, level: Level) -> torch.Tensor:
+    return latents
+
 
 def sample(
     noise: torch.Tensor,
@@ -24,19 +31,22 @@ def sample(
     progress: Progress = iter,
     solver: Solver = "midpoint",
     restarts: Collection[int] = (),
+    taken: int | None = None,
+    after: After = _untouched,
 ) -> torch.Tensor:
     """Noise (B, C, h, w) at the last level to clean latents.
 
     midpoint: `steps` + 1 evaluations. ddim: `steps`. restarts: steps before which `predict` changes, so that the
-    midpoint of the step before them says nothing about them.
+    midpoint of the step before them says nothing about them. taken: so many of the steps only, the last ones, from
+    latents with as much noise as is left there; None: all. after: changes the latents after each step.
     """
-    levels = path.levels(steps)[::-1]
+    levels = path.levels(steps)[: None if taken is None else taken + 1][::-1]
     if solver == "midpoint":
-        return _midpoint(noise, predict, path, levels, progress, restarts)
+        return _midpoint(noise, predict, path, levels, progress, restarts, after)
     x = noise
-    for number in progress(range(steps)):
+    for number in progress(range(len(levels) - 1)):
         at, to = levels[number], levels[number + 1]
-        x = step(x, path.split(x, predict(x, at), at), at, to)
+        x = after(step(x, path.split(x, predict(x, at), at), at, to), to)
     return x
 
 
@@ -47,8 +57,11 @@ def invert(
     steps: int,
     progress: Progress = iter,
     solver: Solver = "midpoint",
+    taken: int | None = None,
 ) -> torch.Tensor:
     """Clean latents (B, C, h, w) to the noise from which `sample` comes back to them, as nearly as the steps allow.
+
+    taken: so many steps only, the first ones; `sample` with the same comes back from there.
 
     midpoint: the very scheme of `sample`, run the other way. ddim: each step solves `sample`'s own step for its noisy
     end, with the prediction made there from the latents of the clean end, the one thing that is known (Song et al.
@@ -56,11 +69,11 @@ def invert(
     angle d shrinks by cos d where the inverse grows by 1 / cos d, and over many steps the noise would come out too
     small.
     """
-    levels = path.levels(steps)
+    levels = path.levels(steps)[: None if taken is None else taken + 1]
     if solver == "midpoint":
         return _midpoint(latents, predict, path, levels, progress)
     x = latents
-    for number in progress(range(steps)):
+    for number in progress(range(len(levels) - 1)):
         at, to = levels[number], levels[number + 1]
         x = step(x, path.split(x, predict(x, to), to, x_at=at), at, to)
     return x
@@ -82,6 +95,7 @@ def _midpoint(
     levels: Sequence[Level],
     progress: Progress,
     restarts: Collection[int] = (),
+    after: After = _untouched,
 ) -> torch.Tensor:
     """From the first level to the last by the midpoint rule, at one evaluation a step and one more at the start.
 
@@ -97,5 +111,5 @@ def _midpoint(
         middle = path.midpoint(at, to)
         halfway = step(x, pair, at, middle)
         pair = path.split(halfway, predict(halfway, middle), middle)
-        x = step(x, pair, at, to)
+        x = after(step(x, pair, at, to), to)
     return x

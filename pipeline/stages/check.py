@@ -30,6 +30,7 @@ def run() -> None:
     problems = find_base_problems(params.base) or _fit_problems(params)
     caption_length = None if problems else _caption_length(params)
     problems += [] if problems else [*_target_problems(params), *_steps_problems(params)]
+    problems += [] if problems else _edit_problems(params, caption_length)
     problems += _device_problems(params)
     for key, spec in params.sets.items():
         problems += find_problems(
@@ -65,6 +66,7 @@ def _steps_problems(params: Params) -> list[Problem]:
     """More steps than the base's schedule has."""
     timesteps = timesteps_of(read_json(config_folder(params.base, "scheduler") / "scheduler" / FILE))
     asked = {f"sets.{key}: sample.steps": spec.sample.steps for key, spec in params.sets.items()}
+    asked |= {f"edits.{key}: edit.steps": spec.edit.steps for key, spec in params.edits.items()}
     for key, spec in params.morphs.items():
         asked |= {f"morphs.{key}: morph.{name}": getattr(spec.morph, name) for name in ("steps", "inversion_steps")}
     return [
@@ -132,6 +134,7 @@ def _batch_problems(params: Params) -> list[Problem]:
     for key, spec in params.morphs.items():
         beside = 2 if spec.morph.attention and spec.morph.attention_until > 0 else 0
         least[f"morphs.{key}"] = (beside + 1) * (1 if spec.morph.guidance == 1 else 2)
+    least |= {f"edits.{key}": 1 if spec.edit.guidance == 1 else 2 for key, spec in params.edits.items()}
     batch = params.machine.batch
     return [
         Problem("params.yaml: machine.batch", f"{batch} is too few for {where}", f"Write at least {needed}, or null.")
@@ -167,6 +170,51 @@ def _target_problems(params: Params) -> list[Problem]:
         except UserError as error:
             problems |= {str(problem): problem for problem in error.problems}
     return list(problems.values())
+
+
+def _edit_problems(params: Params, caption_length: CaptionLength | None) -> list[Problem]:
+    """Edits whose values do not go together, or that name an adapter or a ControlNet which is not there."""
+    problems = []
+    for key, spec in params.edits.items():
+        where, settings = f"params.yaml: edits.{key}", spec.edit
+        if settings.strength and int(settings.steps * settings.strength + 0.5) == 0:
+            found = f"{settings.strength:g} of {settings.steps} steps is none at all"
+            problems.append(Problem(f"{where}: edit.strength", found, "Write 0, or more of either."))
+        for name in spec.adapters:
+            problems += _adapter_name_problems(params, f"{where}.adapters", name)
+        if settings.caption is not None and caption_length:
+            tokens, allowed = caption_length(settings.caption + settings.suffix)
+            if tokens > allowed:
+                found = f"the caption has {tokens} tokens, the base reads {allowed}"
+                problems.append(Problem(f"{where}: edit.caption", found, f"Shorten it by {tokens - allowed} or more."))
+        if (control := settings.control) is not None:
+            at = f"{where}: edit.control"
+            if control.low > control.high:
+                problems.append(Problem(f"{at}.low", f"{control.low:g} lies above high", "Write at most `high`."))
+            if control.start >= control.end:
+                found = f"{control.start:g} does not lie before end"
+                problems.append(Problem(f"{at}.start", found, "Write less than `end`, or control: null."))
+            from pipeline.editing.control import find_control_problems
+
+            problems += find_control_problems(control, params.base, at)
+    return problems
+
+
+def _adapter_name_problems(params: Params, where: str, name: str) -> list[Problem]:
+    """The name of an adapter that the set will not have, or that could be several of its."""
+    key, slash, picture = name.partition("/")
+    try:
+        stems = [Path(row.file_name).stem for row in read_rows(RAW / key)]
+    except UserError:
+        return []  # the set's own problems are reported already
+    if params.sets[key].adapter == "set":
+        return [Problem(where, f"{name!r}: the set {key} has one adapter for all", f"Write {key}.")] if slash else []
+    if not slash and len(stems) > 1:
+        found = f"{name!r}: the set {key} has an adapter for each of {len(stems)} pictures"
+        return [Problem(where, found, f"Name one, such as {key}/{stems[0]}.")]
+    if slash and picture not in stems:
+        return [Problem(where, f"{name!r}: the set {key} has no such picture", f"Choose from: {', '.join(stems[:8])}.")]
+    return []
 
 
 def _caption_length(params: Params) -> CaptionLength:

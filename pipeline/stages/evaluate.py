@@ -20,9 +20,10 @@ from pipeline.evaluation.strangeness import strangeness
 from pipeline.frames.tensors import PictureFiles, read_pictures
 from pipeline.frames.variants import CROSS_FADE, MORPH, VARIANTS, Variant, frame_paths, read_facts
 from pipeline.outputs import atomic_file, require_output
-from pipeline.params import EvaluateSection, load_params
+from pipeline.params import load_params
 from pipeline.processes.joining import all_processes
 from pipeline.report.plots import Curve, smoothness_plot
+from pipeline.sections import EvaluateSection
 from pipeline.tracking import Tracker, track
 
 TABLE_ROWS = 64  # at most; of longer morphs every second frame, every third and so on

@@ -31,10 +31,11 @@ from pipeline.morphing.diffmorpher import KeyframeAttention
 from pipeline.morphing.engine import Recipe, cross_fade
 from pipeline.morphing.pacing import even_alphas
 from pipeline.outputs import atomic_folder, reading, require_output
-from pipeline.params import MorphSection, load_params
+from pipeline.params import load_params
 from pipeline.processes.chunks import decided
 from pipeline.processes.joining import all_processes
 from pipeline.sampling.solver import Progress
+from pipeline.sections import MorphSection
 from pipeline.tracking import Tracker, track
 from pipeline.training.code_digest import code_digest
 

@@ -20,7 +20,7 @@ from pipeline.errors import Problem, UserError
 from pipeline.landscapes.world import VOCABULARY
 from pipeline.outputs import atomic_folder
 from pipeline.parallel import count_workers, parallel_map
-from pipeline.params import PocketSection, load_params
+from pipeline.params import load_params
 from pipeline.pocket.autoencoder import encode_all, train_autoencoder
 from pipeline.pocket.denoiser import train_denoiser
 from pipeline.pocket.layout import build_scheduler, other_layouts, save_pocket
@@ -28,6 +28,7 @@ from pipeline.pocket.paintings import Captioned, paint_captioned, paint_texture
 from pipeline.pocket.progress import LogMetrics
 from pipeline.pocket.sheet import sample_sheet
 from pipeline.pocket.tokenizer import build_tokenizer
+from pipeline.sections import PocketSection
 from pipeline.tracking import Tracker, track
 from pipeline.training.checkpoints import work_folder
 

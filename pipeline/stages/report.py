@@ -10,7 +10,7 @@ from pipeline.frames.variants import MORPH, read_facts
 from pipeline.outputs import atomic_file, require_output
 from pipeline.params import Params, load_params
 from pipeline.report.figures import read_metrics, summary
-from pipeline.report.page import morph_part, render, set_part
+from pipeline.report.page import edit_part, morph_part, render, set_part
 from pipeline.report.trainings import read_trainings
 from pipeline.tracking import close_parent, track
 
@@ -23,6 +23,8 @@ def run() -> None:
     files = {key: require_output(REPORTS / "metrics" / f"{key}.json", f"evaluate@{key}") for key in params.morphs}
     for key in params.sets:
         require_output(REPORTS / "samples" / f"{key}.png", f"sample@{key}")
+    for key in params.edits:
+        require_output(Path("data/edits", key, "edit.json"), f"edit@{key}")
     with track("report", params.tracking, {}) as tracker:
         metrics = {key: read_metrics(path) for key, path in files.items()}
         summaries = {key: summary(values) for key, values in metrics.items()}
@@ -30,6 +32,7 @@ def run() -> None:
             path.write_text(json.dumps(summaries, indent=2) + "\n", encoding="utf-8")
         page = render(
             [morph_part(key, metrics[key]) for key in params.morphs],
+            [edit_part(key) for key in params.edits],
             [set_part(key, params.get_set(key), params.train) for key in params.sets],
             params.base,
         )

@@ -13,10 +13,10 @@ from pipeline.base.opening import open_base
 from pipeline.frames.prepared import read_prepared
 from pipeline.frames.sheets import grid
 from pipeline.frames.tensors import read_pictures, to_arrays
+from pipeline.grid import sample_grid
 from pipeline.outputs import atomic_file, reading, require_output
 from pipeline.params import load_params
 from pipeline.processes.joining import all_processes
-from pipeline.sampling.grid import sample_grid
 from pipeline.tracking import Tracker, track
 
 

@@ -22,9 +22,10 @@ from pipeline.base.posterior import keyed_seed
 from pipeline.base.protocol import Base
 from pipeline.frames.prepared import read_prepared_pixels
 from pipeline.outputs import atomic_folder, require_output
-from pipeline.params import Params, SetSpec, TrainSection, load_params
+from pipeline.params import Params, SetSpec, load_params
 from pipeline.previews import preview_sheet
 from pipeline.processes.joining import all_processes
+from pipeline.sections import TrainSection
 from pipeline.tracking import Tracker, track
 from pipeline.training.cache import AdapterCache
 from pipeline.training.checkpoints import Checkpoints, training_locks

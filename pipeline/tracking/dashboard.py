@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from pipeline.params import TrackingSection
+from pipeline.sections import TrackingSection
 from pipeline.tracking.runs import PARENT, STATE
 from pipeline.tracking.store import ARTIFACTS, database_of, open_store
 

@@ -63,18 +63,19 @@ def close(store: Store, state: PipelineState) -> str | None:
         found = store.search(f"tags.`{OPEN}` = '{state.digest}'")
         if not found:
             return None
-        parent, checked = str(found[0].info.run_id), _checked(state)
+        parent, noted = str(found[0].info.run_id), _noted(state)
         if params := _read_params():
             _complete(store, parent, params)
         last = _last_runs(store, parent)
-        ran = [*(["check"] if checked.exists() else []), *last]
+        without_run = noted.read_text(encoding="utf-8").splitlines() if noted.exists() else []
+        ran = [*dict.fromkeys(without_run), *last]
         unneeded = [name for name in locked_stages() if name not in ran]
         for tag, names in ((RAN, ran), (NOT_RUN, unneeded)):
             store.client.set_tag(parent, tag, cut(", ".join(names), LONGEST_TAG))
         _describe(store, parent, ran, unneeded)
         store.client.set_terminated(parent, _worst({run.info.status for run in last.values()}), now())
         store.client.delete_tag(parent, OPEN)
-        checked.unlink(missing_ok=True)
+        noted.unlink(missing_ok=True)
     return parent
 
 
@@ -103,10 +104,11 @@ def log_dataset(store: Store, run_id: str, name: str, path: Path) -> None:
         store.client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "input")])])
 
 
-def note_check(state: PipelineState) -> None:
-    """Note that `check`, which has no run of its own, ran for a state; its parent says so."""
-    _checked(state).parent.mkdir(parents=True, exist_ok=True)
-    _checked(state).touch()
+def note_stage(state: PipelineState, stage: str) -> None:
+    """Note that a stage which has no run of its own ran for a state; its parent says so."""
+    _noted(state).parent.mkdir(parents=True, exist_ok=True)
+    with _noted(state).open("a", encoding="utf-8") as file:
+        file.write(f"{stage}\n")
 
 
 def params_of(params: Params) -> dict[str, str]:
@@ -120,6 +122,8 @@ def params_of(params: Params) -> dict[str, str]:
     for key, morph in params.morphs.items():
         sections[f"morph@{key}"] = {**base, **morph.model_dump()}
         sections[f"evaluate@{key}"] = {**base, **params.evaluate.model_dump()}
+    for key, edit in params.edits.items():
+        sections[f"edit@{key}"] = {**base, **edit.model_dump()}
     return {parent_param(name, key): text for name, part in sections.items() for key, text in flatten(part).items()}
 
 
@@ -136,6 +140,8 @@ def _complete(store: Store, parent: str, params: Params) -> None:
         pictures[f"morph.{key}.strip.png"] = data / "morphs" / key / "strip.png"
         pictures[f"morph.{key}.mp4"] = data / "morphs" / key / "morph.mp4"
         pictures[f"evaluate.{key}.png"] = reports / "smoothness" / f"{key}.png"
+    for key in params.edits:
+        pictures[f"edit.{key}.png"] = data / "edits" / key / "sheet.png"
     folder = store.place(store.client.get_run(parent).info.artifact_uri)
     for name, path in pictures.items():
         if path.is_file():
@@ -177,5 +183,5 @@ def _worst(statuses: set[str]) -> str:
     return next((status for status in ("FAILED", "KILLED") if status in statuses), "FINISHED")
 
 
-def _checked(state: PipelineState) -> Path:
+def _noted(state: PipelineState) -> Path:
     return workspace() / ".work" / "tracking" / f"checked-{state.digest}"

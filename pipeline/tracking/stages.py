@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.params import TrackingSection
+from pipeline.sections import TrackingSection
 from pipeline.state import PipelineState, read_state
 from pipeline.tracking.connection import unusable, why
 from pipeline.tracking.descriptions import NOTE, of_stage, of_state
 from pipeline.tracking.mirror import Mirror
 from pipeline.tracking.names import LONGEST_TAG, cut, legal_key
-from pipeline.tracking.runs import begin, close, note_check
+from pipeline.tracking.runs import begin, close, note_stage
 from pipeline.tracking.store import Store, network_place, open_store, server_uri
 from pipeline.tracking.tracker import Tracker
 
@@ -72,10 +72,15 @@ def close_parent(params: TrackingSection) -> None:
         log.warning("The parent run stays open: %s", why(error))
 
 
-def check_ran(params: TrackingSection) -> str:
-    """For `check`: note that it ran, where DVC ran it; and a warning if the database is no safe place for runs."""
+def note_ran(stage: str) -> None:
+    """For a stage that has no run of its own: note that it ran, where DVC ran it."""
     if "DVC_STAGE" in os.environ:
-        note_check(read_state())
+        note_stage(read_state(), stage)
+
+
+def check_ran(params: TrackingSection) -> str:
+    """For `check`: note that it ran; and a warning if the database is no safe place for runs."""
+    note_ran("check")
     kind = network_place(params)
     fix = "set MORPHLINE_TRACKING_FOLDER to a folder on a local disk (in the environment, on each machine)"
     return f"the MLflow database lies on a network file system ({kind}), which may damage it: {fix}" if kind else ""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
-from pipeline.params import TrackingSection
+from pipeline.sections import TrackingSection
 from pipeline.state import project_top
 from pipeline.tracking.connection import connect, experiment_of, unusable
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pipeline.errors import Problem, UserError, redacted
-from pipeline.params import TrackingSection
+from pipeline.sections import TrackingSection
 from pipeline.tracking.connection import why
 from pipeline.tracking.mirror import Mirror
 from pipeline.tracking.runs import PARENT, STATE, close_dead

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from pipeline.adapters.lora import lora_config, save_adapter
 from pipeline.base.protocol import Base
 from pipeline.outputs import atomic_file, mark_used
-from pipeline.params import TrainSection
+from pipeline.sections import TrainSection
 from pipeline.training.checkpoints import TrainState, read_state, write_state
 from pipeline.training.loop import Job
 from pipeline.training.pack import AdapterPack

@@ -12,7 +12,7 @@ import torch
 from pipeline.base.conditioning import Conditioning
 from pipeline.base.noise_path import NoisePath
 from pipeline.base.posterior import keyed_seed
-from pipeline.params import TrainSection
+from pipeline.sections import TrainSection
 from pipeline.training.examples import Example
 
 VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)

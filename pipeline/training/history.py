@@ -10,7 +10,7 @@ from statistics import fmean
 import torch
 
 from pipeline.outputs import atomic_file
-from pipeline.params import TrainSection
+from pipeline.sections import TrainSection
 from pipeline.training.checkpoints import TrainState
 from pipeline.training.rates import learning_rate
 

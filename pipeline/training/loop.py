@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from pipeline.base.conditioning import Conditioning
 from pipeline.base.protocol import Base
-from pipeline.params import TrainSection
+from pipeline.sections import TrainSection
 from pipeline.training.checkpoints import Checkpoints, SavedStates, TrainState
 from pipeline.training.examples import Example
 from pipeline.training.history import ended, outline

@@ -5,7 +5,7 @@ from typing import Protocol
 import torch
 
 from pipeline.base.protocol import Base
-from pipeline.params import TrainSection
+from pipeline.sections import TrainSection
 from pipeline.training.denoising import Denoising
 from pipeline.training.draws import Batch
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.params import TrainSection
+from pipeline.sections import TrainSection
 from pipeline.training.pack import AdapterPack
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from pipeline.adapters.lora import PRESETS
 from pipeline.adapters.mixing import Hook
 from pipeline.errors import Problem, UserError
-from pipeline.params import TrainSection
+from pipeline.sections import TrainSection
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import math
 
-from pipeline.params import TrainSection
+from pipeline.sections import TrainSection
 
 
 def learning_rate(settings: TrainSection, step: int) -> float:

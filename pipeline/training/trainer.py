@@ -10,7 +10,7 @@ from accelerate.utils import broadcast
 from pipeline.base.conditioning import Conditioning
 from pipeline.base.posterior import keyed_seed
 from pipeline.base.protocol import Base
-from pipeline.params import TrainSection
+from pipeline.sections import TrainSection
 from pipeline.training.checkpoints import TrainState
 from pipeline.training.denoising import denoising_errors
 from pipeline.training.draws import Batch, draw_batch, validation_batch

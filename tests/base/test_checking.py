@@ -10,7 +10,7 @@ import torch
 from pipeline.base import checking
 from pipeline.base.checking import base_digest, cached, config_folder, find_base_problems
 from pipeline.errors import Problem
-from pipeline.params import BaseSection
+from pipeline.sections import BaseSection
 from tests.tiny import section
 
 

@@ -10,7 +10,7 @@ from pipeline.base.device import choose_device, find_dtype_problems, torch_dtype
 from pipeline.base.opening import open_base
 from pipeline.base.protocol import Base
 from pipeline.errors import UserError
-from pipeline.params import BaseSection
+from pipeline.sections import BaseSection
 from tests.tiny import open_tiny, section
 
 

@@ -22,7 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pipeline.base.conditioning import Conditioning
 from pipeline.base.noise_path import VariancePreserving
 from pipeline.base.protocol import Base
-from pipeline.params import TrainSection, load_params
+from pipeline.params import load_params
+from pipeline.sections import TrainSection
 from pipeline.training.denoising import denoising_errors
 from pipeline.training.draws import Batch
 from pipeline.training.optimizers import RowOptimizer

@@ -19,7 +19,8 @@ from pipeline.film import Film, Keyframe
 from pipeline.landscapes.world import caption
 from pipeline.morphing.engine import EncodedKeyframe, Recipe, invert_keyframes, morph_segment
 from pipeline.morphing.pacing import even_alphas
-from pipeline.params import TrainSection, load_params
+from pipeline.params import load_params
+from pipeline.sections import TrainSection
 from pipeline.stages.morph import settings_of
 from tests.benchmarks.pairs import scenes, trained_keyframes
 from tests.benchmarks.shared import open_pocket, paintings

@@ -9,7 +9,7 @@ from pipeline.base.protocol import Base
 from pipeline.film import draw_latents
 from pipeline.landscapes.world import HELD_OUT, Scene, caption
 from pipeline.morphing.engine import EncodedKeyframe
-from pipeline.params import TrainSection
+from pipeline.sections import TrainSection
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.examples import encode_example
 from pipeline.training.loop import Job, TrainingSetup, train_adapters

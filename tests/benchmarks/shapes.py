@@ -23,8 +23,8 @@ from pipeline.base.checking import base_digest
 from pipeline.base.noise_path import VariancePreserving
 from pipeline.landscapes.painter import paint
 from pipeline.landscapes.world import caption
-from pipeline.params import BaseSection
 from pipeline.sampling.captions import sample_captions
+from pipeline.sections import BaseSection
 from tests.benchmarks.full_size import SHAPES, Shape, base_of, build, pipeline_of
 from tests.benchmarks.shared import scenes_from
 from tests.project import ROOT, SHIPPED, with_entries, with_values, write_rows
@@ -63,7 +63,7 @@ def make_project(folder: Path, base: Path, shape: Shape, options: argparse.Names
         "machine.batch": 3,
         "machine.workers": 1,
     }
-    text = with_entries(with_entries(SHIPPED, "sets", SETS), "morphs", MORPHS)
+    text = with_entries(with_entries(with_entries(SHIPPED, "sets", SETS), "morphs", MORPHS), "edits", "")
     (folder / "params.yaml").write_text(with_values(text, values), encoding="utf-8")
 
 

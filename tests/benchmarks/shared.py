@@ -15,7 +15,7 @@ from pipeline.landscapes.painter import paint
 from pipeline.landscapes.world import Scene, draw_scene
 from pipeline.morphing.engine import EncodedKeyframe, Recipe, morph_segment
 from pipeline.morphing.pacing import paced_frames
-from pipeline.params import BaseSection
+from pipeline.sections import BaseSection
 
 
 def open_pocket(source: str = "models/pocket", dtype: str = "float32", device: str = "auto") -> Base:

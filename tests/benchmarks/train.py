@@ -19,7 +19,8 @@ from tqdm import tqdm
 from pipeline.base.conditioning import Conditioning
 from pipeline.base.protocol import Base
 from pipeline.landscapes.world import HELD_OUT, caption
-from pipeline.params import TrainSection, load_params
+from pipeline.params import load_params
+from pipeline.sections import TrainSection
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.examples import Example, encode_example
 from pipeline.training.loop import Job, TrainingSetup, train_adapters

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pipeline.base.checking import base_digest, find_base_problems
 from pipeline.base.opening import open_base
 from pipeline.errors import UserError
-from pipeline.params import BaseSection
+from pipeline.sections import BaseSection
 from tests.hostile.generators import changed_value, damaged, hostile, is_plain, json_values
 
 CONFIGS = (

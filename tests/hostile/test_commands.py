@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from pipeline.ci import report as ci_report
 from pipeline.cli import app
 from pipeline.commands import add
 from pipeline.errors import UserError, of_system
 from pipeline.outputs import atomic_file, atomic_folder, reading
-from pipeline.report import ci as ci_report
 from pipeline.training.checkpoints import TrainState, write_state
 from tests.hostile.generators import changed_value, hostile, json_values
 from tests.project import ROOT, contents, edit, paint, with_values

@@ -15,7 +15,8 @@ from ruamel.yaml import YAML
 from pipeline.base.checking import find_base_problems
 from pipeline.errors import UserError
 from pipeline.inputs import BadYaml, parse_yaml
-from pipeline.params import BaseSection, load_params
+from pipeline.params import load_params
+from pipeline.sections import BaseSection
 from tests.hostile.generators import changed_value, hostile, is_plain
 from tests.project import SHIPPED
 

@@ -23,7 +23,8 @@ from pipeline.frames.prepared import read_prepared
 from pipeline.frames.variants import read_facts
 from pipeline.report.figures import read_metrics
 from pipeline.report.trainings import read_trainings
-from pipeline.stages import evaluate, morph, report, sample, train
+from pipeline.stages import edit as stage_edit
+from pipeline.stages import evaluate, morph, report, sample, styles, train
 from tests.hostile.generators import changed_value, damaged, hostile
 
 ADAPTER = "models/adapters/dots/set.safetensors"
@@ -83,6 +84,8 @@ STAGES: dict[str, Callable[[], object]] = {
     "sample": lambda: sample.run("dots"),
     "morph": lambda: morph.run("dots"),
     "evaluate": lambda: evaluate.run("dots"),
+    "styles": styles.run,
+    "edit": lambda: stage_edit.run("hills"),
     "report": report.run,
     "clip": lambda: clip.run("dots", Path("out.gif")),
     "export": lambda: export.run("dots", Path("exported"), False),
@@ -109,6 +112,12 @@ STAGES: dict[str, Callable[[], object]] = {
         ("evaluate", lambda: Path("data/morphs/dots/frames/0001.png").unlink(), "dots/frames", "morph@dots"),
         ("evaluate", lambda: shrink("data/morphs/dots/frames/0001.png"), "dots/frames", "morph@dots"),
         ("evaluate", lambda: Path("data/morphs/dots/floor/0000.png").write_bytes(b"x"), "floor/0000.png", "morph@dots"),
+        ("styles", lambda: rewrite(INDEX, lambda index: [1]), "adapters.json", "train@dots"),
+        ("edit", lambda: adapter(other_size), ADAPTER, "train@dots"),
+        ("edit", lambda: Path("data/styles/hills.json").unlink(), "data/styles/hills.json", "styles"),
+        ("edit", lambda: Path("data/prepared/hills/blue.png").write_bytes(b"x"), "hills/blue.png", "prepare@hills"),
+        ("report", lambda: Path("data/edits/hills/edit.json").write_text("[]"), "hills/edit.json", "edit@hills"),
+        ("report", lambda: Path("data/edits/hills/sheet.png").write_bytes(b""), "hills/sheet.png", "edit@hills"),
         ("report", lambda: Path("reports/metrics/dots.json").write_text("[]"), "metrics/dots.json", "evaluate@dots"),
         ("report", lambda: Path("reports/curves/sets/dots.csv").write_text("a\n"), "sets/dots.csv", "train@dots"),
         ("report", lambda: Path("reports/samples/dots.png").write_bytes(b"x"), "samples/dots.png", "sample@dots"),

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms
 
-from pipeline.params import PrepareSection
 from pipeline.pictures.imagefolder import find_problems
 from pipeline.pictures.preparing import prepare_picture
 from pipeline.pictures.rows import Row
+from pipeline.sections import PrepareSection
 
 WIDTH, HEIGHT = 96, 64
 

@@ -8,7 +8,6 @@ from torch import nn
 
 from pipeline.landscapes.world import HELD_OUT, VOCABULARY
 from pipeline.parallel import parallel_map
-from pipeline.params import PocketSection
 from pipeline.pocket import progress
 from pipeline.pocket.autoencoder import encode_all, train_autoencoder
 from pipeline.pocket.denoiser import DENSE_CENTRE, DENSE_WIDTH, draw_timesteps, take_weights, train_denoiser
@@ -17,6 +16,7 @@ from pipeline.pocket.optimizers import ViewedMuon, adamw, as_matrix, muon_and_ad
 from pipeline.pocket.paintings import paint_captioned, paint_texture
 from pipeline.pocket.progress import Training, batches, warmed_cosine
 from pipeline.pocket.tokenizer import build_tokenizer
+from pipeline.sections import PocketSection
 
 SETTINGS = PocketSection(
     seed=3, init_from=None, paintings=16, textures=0, autoencoder_steps=2, autoencoder_batch=2, autoencoder_rate=1e-3,

@@ -186,10 +186,8 @@ def test_a_failing_check_leaves_no_file_of_its_own(project: Path) -> None:
     assert not (project / "data/checked.txt").exists()
 
 
-def test_a_project_without_morphs_is_valid(project: Path) -> None:
-    edit(
-        project / "params.yaml", lambda text: with_entries(text, "morphs", "").replace("\nmorphs:\n", "\nmorphs: {}\n")
-    )
+def test_a_project_without_morphs_and_edits_is_valid(project: Path) -> None:
+    edit(project / "params.yaml", lambda text: with_entries(with_entries(text, "morphs", ""), "edits", ""))
     assert CliRunner().invoke(app, ["check"]).exit_code == 0
 
 
@@ -248,6 +246,7 @@ def test_a_batch_without_room_for_one_frame_is_refused(
 ) -> None:
     edit(project / "params.yaml", lambda text: with_values(text, values))
     batch = values["machine.batch"]
+    edit(project / "params.yaml", lambda text: text.replace("{guidance: 2.0}", "{guidance: 1.0}"))
     assert checked() == [
         f"params.yaml: machine.batch: {batch} is too few for {where}. Write at least {needed}, or null."
         for where, needed in least.items()

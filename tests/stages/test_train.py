@@ -7,6 +7,7 @@ import re
 import shutil
 import socket
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +134,8 @@ def only(folder: Path, name: str, values: dict[str, object]) -> None:
     """A project with the one set `alone` of one picture, trained with these values."""
     paint_set(folder / "data/raw/alone", {name: HILLS[name]})
     entry = "  alone: {adapter: image, prepare: {}, train: {}, sample: {}}\n"
-    edit(folder / "params.yaml", lambda text: with_entries(with_entries(text, "sets", entry), "morphs", ""))
-    edit(folder / "params.yaml", lambda text: text.replace("\nmorphs:\n", "\nmorphs: {}\n"))
+    for section, entries in (("sets", entry), ("morphs", ""), ("edits", "")):
+        edit(folder / "params.yaml", partial(with_entries, section=section, entries=entries))
     edit(folder / "params.yaml", lambda text: with_values(text, values))
 
 

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from pipeline.params import TrackingSection
+from pipeline.sections import TrackingSection
 from pipeline.tracking import close_parent, mirror, track, tracker
 from tests.tracking.stub import Stub
 
@@ -98,7 +98,7 @@ class FirstUse:
 
 ONE_OF_TWO = """
 import sys
-from pipeline.params import TrackingSection
+from pipeline.sections import TrackingSection
 from pipeline.tracking import track
 section = TrackingSection(uri=None, experiment="morphline", required=True, pictures_every=None, system_every=None)
 with track(f"train@{sys.argv[1]}", section, {}) as tracker:

@@ -78,7 +78,7 @@ def test_a_real_server_down_at_the_start_midway_and_at_the_end(
 WRITER = """
 import sys, time
 from PIL import Image
-from pipeline.params import TrackingSection
+from pipeline.sections import TrackingSection
 from pipeline.tracking import mirror, track
 section = TrackingSection(
     uri=sys.argv[1], experiment="morphline", required=False, pictures_every=None, system_every=0.5

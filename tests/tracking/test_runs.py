@@ -161,7 +161,7 @@ def test_an_experiment_of_dvc_names_its_parent(book: Book, monkeypatch: pytest.M
 KILLED = """
 import os, signal, sys
 from mlflow.entities import Metric
-from pipeline.params import TrackingSection
+from pipeline.sections import TrackingSection
 from pipeline.tracking import track
 section = TrackingSection(uri=None, experiment=sys.argv[1], required=True, pictures_every=None, system_every=None)
 with track("train@alps", section, {}) as tracker:

@@ -106,7 +106,7 @@ def test_an_experiment_that_keeps_its_artifacts_elsewhere_is_refused(migrated: P
 
 WRITER = """
 import sys
-from pipeline.params import TrackingSection
+from pipeline.sections import TrackingSection
 from pipeline.tracking import track
 section = TrackingSection(uri=None, experiment="morphline", required=True, pictures_every=None, system_every=0.05)
 with track(f"train@{sys.argv[1]}", section, {}) as tracker:

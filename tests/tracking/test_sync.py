@@ -110,7 +110,7 @@ def test_two_at_once_bring_each_run_once(stub: Stub, project: Path) -> None:
 
 KILLED = """
 import os, signal, sys
-from pipeline.params import TrackingSection
+from pipeline.sections import TrackingSection
 from pipeline.tracking import track
 section = TrackingSection(
     uri=sys.argv[1], experiment="morphline", required=True, pictures_every=None, system_every=None

@@ -8,7 +8,7 @@ import torch
 
 from pipeline.base.posterior import Posterior
 from pipeline.base.protocol import Base
-from pipeline.params import TrainSection
+from pipeline.sections import TrainSection
 from pipeline.training import trainer
 from pipeline.training.checkpoints import Checkpoints, TrainState
 from pipeline.training.examples import Example

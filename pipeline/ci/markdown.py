@@ -4,8 +4,8 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from pipeline.ci.changes import STEPS, Change, difference, verdict
 from pipeline.errors import printable
-from pipeline.report.changes import STEPS, Change, difference, verdict
 
 
 def stages_part(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

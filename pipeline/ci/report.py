@@ -13,13 +13,13 @@ from typing import Any
 
 from PIL import Image
 
+from pipeline.ci.changes import Change, changes, flatten, steps_differ
+from pipeline.ci.markdown import figures_part, inert, params_part, stages_part, strips_part
 from pipeline.errors import Problem, UserError
 from pipeline.inputs import parse_json, parse_yaml, read_plain
 from pipeline.outputs import reading
 from pipeline.params import KEY
-from pipeline.report.changes import Change, changes, flatten, steps_differ
 from pipeline.report.figures import is_foreign
-from pipeline.report.markdown import figures_part, inert, params_part, stages_part, strips_part
 
 MARK = "<!-- morphline ci-report -->"
 """The first line of every report, by which its comment is found again."""

@@ -5,9 +5,9 @@ import random
 import pytest
 from markdown_it import MarkdownIt
 
+from pipeline.ci.changes import Change, steps_differ
+from pipeline.ci.markdown import figures_part, inert, params_part, stages_part, strips_part
 from pipeline.errors import printable
-from pipeline.report.changes import Change, steps_differ
-from pipeline.report.markdown import figures_part, inert, params_part, stages_part, strips_part
 
 
 def test_the_worse_figures_come_first_and_nothing_breaks_the_table() -> None:

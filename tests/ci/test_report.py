@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from pipeline.ci import report as ci_report
 from pipeline.errors import UserError
-from pipeline.report import ci as ci_report
 from tests.declarations import ROOT
 
 STAGE = """\

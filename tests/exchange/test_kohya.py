@@ -6,9 +6,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
-from pipeline.adapters.kohya import write_kohya
 from pipeline.adapters.lora import lora_config, save_adapter
 from pipeline.base.protocol import Base
+from pipeline.exchange.kohya import write_kohya
 from pipeline.training.pack import AdapterPack
 from tests.training.settings import SETTINGS
 

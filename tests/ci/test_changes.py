@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.report.changes import Change, changes, verdict
+from pipeline.ci.changes import Change, changes, verdict
 
 
 def test_only_keys_that_differ_are_listed_dotted_and_in_order() -> None:

@@ -1,0 +1,199 @@
+"""The sections of params.yaml as frozen models, plain values that all of the code may take."""
+
+from itertools import pairwise
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Byte = Annotated[int, Field(ge=0, le=255)]
+
+
+def _rising(alphas: tuple[float, ...]) -> tuple[float, ...]:
+    if alphas[0] != 0 or alphas[-1] != 1 or any(b <= a for a, b in pairwise(alphas)):
+        raise ValueError("alphas should rise from 0 to 1")
+    return alphas
+
+
+Alphas = Annotated[tuple[Fraction, ...], Field(strict=False, min_length=3), AfterValidator(_rising)]
+
+
+class Section(BaseModel):
+    """A frozen mapping of params.yaml: unknown keys and implicit conversions are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class BaseSection(Section):
+    """The frozen diffusion model that adapters are trained on."""
+
+    source: str = Field(min_length=1)
+    revision: str | None
+    config: str | None
+    dtype: Literal["float32", "tf32", "bfloat16", "float16"]
+    clip_skip: int = Field(ge=0, le=30)
+
+    def tags(self) -> dict[str, str]:
+        """Which base it is, for tracking."""
+        return {"base.source": self.source, "base.revision": self.revision or "as in the repository"}
+
+
+class PrepareSection(Section):
+    """How raw pictures become training pictures."""
+
+    width: int = Field(ge=64, le=4096, multiple_of=8)
+    height: int = Field(ge=64, le=4096, multiple_of=8)
+    resample: Literal["lanczos", "bicubic", "area"]
+    background: tuple[Byte, ...] = Field(strict=False, min_length=3, max_length=3)
+    max_megapixels: float = Field(gt=0, le=1000)
+
+
+class TrainSection(Section):
+    """How an adapter is trained."""
+
+    steps: int = Field(ge=1, le=1_000_000)
+    batch: int = Field(ge=1, le=1024)
+    accumulation: int = Field(ge=1, le=1024)
+    optimizer: Literal["adamw", "adamw8bit"]
+    learning_rate: float = Field(gt=0, le=1)
+    b_rate: float = Field(gt=0, le=1000)
+    schedule: Literal["constant", "linear", "cosine"]
+    warmup: int = Field(ge=0, le=1_000_000)
+    weight_decay: float = Field(ge=0, le=1)
+    max_grad_norm: float = Field(gt=0, le=1e6)
+    min_snr_gamma: Annotated[float, Field(gt=0, le=1000)] | None
+    noise_offset: float = Field(ge=0, le=1)
+    caption_dropout: Fraction
+    flip: bool
+    rank: int = Field(ge=1, le=1024)
+    alpha: float = Field(gt=0, le=4096)
+    rank_stabilised: bool
+    targets: (
+        Literal["attention", "attention+feed-forward"]
+        | Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False, min_length=1)]
+    )
+    init: Literal["kaiming", "gaussian"]
+    gradient_checkpointing: bool
+    hold_out: int = Field(ge=0, le=1000)
+    validate_every: Annotated[int, Field(ge=1, le=1_000_000)] | None
+    patience: Annotated[int, Field(ge=1, le=1000)] | None
+    target_loss: Annotated[float, Field(gt=0)] | None
+    seed: int = Field(ge=0, lt=2**63)
+
+
+class SampleSection(Section):
+    """Which pictures show what a set's adapters learned."""
+
+    captions: int = Field(ge=1, le=64)
+    seeds: int = Field(ge=1, le=16)
+    weights: tuple[Annotated[float, Field(ge=-4, le=4)], ...] = Field(strict=False, min_length=1, max_length=16)
+    steps: int = Field(ge=2, le=1000)
+    guidance: float = Field(ge=1, le=50)
+    seed: int = Field(ge=0, lt=2**63)
+
+
+class MorphSection(Section):
+    """How the frames between keyframes are made."""
+
+    frames: int = Field(ge=3, le=10_000)
+    steps: int = Field(ge=2, le=1000)
+    inversion_steps: int = Field(ge=2, le=1000)
+    solver: Literal["midpoint", "ddim"]
+    adain: bool
+    attention: tuple[Literal["down", "mid", "up"], ...] = Field(strict=False)
+    attention_until: Fraction
+    attention_source: Literal["inputs", "keys-values"]
+    guidance: float = Field(ge=1, le=50)
+    rescale: Fraction
+    negative: str
+    pacing: (
+        Literal["linear", "perceptual"]
+        | Annotated[tuple[Fraction, ...], Field(strict=False, min_length=3), AfterValidator(_rising)]
+    )
+    pacing_spare: int = Field(ge=0, le=1000)
+    without_adapters: bool
+    loop: bool
+    correct_ends: Fraction
+    fps: float = Field(gt=0, le=120)
+    hold: float = Field(ge=0, le=60)
+
+
+class ControlSection(Section):
+    """The edges that an edit keeps, and the ControlNet that sees to it."""
+
+    source: str = Field(min_length=1)
+    revision: str | None
+    sigma: float = Field(ge=0, le=100)
+    low: float = Field(gt=0, le=4)
+    high: float = Field(gt=0, le=4)
+    scale: float = Field(ge=0, le=4)
+    start: Fraction
+    end: Fraction
+
+
+class EditSection(Section):
+    """How the pictures of a set are changed."""
+
+    caption: str | None
+    suffix: str
+    start: Literal["inversion", "noise"]
+    strength: Fraction
+    steps: int = Field(ge=1, le=1000)
+    guidance: float = Field(ge=1, le=50)
+    negative: str
+    scales: tuple[Annotated[float, Field(ge=-4, le=4)], ...] = Field(strict=False, min_length=1, max_length=16)
+    control: ControlSection | None
+    seed: int = Field(ge=0, lt=2**63)
+
+
+class EvaluateSection(Section):
+    """How a morph is measured."""
+
+    max_side: int = Field(ge=64, le=4096)
+    lpips: str | None
+    lpips_digest: str | None
+
+
+class PocketSection(Section):
+    """How the small base that ships with the repository is made."""
+
+    seed: int = Field(ge=0, le=99)  # ten million paintings each; those from 10^9 on are held out
+    init_from: str | None
+    paintings: int = Field(ge=16, le=10_000_000)
+    textures: int = Field(ge=0, le=10_000_000)
+    autoencoder_steps: int = Field(ge=1, le=10_000_000)
+    autoencoder_batch: int = Field(ge=1, le=4096)
+    autoencoder_rate: float = Field(gt=0, le=1)
+    decoder_steps: int = Field(ge=0, le=10_000_000)
+    decoder_rate: float = Field(gt=0, le=1)
+    keep_encoder: bool
+    latent_noise: float = Field(gt=0, le=1)
+    unet_steps: int = Field(ge=1, le=10_000_000)
+    unet_batch: int = Field(ge=1, le=4096)
+    unet_rate: float = Field(gt=0, le=1)
+    caption_dropout: Fraction
+    between: Fraction
+    ema: float = Field(ge=0, lt=1)
+    compile: bool
+
+
+class MachineSection(Section):
+    """What the work runs on. Never changes a result beyond float rounding, so it is not a DVC param."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    batch: Annotated[int, Field(ge=1, le=4096)] | None
+    workers: Annotated[int, Field(ge=1, le=1024)] | None
+    processes: Annotated[int, Field(ge=1, le=1024)] | None
+    pack: Annotated[int, Field(ge=1, le=4096)] | None
+    reuse: bool
+    checkpoint_every: int = Field(ge=1, le=1_000_000)
+
+
+class TrackingSection(Section):
+    """Where runs are logged. Never changes a result, so it is not a DVC param."""
+
+    uri: str | None
+    experiment: str = Field(min_length=1)
+    required: bool
+    pictures_every: Annotated[int, Field(ge=1, le=1_000_000)] | None
+    system_every: Annotated[float, Field(gt=0, le=86_400)] | None
