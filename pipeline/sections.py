@@ -142,6 +142,7 @@ class EditSection(Section):
     guidance: float = Field(ge=1, le=50)
     negative: str
     scales: tuple[Annotated[float, Field(ge=-4, le=4)], ...] = Field(strict=False, min_length=1, max_length=16)
+    within_masks: bool
     control: ControlSection | None
     seed: int = Field(ge=0, lt=2**63)
 

@@ -47,7 +47,7 @@ class Transfer:
 
 
 @torch.no_grad()
-def starting_points(
+def trail_to_noise(
     base: Base,
     latents: torch.Tensor,
     captions: Conditioning,
@@ -57,62 +57,77 @@ def starting_points(
     progress: Progress = iter,
     accelerator: Accelerator | None = None,
 ) -> torch.Tensor:
-    """Latents (N, C, h, w) of pictures with as much noise as the strength asks for: `noise`, or their own.
+    """Latents (N, C, h, w) of pictures at every level (T + 1, N, C, h, w) of the T steps taken, the clean ones first.
 
-    captions: what the pictures show, one row each. Inversion asks the base alone, never with guidance.
+    The last have as much noise as the strength asks for: that given as `noise`, or their own. captions: what the
+    pictures show, one row each. Inversion asks the base alone, never with guidance.
     """
     taken = transfer.steps_taken
-    if taken == 0:
-        return latents
+    levels = base.path.levels(transfer.steps)[1 : taken + 1]
     if transfer.start == "noise":
-        level = base.path.levels(transfer.steps)[taken]
-        return level.a * latents + level.s * noise.to(latents)
+        noise = noise.to(latents)
+        return torch.stack([latents, *(level.a * latents + level.s * noise for level in levels)])
 
     def inverted(chunk: slice) -> torch.Tensor:
-        predict = predictor(base, captions.take(chunk))
-        return invert(latents[chunk], predict, base.path, transfer.steps, progress, transfer.solver, taken)
+        trail = [latents[chunk]]
 
-    return torch.cat(in_chunks(len(latents), batch, inverted, accelerator)).to(base.device)
+        def keep(x: torch.Tensor, level: Level) -> torch.Tensor:
+            trail.append(x)
+            return x
+
+        if taken:
+            predict = predictor(base, captions.take(chunk))
+            invert(trail[0], predict, base.path, transfer.steps, progress, transfer.solver, taken, keep)
+        return torch.stack(trail)
+
+    return torch.cat(in_chunks(len(latents), batch, inverted, accelerator), dim=1).to(base.device)
 
 
 @torch.no_grad()
 def transferred(
     base: Base,
-    starts: torch.Tensor,
+    trail: torch.Tensor,
     captions: Conditioning,
     adapters: Sequence[Sequence[WeightedAdapter]],
     transfer: Transfer,
     control: Control | None = None,
+    masks: torch.Tensor | None = None,
     batch: int | None = None,
     progress: Progress = iter,
     accelerator: Accelerator | None = None,
 ) -> torch.Tensor:
-    """Clean latents (B, C, h, w) from `starting_points`, with the captions (B rows) and adapters of each sample.
+    """Clean latents (B, C, h, w) from the end of `trail_to_noise`, with the captions (B rows) and adapters of each.
 
-    control: with a picture for each sample. batch: samples that go through the denoiser at once, of which a picture
-    takes two under guidance; None: all. accelerator: of the processes that share the work.
+    control: with a picture for each sample. masks: (B, 1, h, w) in [0, 1], 0 where after every step the sample is put
+    back on its trail, as diffusers inpaints with ordinary bases. batch: samples that go through the denoiser at once,
+    of which a picture takes two under guidance; None: all. accelerator: of the processes that share the work.
     """
     if transfer.steps_taken == 0:
-        return starts
+        return trail[0]
     doubled = transfer.guidance != 1
     if doubled and transfer.negative is None:
         raise ValueError("guidance needs a negative caption, if only the empty one")
+    levels = base.path.levels(transfer.steps)
 
     def sampled(chunk: slice) -> torch.Tensor:
-        some, rows = starts[chunk], captions.take(chunk)
+        some, rows = trail[:, chunk], captions.take(chunk)
         loaded, weights = mixing_weights(adapters[chunk])
         edges = None if control is None else control.take(chunk)
         if doubled:
             assert transfer.negative is not None
-            rows = Conditioning.stack([transfer.negative.repeat(len(some)), rows])
+            rows = Conditioning.stack([transfer.negative.repeat(some.shape[1]), rows])
             weights = torch.cat([weights, weights], dim=1)
-            edges = None if edges is None else edges.take([*range(len(some))] * 2)
+            edges = None if edges is None else edges.take([*range(some.shape[1])] * 2)
         predict, restarts = _switched(base, rows, edges, transfer)
         if doubled:
             predict = guided(predict, transfer.guidance)
+
+        def put_back(x: torch.Tensor, level: Level) -> torch.Tensor:
+            return x if masks is None else torch.lerp(some[levels.index(level)], x, masks[chunk].to(x))
+
         with mixed_adapters(base.denoiser, loaded, weights):
             return sample(
-                some,
+                some[-1],
                 predict,
                 base.path,
                 transfer.steps,
@@ -120,10 +135,11 @@ def transferred(
                 transfer.solver,
                 restarts,
                 taken=transfer.steps_taken,
+                after=put_back,
             )
 
     most = None if batch is None else batch // 2 if doubled else batch
-    return torch.cat(in_chunks(len(starts), most, sampled, accelerator)).to(base.device)
+    return torch.cat(in_chunks(trail.shape[1], most, sampled, accelerator)).to(base.device)
 
 
 def _switched(

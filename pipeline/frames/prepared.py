@@ -43,6 +43,14 @@ def read_captions(folder: Path) -> dict[str, str]:
     return {row.file_name: row.text for row in read_prepared(folder)}
 
 
+def mask_path(folder: Path, file_name: str) -> Path:
+    """The mask of a prepared picture, if it has one: white where an edit may change it.
+
+    In a folder that `datasets` and other readers of imagefolders skip.
+    """
+    return folder / ".masks" / file_name
+
+
 def prepared_name(file_name: str) -> str:
     """The name that a raw picture has once it is prepared: `dawn.jpg` becomes `dawn.png`."""
     return f"{Path(file_name).stem}.png"

@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline.errors import Problem
 from pipeline.pictures.integrity import find_faults
 from pipeline.pictures.metadata import METADATA, Line, casefolded, leaves_folder, link_fault, read_metadata
-from pipeline.pictures.reading import SUFFIXES
+from pipeline.pictures.reading import SUFFIXES, size_of
 from pipeline.pictures.rows import escaped, printable
 
 CaptionLength = Callable[[str], tuple[int, int]]
@@ -57,6 +57,7 @@ def _long_captions(lines: Iterable[Line], caption_length: CaptionLength) -> Iter
 def _missing_and_extra(folder: Path, entries: set[str], lines: Iterable[Line]) -> Iterator[Problem]:
     rows = {line.name: line.where for line in lines if line.name is not None}
     written = {line.written for line in lines}
+    written |= {line.row.mask for line in lines if line.row}
     extra = [name for name in sorted(entries) if _is_picture(name) and name not in written]
     extra = [name for name in extra if not os.path.isdir(folder / name)]
     suggested = set()
@@ -68,6 +69,12 @@ def _missing_and_extra(folder: Path, entries: set[str], lines: Iterable[Line]) -
             yield Problem(rows[name], *link_fault(name))
         elif not os.path.isfile(folder / name):
             yield Problem(rows[name], f"{escaped(name)} is not a file", "Put the picture there.")
+    for line in lines:
+        mask = line.row.mask if line.row else None
+        if mask is not None and mask not in entries:
+            yield Problem(line.where, f"the mask {escaped(mask)} is missing", "Correct the name, or put it there.")
+        elif mask is not None and leaves_folder(folder, mask):
+            yield Problem(line.where, *link_fault(mask))
     for name in extra:
         if name not in suggested:
             fix = f'Add a row for it, {{"file_name": {json.dumps(name)}, "text": "..."}}, or move it away.'
@@ -115,7 +122,16 @@ def _picture_problems(
     memory: Path | None,
 ) -> Iterator[Problem]:
     named = {folder / line.name: line for line in lines if line.name is not None and line.name in entries}
+    masked = {folder / line.row.mask: line for line in lines if line.row and line.row.mask in entries}
+    named = {**masked, **named}
     paths = [path for path in named if os.path.isfile(path) and not leaves_folder(folder, path.name)]
     faults = find_faults(paths, max_megapixels, label=folder.name, workers=workers, memory=memory)
     for path, (found, fix) in faults.items():
-        yield Problem(named[path].where, f"{escaped(named[path].name)}: {found}", fix)
+        yield Problem(named[path].where, f"{escaped(path.name)}: {found}", fix)
+    for mask, line in masked.items():
+        picture = folder / str(line.name)
+        if mask in paths and picture in paths and not {mask, picture} & faults.keys():
+            (wide, high), (width, height) = (size_of(path, max_megapixels) for path in (mask, picture))
+            if (wide, high) != (width, height):
+                found = f"the mask {escaped(mask.name)} has {wide}x{high} pixels, the picture {width}x{height}"
+                yield Problem(line.where, found, "Make it as large as the picture as it is seen.")

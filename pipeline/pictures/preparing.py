@@ -4,12 +4,12 @@ import hashlib
 import json
 from functools import partial
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from PIL import Image
 
 from pipeline.errors import Problem, UserError
-from pipeline.frames.prepared import prepared_name
+from pipeline.frames.prepared import mask_path, prepared_name
 from pipeline.inputs import open_plain
 from pipeline.outputs import atomic_folder
 from pipeline.parallel import count_workers, parallel_map
@@ -34,7 +34,7 @@ Window = tuple[float, float, float, float]
 
 class LedgerEntry(TypedDict):
     """What was done to one picture. size: of the upright source, in pixels; crop: the window of it that was kept;
-    scale: prepared over source pixels, above 1 where the picture was enlarged."""
+    scale: prepared over source pixels, above 1 where the picture was enlarged; mask: its source, if there is one."""
 
     file_name: str
     source: str
@@ -46,6 +46,7 @@ class LedgerEntry(TypedDict):
     crop: list[float]
     scale: float
     upscaled: bool
+    mask: NotRequired[str]
 
 
 def prepare_set(raw: Path, out: Path, settings: PrepareSection, workers: int | None = None) -> None:
@@ -58,7 +59,8 @@ def prepare_set(raw: Path, out: Path, settings: PrepareSection, workers: int | N
     """
     rows = read_rows(raw)
     # `check` has said the same, and the folder may have changed since.
-    if leaving := [row.file_name for row in rows if leaves_folder(raw, row.file_name)]:
+    named = [name for row in rows for name in (row.file_name, row.mask) if name is not None]
+    if leaving := [name for name in named if leaves_folder(raw, name)]:
         raise UserError(*(Problem(str(raw / METADATA), *link_fault(name)) for name in leaving))
     with atomic_folder(out) as folder:
         prepare = partial(_prepare_file, raw, folder, settings)
@@ -145,4 +147,26 @@ def crop_window(size: tuple[int, int], target: tuple[int, int], row: Row) -> Win
 def _prepare_file(raw: Path, folder: Path, settings: PrepareSection, row: Row) -> LedgerEntry:
     image, entry = prepare_picture(raw / row.file_name, row, settings)
     image.save(folder / entry["file_name"], format="PNG")
+    if row.mask is not None:
+        mask = _prepare_mask(raw / row.mask, entry, settings)
+        path = mask_path(folder, entry["file_name"])
+        path.parent.mkdir(exist_ok=True)
+        mask.save(path, format="PNG")
+        entry["mask"] = row.mask
     return entry
+
+
+def _prepare_mask(path: Path, entry: LedgerEntry, settings: PrepareSection) -> Image.Image:
+    """A mask as grey, cropped and resized as its picture was. Raises UserError as `prepare_picture` does, and for one
+    of another size."""
+    try:
+        image, _ = to_srgb(load_picture(path, settings.max_megapixels).image, (0, 0, 0))
+    except UnreadablePicture as error:
+        raise UserError(Problem(str(path), error.found, error.fix)) from None
+    if list(image.size) != entry["size"]:
+        found = f"{image.width}x{image.height} pixels, and its picture has {entry['size'][0]}x{entry['size'][1]}"
+        raise UserError(Problem(str(path), found, "Make it as large as the picture as it is seen."))
+    # An average, never above white or below black, as a sharper filter would be beside an edge.
+    filter = Image.Resampling.BILINEAR if entry["upscaled"] else Image.Resampling.BOX
+    left, top, right, bottom = entry["crop"]
+    return image.convert("L").resize((settings.width, settings.height), filter, box=(left, top, right, bottom))

@@ -83,6 +83,11 @@ def load_picture(path: Path, max_megapixels: float) -> Picture:
             return Picture(upright, image.format or "", mode, stored, _count_frames(file))
 
 
+def size_of(path: Path, max_megapixels: float) -> tuple[int, int]:
+    """Width and height of the upright picture. Raises UnreadablePicture as `load_picture` does."""
+    return load_picture(path, max_megapixels).image.size
+
+
 def _open(file: BinaryIO) -> Image.Image:
     Image.init()
     return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])

@@ -26,6 +26,7 @@ ALLOWED: Final = {
     "file_name": 'a text: the name of a picture in the same folder, "dawn.jpg"',
     "text": 'a text: the caption, "a mountain lake at dawn"',
     "focus": "[x, y], each from 0 (left, top) to 1 (right, bottom) of the upright picture",
+    "mask": "a text: the name of a picture of the same size in the same folder, white where an edit may change it",
     "box": "[left, top, right, bottom], each from 0 (left, top) to 1 (right, bottom) of the upright picture",
 }
 
@@ -34,7 +35,8 @@ class Row(BaseModel):
     """One picture of a set: its file, its caption and, if need be, what the crop must keep.
 
     focus: (x, y), the point that the crop is centred on; box: (left, top, right, bottom), the part that it keeps, and
-    which wins over focus. Both in fractions of the picture as it is seen, EXIF rotation applied. Other columns, which
+    which wins over focus. Both in fractions of the picture as it is seen, EXIF rotation applied. mask: a picture beside
+    it, of its size, white where an edit may change it. Other columns, which
     imagefolder users have, are ignored.
     """
 
@@ -44,6 +46,7 @@ class Row(BaseModel):
     text: str
     focus: Annotated[tuple[Fraction, Fraction], Field(strict=False)] | None = None
     box: Annotated[tuple[Fraction, Fraction, Fraction, Fraction], Field(strict=False)] | None = None
+    mask: str | None = None
 
 
 Fault = tuple[str, str]
@@ -86,6 +89,8 @@ def parse_row(columns: Mapping[str, Any]) -> tuple[Row | None, list[Fault]]:
     name, text = columns.get("file_name"), columns.get("text")
     if isinstance(name, str):
         faults += name_faults(name)
+    if isinstance(mask := columns.get("mask"), str):
+        faults += [(found.replace("file_name", "mask", 1), fix) for found, fix in name_faults(mask)]
     if isinstance(text, str):
         faults += _text_faults(text)
     if row and row.box and not (row.box[0] < row.box[2] and row.box[1] < row.box[3]):

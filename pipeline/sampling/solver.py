@@ -58,10 +58,11 @@ def invert(
     progress: Progress = iter,
     solver: Solver = "midpoint",
     taken: int | None = None,
+    after: After = _untouched,
 ) -> torch.Tensor:
     """Clean latents (B, C, h, w) to the noise from which `sample` comes back to them, as nearly as the steps allow.
 
-    taken: so many steps only, the first ones; `sample` with the same comes back from there.
+    taken: so many steps only, the first ones; `sample` with the same comes back from there. after: as in `sample`.
 
     midpoint: the very scheme of `sample`, run the other way. ddim: each step solves `sample`'s own step for its noisy
     end, with the prediction made there from the latents of the clean end, the one thing that is known (Song et al.
@@ -71,11 +72,11 @@ def invert(
     """
     levels = path.levels(steps)[: None if taken is None else taken + 1]
     if solver == "midpoint":
-        return _midpoint(latents, predict, path, levels, progress)
+        return _midpoint(latents, predict, path, levels, progress, after=after)
     x = latents
     for number in progress(range(len(levels) - 1)):
         at, to = levels[number], levels[number + 1]
-        x = step(x, path.split(x, predict(x, to), to, x_at=at), at, to)
+        x = after(step(x, path.split(x, predict(x, to), to, x_at=at), at, to), to)
     return x
 
 

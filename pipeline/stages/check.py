@@ -187,6 +187,8 @@ def _edit_problems(params: Params, caption_length: CaptionLength | None) -> list
             if tokens > allowed:
                 found = f"the caption has {tokens} tokens, the base reads {allowed}"
                 problems.append(Problem(f"{where}: edit.caption", found, f"Shorten it by {tokens - allowed} or more."))
+        if settings.within_masks:
+            problems += _mask_problems(where, spec.set)
         if (control := settings.control) is not None:
             at = f"{where}: edit.control"
             if control.low > control.high:
@@ -198,6 +200,19 @@ def _edit_problems(params: Params, caption_length: CaptionLength | None) -> list
 
             problems += find_control_problems(control, params.base, at)
     return problems
+
+
+def _mask_problems(where: str, key: str) -> list[Problem]:
+    """An edit within masks, of pictures that have none."""
+    try:
+        lacking = [row.file_name for row in read_rows(RAW / key) if row.mask is None]
+    except UserError:
+        return []  # the set's own problems are reported already
+    if not lacking:
+        return []
+    found = f"{len(lacking)} of the set's pictures have no mask, {lacking[0]} first"
+    fix = f'Write "mask": "..." into their rows in {RAW / key}/metadata.jsonl, or false.'
+    return [Problem(f"{where}: edit.within_masks", found, fix)]
 
 
 def _adapter_name_problems(params: Params, where: str, name: str) -> list[Problem]:

@@ -1,13 +1,15 @@
 """Stage `edit@<edit>`: the pictures of a set, changed by adapters of others or a caption, their edges kept if asked."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
+from torch.nn import functional
 from tqdm import tqdm
 
 from pipeline.adapters.lora import read_adapter
@@ -21,8 +23,8 @@ from pipeline.base.protocol import Base
 from pipeline.editing.control import open_control
 from pipeline.editing.edges import edges_of
 from pipeline.editing.kept import edges_kept, style_distance
-from pipeline.editing.transfer import Transfer, starting_points, transferred
-from pipeline.frames.prepared import PreparedRow, read_prepared
+from pipeline.editing.transfer import Transfer, trail_to_noise, transferred
+from pipeline.frames.prepared import PreparedRow, mask_path, read_prepared
 from pipeline.frames.sheets import grid
 from pipeline.frames.tensors import read_pictures, to_arrays
 from pipeline.outputs import atomic_folder, require_output
@@ -65,41 +67,59 @@ def run(key: str) -> None:
             "progress": partial(tqdm, desc=key, unit="step", disable=tracker is None),
         }
         control = control_of(settings, base, pictures)
-        latents = edited(base, rows, pictures, columns, settings, control, work)
+        masks = read_masks(prepared, rows) if settings.within_masks else None
+        latents = edited(base, rows, pictures, columns, settings, control, masks, work)
         decoded = one_each(list(latents), lambda latent: base.decode(latent[None]).cpu(), accelerator)
         made = torch.cat(list(decoded)).unflatten(0, (len(scales), len(rows)))
+        if masks is not None:
+            made = torch.lerp(pictures, made, masks)  # what lies outside is the picture itself, not a decoded one
         if tracker is None:
             return
+        given = {"its mask": masks, "its edges": control.picture.cpu() if control else None}
+        shown = {"picture": pictures, **{label: each for label, each in given.items() if each is not None}}
         figures = figures_of(pictures, made, scales, read_style(spec))
+        facts = {
+            "set": spec.set,
+            "base": base.digest,
+            "adapters": spec.adapters,
+            "steps_taken": Transfer(settings.steps, settings.strength).steps_taken,
+            "pictures": [{"file_name": row.file_name, "text": caption_of(row, settings)} for row in rows],
+            "figures": figures,
+            "settings": settings.model_dump(mode="json"),
+        }
         out = Path("data/edits", key)
         with atomic_folder(out) as folder:
-            for scale, column in zip(scales, made, strict=True):
-                (folder / f"{scale:g}").mkdir()
-                for row, picture in zip(rows, to_arrays(column), strict=True):
-                    _save(picture, folder / f"{scale:g}" / row.file_name)
-            edges = [control.picture.cpu()] if control else []
-            shown = [column[:MOST_ROWS] for column in (pictures, *edges, *made)]
-            labels = ["picture", *(["its edges"] if control else []), *column_labels(spec, scales)]
-            cells = [to_arrays(column) for column in shown]
-            captions = [caption_of(row, settings) for row in rows[:MOST_ROWS]]
-            grid(list(zip(*cells, strict=True)), captions, labels).save(folder / "sheet.png")
-            edit_plot(figures, folder / "curve.png")
-            facts = {
-                "set": spec.set,
-                "base": base.digest,
-                "adapters": spec.adapters,
-                "steps_taken": Transfer(settings.steps, settings.strength).steps_taken,
-                "pictures": [{"file_name": row.file_name, "text": caption_of(row, settings)} for row in rows],
-                "figures": figures,
-                "settings": settings.model_dump(mode="json"),
-            }
-            (folder / "edit.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_outputs(folder, shown, dict(zip(column_labels(spec, scales), made, strict=True)), scales, facts)
         tracker.picture("sheet", out / "sheet.png")
-        tracker.show(out / "sheet.png", f"{key}: " + ", ".join(labels))
+        tracker.show(out / "sheet.png", f"{key}: " + ", ".join([*shown, *column_labels(spec, scales)]))
         for at in figures:
             for name in ("edges_kept", "style_distance"):
                 if (value := at[name]) is not None:
                     tracker.metric(f"{name}/scale_{at['scale']:g}".replace("-", "minus_"), value)
+
+
+def write_outputs(
+    folder: Path,
+    shown: Mapping[str, torch.Tensor],
+    made: Mapping[str, torch.Tensor],
+    scales: Sequence[float],
+    facts: Mapping[str, Any],
+) -> None:
+    """Write the edited pictures, their sheet, the curve and the facts into an empty folder.
+
+    shown, made: what was given and what came out, (N, 1 or 3, H, W) by the label of its column.
+    """
+    rows = facts["pictures"]
+    for scale, pictures in zip(scales, made.values(), strict=True):
+        (folder / f"{scale:g}").mkdir()
+        for row, picture in zip(rows, to_arrays(pictures), strict=True):
+            Image.fromarray(picture).save(folder / f"{scale:g}" / row["file_name"], format="PNG")
+    columns = {**shown, **made}
+    cells = [to_arrays(column[:MOST_ROWS].expand(-1, 3, -1, -1)) for column in columns.values()]
+    captions = [row["text"] for row in rows[:MOST_ROWS]]
+    grid(list(zip(*cells, strict=True)), captions, list(columns)).save(folder / "sheet.png")
+    edit_plot(facts["figures"], folder / "curve.png")
+    (folder / "edit.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def caption_of(row: PreparedRow, settings: EditSection) -> str:
@@ -130,6 +150,7 @@ def edited(
     columns: Sequence[Sequence[WeightedAdapter]],
     settings: EditSection,
     control: Control | None,
+    masks: torch.Tensor | None,
     work: dict[str, Any],
 ) -> torch.Tensor:
     """Latents (columns x N, C, h, w) of the edited pictures, column by column."""
@@ -144,12 +165,18 @@ def edited(
     )
     latents = drawn_latents(base.encode(pictures), pictures)
     noise = torch.stack([_noise(latents[0], settings.seed, row.file_name) for row in rows])
-    starts = starting_points(base, latents, base.condition([row.text for row in rows]), noise, transfer, **work)
+    trail = trail_to_noise(base, latents, base.condition([row.text for row in rows]), noise, transfer, **work)
     every = list(range(len(rows))) * len(columns)
     wanted = base.condition([caption_of(row, settings) for row in rows])
     adapters = [column for column in columns for _ in rows]
     edges = None if control is None else control.take(every)
-    return transferred(base, starts[every], wanted.take(every), adapters, transfer, edges, **work)
+    inside = None if masks is None else functional.avg_pool2d(masks, base.pixels_per_latent).to(base.device)[every]
+    return transferred(base, trail[:, every], wanted.take(every), adapters, transfer, edges, inside, **work)
+
+
+def read_masks(prepared: Path, rows: Sequence[PreparedRow]) -> torch.Tensor:
+    """Masks (N, 1, H, W) in [0, 1] of prepared pictures: 1 where they may be changed."""
+    return read_pictures(mask_path(prepared, row.file_name) for row in rows)[:, :1]
 
 
 def figures_of(
@@ -182,9 +209,3 @@ def read_style(spec: EditSpec) -> torch.Tensor | None:
 
 def _noise(like: torch.Tensor, seed: int, name: str) -> torch.Tensor:
     return torch.randn(like.shape, generator=torch.Generator().manual_seed(keyed_seed("edit", seed, name)))
-
-
-def _save(picture: Any, path: Path) -> None:
-    from PIL import Image
-
-    Image.fromarray(picture).save(path, format="PNG")

@@ -4,12 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import ControlNetModel, StableDiffusionControlNetImg2ImgPipeline, StableDiffusionImg2ImgPipeline
+from diffusers import (
+    ControlNetModel,
+    StableDiffusionControlNetImg2ImgPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+)
 
 from pipeline.adapters.mixing import Adapter
 from pipeline.base.conditioning import Control
 from pipeline.base.protocol import Base
-from pipeline.editing.transfer import Transfer, starting_points, transferred
+from pipeline.editing.transfer import Transfer, trail_to_noise, transferred
 from pipeline.sampling.captions import sample_captions
 from tests.paths import scheduler_like
 
@@ -30,8 +35,8 @@ def an_adapter(base: Base, seed: int = 3) -> Adapter:
 
 def edit(base: Base, latents: torch.Tensor, transfer: Transfer, control: Control | None = None, **more) -> torch.Tensor:
     captions = base.condition(CAPTIONS[: len(latents)])
-    starts = starting_points(base, latents, captions, noise_like(tuple(latents.shape), 1), transfer)
-    return transferred(base, starts, captions, [()] * len(latents), transfer, control, **more)
+    trail = trail_to_noise(base, latents, captions, noise_like(tuple(latents.shape), 1), transfer)
+    return transferred(base, trail, captions, [()] * len(latents), transfer, control, **more)
 
 
 def a_net(base: Base, seed: int | None = None) -> ControlNetModel:
@@ -156,16 +161,59 @@ def test_inversion_comes_back_to_the_picture_and_noise_does_not(tiny: Base) -> N
 def test_each_sample_has_its_own_adapters_in_one_batch_or_in_several(tiny: Base, guidance: float) -> None:
     latents, adapter = noise_like((2, 4, 8, 8)), an_adapter(tiny)
     transfer, captions = Transfer(4, 0.5, "noise", guidance, tiny.condition(["a lake"])), tiny.condition(CAPTIONS)
-    starts = starting_points(tiny, latents, captions, noise_like((2, 4, 8, 8), 1), transfer)
+    trail = trail_to_noise(tiny, latents, captions, noise_like((2, 4, 8, 8), 1), transfer)
     columns = [[], [(adapter, 0.5)]]
-    both = transferred(tiny, starts, captions, columns, transfer)
+    both = transferred(tiny, trail, captions, columns, transfer)
     alone = [
-        transferred(tiny, starts[[row]], captions.take([row]), [columns[row]], transfer) for row in range(len(columns))
+        transferred(tiny, trail[:, [row]], captions.take([row]), [adapters], transfer)
+        for row, adapters in enumerate(columns)
     ]
     assert torch.allclose(both, torch.cat(alone), atol=1e-5)
-    assert torch.allclose(transferred(tiny, starts, captions, columns, transfer, batch=2), both, atol=1e-5)
-    plain = transferred(tiny, starts, captions, [[], []], transfer)
+    assert torch.allclose(transferred(tiny, trail, captions, columns, transfer, batch=2), both, atol=1e-5)
+    plain = transferred(tiny, trail, captions, [[], []], transfer)
     assert torch.allclose(both[0], plain[0], atol=1e-5) and (both[1] - plain[1]).abs().max() > 1e-3
+
+
+def masks(count: int) -> torch.Tensor:
+    """The lower right quarter, by whole latents."""
+    mask = torch.zeros(count, 1, 8, 8)
+    mask[:, :, 4:, 4:] = 1
+    return mask
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_within_a_mask_is_diffusers_inpainting(tiny: Base, guidance: float) -> None:
+    latents = noise_like((1, 4, 8, 8))
+    transfer = Transfer(10, 0.8, "noise", guidance, tiny.condition([""]), solver="ddim")
+    ours = edit(tiny, latents, transfer, masks=masks(1))
+    pipe = pipe_of(tiny, StableDiffusionInpaintPipeline)
+    pipe.set_progress_bar_config(disable=True)
+    slow = pipe(
+        CAPTIONS[0],
+        image=latents,
+        mask_image=masks(1).repeat_interleave(2, -1).repeat_interleave(2, -2),
+        masked_image_latents=latents,
+        height=16,
+        width=16,
+        strength=0.8,
+        num_inference_steps=10,
+        guidance_scale=guidance,
+        generator=torch.Generator().manual_seed(1),
+        output_type="latent",
+    ).images
+    assert (ours - slow).abs().max() < 1e-5 * slow.abs().max().clamp(min=1)
+
+
+@pytest.mark.parametrize("start", ["noise", "inversion"])
+def test_outside_a_mask_latents_stay_and_inside_they_change(tiny: Base, start) -> None:
+    latents, inside = noise_like((2, 4, 8, 8)), masks(2).bool().expand(2, 4, 8, 8)
+    transfer = Transfer(4, 0.75, start, 3.0, tiny.condition([""]))
+    now = edit(tiny, latents, transfer, masks=masks(2))
+    assert torch.equal(now[~inside], latents[~inside])
+    assert (now - latents)[inside].abs().mean() > 0.01
+    assert torch.equal(edit(tiny, latents, transfer, masks=torch.zeros(2, 1, 8, 8)), latents)
+    everywhere = edit(tiny, latents, transfer, masks=torch.ones(2, 1, 8, 8))
+    assert torch.equal(everywhere, edit(tiny, latents, transfer))
 
 
 def test_guidance_without_a_negative_caption_is_refused(tiny: Base) -> None:

@@ -12,9 +12,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from pipeline.errors import UserError
 from pipeline.stages import edit as stage
-from pipeline.stages import styles
-from tests.project import contents, edit, with_entries, with_values
+from pipeline.stages import prepare, styles
+from tests.project import contents, edit, with_entries, with_values, write_rows
 from tests.stages.test_check import checked
 from tests.stages.test_sample import cells
 
@@ -125,6 +126,39 @@ def test_a_project_without_edits(made: Path) -> None:
     with_edits(made, "")
     styles.run()
     assert list((made / "data/styles").iterdir()) == []
+
+
+def test_within_masks_everything_else_is_the_picture_itself(made: Path) -> None:
+    raw = made / "data/raw/hills"
+    rows = [json.loads(line) for line in (raw / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+    with_edits(made, "  hills: {set: hills, adapters: {}, edit: {strength: 1.0, within_masks: true}}\n")
+    (problem,) = checked()
+    assert problem.startswith("params.yaml: edits.hills: edit.within_masks: 3 of the set's pictures have no mask")
+    for number, row in enumerate(rows):
+        with Image.open(raw / row["file_name"]) as picture:
+            mask = np.zeros((picture.height, picture.width), np.uint8)
+        mask[:, mask.shape[1] // 2 :] = 255
+        row["mask"] = f"only right {number}.png"
+        Image.fromarray(mask).save(raw / row["mask"])
+    write_rows(raw, rows)
+    assert CliRunner().invoke(app, ["check"]).exit_code == 0
+    before = {name: pixels(made / f"data/prepared/hills/{name}.png") for name in NAMES}
+    prepare.run("hills")
+    stage.run("hills")
+    for row, name in zip(cells(made / "data/edits/hills/sheet.png", rows=3, columns=3), NAMES, strict=True):
+        picture, mask, edited = row
+        assert np.array_equal(picture, before[name]), "a mask changes nothing of the prepared picture"
+        assert (mask[:, :31] == 0).all() and (mask[:, 33:] == 255).all()
+        assert np.array_equal(edited[:, :31], picture[:, :31])
+        assert not np.array_equal(edited[:, 33:], picture[:, 33:])
+    Image.fromarray(mask[:20]).save(raw / "only right 1.png")
+    (problem,) = checked()
+    assert "the mask 'only right 1.png' has 64x20 pixels, the picture" in problem
+    with pytest.raises(UserError, match="only right 1.png: 64x20 pixels"):
+        prepare.run("hills")
+    (raw / "only right 1.png").unlink()
+    (problem,) = checked()
+    assert "the mask 'only right 1.png' is missing" in problem
 
 
 @pytest.mark.parametrize("seed", [None, 3])
