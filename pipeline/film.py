@@ -28,11 +28,15 @@ __all__ = ["Film", "FilmSettings", "Frame", "Keyframe", "Recipe", "draw_latents"
 
 @dataclass(frozen=True)
 class Keyframe:
-    """A picture (3, H, W) float32 in [0, 1] that a film passes through, its caption, and its own weighted adapters."""
+    """A picture (3, H, W) float32 in [0, 1] that a film passes through, its caption, and its own weighted adapters.
+
+    style: weighted adapters of others that the frames have besides; they change the picture, too.
+    """
 
     picture: torch.Tensor
     caption: str
     adapters: tuple[WeightedAdapter, ...] = ()
+    style: tuple[WeightedAdapter, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Film:
     """The frames from the first keyframe to the last, generated one segment at a time while one iterates.
 
     Each keyframe is a frame once, generated and never pasted in; of a loop the first is not repeated at the end.
-    style: weighted adapters over the whole film, on top of the keyframes' own. batch: samples in one call of the
+    batch: samples in one call of the
     denoiser; None: all of a segment. accelerator: of the processes that share the work, and all iterate over the film.
 
     noise: (K, C, h, w), the keyframes' inverted noise, whose std is 1 at best. alphas: one tensor (F,) for each segment
@@ -85,7 +89,6 @@ class Film:
         keyframes: Sequence[Keyframe],
         settings: FilmSettings | None = None,
         *,
-        style: Sequence[WeightedAdapter] = (),
         batch: int | None = None,
         progress: Bars = lambda label: iter,
         accelerator: Accelerator | None = None,
@@ -99,7 +102,7 @@ class Film:
         latents = draw_latents(base, torch.stack([keyframe.picture for keyframe in keyframes]))
         conditioning = base.condition([keyframe.caption for keyframe in keyframes])
         self.keyframes = [
-            EncodedKeyframe(latents[row], conditioning.take([row]), (*keyframe.adapters, *style))
+            EncodedKeyframe(latents[row], conditioning.take([row]), keyframe.adapters, keyframe.style)
             for row, keyframe in enumerate(keyframes)
         ]
         self.noise = invert_keyframes(base, self.keyframes, self.settings.recipe, batch, progress, accelerator)

@@ -34,6 +34,8 @@ MOST = 2**20
 KEY = r"^[a-z0-9][a-z0-9-]*$"  # not first a hyphen: a command would take such a key for an option
 LONGEST_KEY = 100  # letters; folders, files and runs are named by it
 Key = Annotated[str, Field(pattern=KEY, max_length=LONGEST_KEY)]
+NONE = "none"
+"""No set: what DVC takes for the adapters of this style is an empty folder that ships."""
 AdapterName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*(/[^/\\\x00-\x1f]+)?$", max_length=400)]
 
 Entry = TypeVar("Entry")
@@ -51,11 +53,13 @@ class SetSpec(Section):
 
 
 class MorphSpec(Section):
-    """One morph: the keyframes (file names in its set) in order, and its section with overrides merged in."""
+    """One morph: the keyframes (file names in its set) in order, a set whose adapter is laid over all frames (or NONE),
+    and its section with overrides merged in."""
 
     SECTIONS: ClassVar[tuple[str, ...]] = ("morph",)
 
     set: Key
+    style: Key
     keyframes: tuple[Annotated[str, Field(min_length=1)], ...] = Field(strict=False, min_length=2)
     morph: MorphSection
 
@@ -124,6 +128,7 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
         raise UserError(*explain_errors(written, Params, path)) from None
     fix = f"Choose one of {', '.join(sorted(params.sets))}, or add it under `sets`."
     named = {f"morphs.{key}.set": morph.set for key, morph in params.morphs.items()}
+    named |= {f"morphs.{key}.style": morph.style for key, morph in params.morphs.items() if morph.style != NONE}
     for key, edit in params.edits.items():
         named |= {f"edits.{key}.set": edit.set}
         named |= {f"edits.{key}.adapters: {name}": name.partition("/")[0] for name in edit.adapters}
@@ -132,6 +137,8 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
         for where, key in named.items()
         if key not in params.sets
     ]
+    if NONE in params.sets:
+        problems.append(Problem(f"{path}: sets.{NONE}", "it stands for no set at all", "Choose another key."))
     if problems:
         raise UserError(*problems)
     return params

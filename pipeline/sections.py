@@ -112,6 +112,8 @@ class MorphSection(Section):
     )
     pacing_spare: int = Field(ge=0, le=1000)
     without_adapters: bool
+    style_from: float = Field(ge=-4, le=4)
+    style_to: float = Field(ge=-4, le=4)
     loop: bool
     correct_ends: Fraction
     fps: float = Field(gt=0, le=120)

@@ -17,8 +17,8 @@ SETS = """\
   dots: {adapter: set, prepare: {}, train: {steps: 4}, sample: {captions: 1}}
 """
 MORPHS = """\
-  hills: {set: hills, keyframes: [red hill.png, "großer See.jpg", blue.png], morph: {}}
-  dots: {set: dots, keyframes: [d3.png, d1.png], morph: {frames: 4}}
+  hills: {set: hills, style: none, keyframes: [red hill.png, "großer See.jpg", blue.png], morph: {}}
+  dots: {set: dots, style: none, keyframes: [d3.png, d1.png], morph: {frames: 4}}
 """
 EDITS = """\
   hills: {set: hills, adapters: {dots: 1.0, hills/blue: -0.5}, edit: {guidance: 2.0}}
@@ -136,7 +136,7 @@ def make_clone(folder: Path, base: Path, params: str, sets: Mapping[str, Mapping
     """
     shutil.copytree(base, folder / "models/pocket")
     (folder / "models/pocket/made.json").write_text("{}\n")
-    for name in (".gitignore", ".dvcignore", ".dvc/.gitignore", ".dvc/config", "dvc.yaml"):
+    for name in (".gitignore", ".dvcignore", ".dvc/.gitignore", ".dvc/config", "dvc.yaml", "models/dvc.yaml"):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     for path in ROOT.glob("*/**/.gitkeep"):

@@ -100,7 +100,7 @@ def test_every_command_has_help_and_an_example_that_is_right(name: str) -> None:
 def test_every_command_is_in_the_readme_or_on_a_page(name: str) -> None:
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     told = "".join(page.read_text(encoding="utf-8") for page in pages)
-    assert re.search(rf"morphline {name}\b|`{name}[@`]|dvc unfreeze {name}\b", told)
+    assert re.search(rf"morphline {name}\b|`{name}[@`]|dvc unfreeze models/dvc.yaml:{name}\b", told)
 
 
 @pytest.mark.parametrize("name", [name for name, key in STAGES.items() if key])

@@ -1,5 +1,6 @@
 """A film as a library call: no project, no params.yaml, nothing written."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from pipeline.base.posterior import Posterior
 from pipeline.base.protocol import Base
 from pipeline.film import Film, FilmSettings, Keyframe, draw_latents
-from pipeline.morphing.engine import EncodedKeyframe, Recipe, invert_keyframes, morph_segment
+from pipeline.morphing.engine import EncodedKeyframe, Recipe, adapter_weights_at, invert_keyframes, morph_segment
 from tests.declarations import ROOT
 from tests.reference import random_adapters
 
@@ -89,14 +90,27 @@ def test_frames_come_as_they_are_decoded(tiny: Base, monkeypatch: pytest.MonkeyP
     assert len(list(frames)) == 6 and len(list(film)) == 7
 
 
-def test_a_style_lies_over_the_whole_film(tiny: Base) -> None:
-    """As if every keyframe had it beside its own."""
+def test_a_style_is_in_the_frames_and_not_in_the_inversion(tiny: Base) -> None:
+    """Or else it would change nothing of the keyframes: what is inverted with an adapter comes back with it."""
     given = keyframes(tiny, 2)
     style = random_adapters(tiny.denoiser, 3)[2]
-    over = pictures(Film(tiny, given, SETTINGS, style=[(style, 0.5)]))
-    own = [Keyframe(k.picture, k.caption, (*k.adapters, (style, 0.5))) for k in given]
-    assert torch.equal(over, pictures(Film(tiny, own, SETTINGS)))
-    assert not torch.allclose(over, pictures(Film(tiny, given, SETTINGS)), atol=1e-3)
+    plain = Film(tiny, given, SETTINGS)
+    over = Film(tiny, [replace(keyframe, style=((style, 0.5),)) for keyframe in given], SETTINGS)
+    assert torch.equal(over.noise, plain.noise)
+    frames = pictures(over)
+    assert all(not torch.allclose(one, two, atol=1e-3) for one, two in zip(frames, pictures(plain), strict=True))
+    own = Film(tiny, [replace(k, adapters=(*k.adapters, (style, 0.5))) for k in given], SETTINGS)
+    own.noise = plain.noise
+    assert torch.equal(frames, pictures(own)), "in the frames it is an adapter as any other"
+
+
+def test_a_style_rises_evenly_along_the_film(tiny: Base) -> None:
+    first, second = keyframes(tiny, 2)
+    style = random_adapters(tiny.denoiser, 3)[2]
+    rising = Film(tiny, [replace(first, style=((style, 0.0),)), replace(second, style=((style, 1.0),))], SETTINGS)
+    alphas = torch.tensor([0.0, 0.25, 1.0])
+    adapters, weights = adapter_weights_at(*rising.keyframes, alphas)
+    assert weights[[one is style for one in adapters].index(True)].tolist() == [0.0, 0.25, 1.0]
 
 
 def test_pacing_by_distance_or_by_a_list(tiny: Base) -> None:

@@ -33,6 +33,7 @@ EXPECTED = {
     "sets.*.prepare": "check prepare@{} report",
     "sets.*.train*": "check train@{} report",
     "sets.*.sample*": "check sample@{} report",
+    "morphs.*.style": "check morph@{} report",
     "morphs.*.set": "check morph@{} evaluate@{} report",
     "morphs.*.keyframes": "check morph@{} report",
     "morphs.*.morph*": "check morph@{} report",
@@ -48,10 +49,15 @@ EXPECTED = {
 
 
 def without_files() -> dict[str, dict[str, Any]]:
-    """Those of dvc.yaml without their files, and not frozen: which reads what param is all that is asked here."""
-    content = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    """Those of both files without their files, and not frozen: which reads what param is all that is asked here."""
+    files = [ROOT / name for name in ("dvc.yaml", "models/dvc.yaml")]
+    content = {
+        name: stage
+        for file in files
+        for name, stage in YAML(typ="safe").load(file.read_text(encoding="utf-8"))["stages"].items()
+    }
     for stage in content.values():
-        for part in ("deps", "outs", "plots", "frozen"):
+        for part in ("deps", "outs", "plots", "frozen", "wdir"):
             stage.get("do", stage).pop(part, None)
     return content
 

@@ -15,7 +15,7 @@ from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from pipeline.errors import Problem, UserError
 from pipeline.outputs import atomic_file, atomic_folder
-from pipeline.params import KEY, LONGEST_KEY, load_params
+from pipeline.params import KEY, LONGEST_KEY, NONE, load_params
 from pipeline.pictures.imagefolder import find_problems
 
 RAW = Path("data/raw")
@@ -134,7 +134,7 @@ def _without_folder(problem: Problem, folder: Path) -> Problem:
 
 
 def _morph_entry(of: str, names: Sequence[str], overrides: Mapping[str, object] | None) -> dict[str, object]:
-    return {"set": of, "keyframes": list(names), "morph": dict(overrides or {})}
+    return {"set": of, "style": NONE, "keyframes": list(names), "morph": dict(overrides or {})}
 
 
 def _add_to_params(entries: Mapping[str, Mapping[str, object]], key: str) -> None:

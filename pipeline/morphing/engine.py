@@ -29,11 +29,16 @@ Bars = Callable[[str], Progress]
 
 @dataclass(frozen=True)
 class EncodedKeyframe:
-    """A picture as the engine sees it: clean latents (C, h, w), its caption (one row), its weighted adapters."""
+    """A picture as the engine sees it: clean latents (C, h, w), its caption (one row), its weighted adapters.
+
+    style: weighted adapters that frames have besides, and inversion does not: what is inverted with them comes back as
+    it was.
+    """
 
     latents: torch.Tensor
     conditioning: Conditioning
     adapters: tuple[WeightedAdapter, ...] = ()
+    style: tuple[WeightedAdapter, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -156,8 +161,9 @@ def _sample_rows(
 def adapter_weights_at(
     first: EncodedKeyframe, second: EncodedKeyframe, alphas: torch.Tensor
 ) -> tuple[list[Adapter], torch.Tensor]:
-    """The adapters of two keyframes and their weights (adapters, F) at `alphas`. A shared one stays constant."""
-    adapters, ends = mixing_weights([first.adapters, second.adapters])
+    """The adapters and styles of two keyframes, and their weights (adapters, F) at `alphas`. A shared one stays
+    constant."""
+    adapters, ends = mixing_weights([(*one.adapters, *one.style) for one in (first, second)])
     return adapters, (1 - alphas) * ends[:, :1] + alphas * ends[:, 1:]
 
 

@@ -16,7 +16,7 @@ from pipeline.inputs import read_json
 from pipeline.outputs import reading
 from pipeline.params import SetSpec
 from pipeline.report.data_uris import data_uri, thumbnail_uri
-from pipeline.report.figures import PACE, Metrics, Row, table
+from pipeline.report.figures import ENDS, PACE, Metrics, Row, table
 from pipeline.report.plots import loss_plot
 from pipeline.report.trainings import AdapterRow, adapter_row, read_trainings
 from pipeline.sections import BaseSection, TrainSection
@@ -105,7 +105,7 @@ def render(morphs: Sequence[MorphPart], edits: Sequence[EditPart], sets: Sequenc
         lstrip_blocks=True,
     )
     template = environment.get_template("page.html")
-    return template.render(morphs=morphs, edits=edits, sets=sets, base=base, pace=PACE)
+    return template.render(morphs=morphs, edits=edits, sets=sets, base=base, pace=PACE, ends=ENDS)
 
 
 def morph_part(key: str, metrics: Metrics) -> MorphPart:

@@ -10,7 +10,7 @@ from pipeline.base.schedule import FILE, timesteps_of
 from pipeline.errors import Problem, UserError
 from pipeline.inputs import read_json
 from pipeline.outputs import atomic_file
-from pipeline.params import Params, load_params
+from pipeline.params import NONE, Params, load_params
 from pipeline.pictures.imagefolder import CaptionLength, find_problems
 from pipeline.pictures.metadata import read_rows
 from pipeline.tracking import check_ran
@@ -41,6 +41,7 @@ def run() -> None:
             memory=MEMORY / f"{key}.txt",
         )
     problems += _train_problems(params)
+    problems += _style_problems(params)
     problems += _batch_problems(params)
     problems += _lpips_problems(params)
     problems += _keyframe_problems(params)
@@ -200,6 +201,19 @@ def _edit_problems(params: Params, caption_length: CaptionLength | None) -> list
 
             problems += find_control_problems(control, params.base, at)
     return problems
+
+
+def _style_problems(params: Params) -> list[Problem]:
+    """Morphs in the style of a set that has no one adapter."""
+    return [
+        Problem(
+            f"params.yaml: morphs.{key}.style",
+            f"the set {spec.style} has an adapter for each picture",
+            "Name a set with `adapter: set`, or none.",
+        )
+        for key, spec in params.morphs.items()
+        if spec.style != NONE and params.sets[spec.style].adapter != "set"
+    ]
 
 
 def _mask_problems(where: str, key: str) -> list[Problem]:

@@ -15,7 +15,8 @@ import torch
 from tqdm import tqdm
 
 from pipeline.adapters.lora import read_adapter
-from pipeline.adapters.store import INDEX, read_index
+from pipeline.adapters.mixing import Adapter
+from pipeline.adapters.store import ADAPTERS, INDEX, find_adapter, read_index
 from pipeline.base.device import choose_device
 from pipeline.base.opening import open_base
 from pipeline.base.protocol import Base
@@ -31,7 +32,7 @@ from pipeline.morphing.diffmorpher import KeyframeAttention
 from pipeline.morphing.engine import Recipe, cross_fade
 from pipeline.morphing.pacing import even_alphas
 from pipeline.outputs import atomic_folder, reading, require_output
-from pipeline.params import load_params
+from pipeline.params import NONE, load_params
 from pipeline.processes.chunks import decided
 from pipeline.processes.joining import all_processes
 from pipeline.sampling.solver import Progress
@@ -39,6 +40,8 @@ from pipeline.sections import MorphSection
 from pipeline.tracking import Tracker, track
 from pipeline.training.code_digest import code_digest
 
+OF_CLIPS = ("fps", "hold", "correct_ends", "without_adapters")
+OF_STYLES = ("style_from", "style_to")
 BASELINES = Path(".work/baselines")
 FRAMES = ("film.py", "base/*.py", "sampling/*.py", "morphing/*.py", "distances/*.py", "processes/chunks.py",
           "adapters/mixing.py", "frames/tensors.py", "stages/morph.py")  # fmt: skip
@@ -64,12 +67,16 @@ def run(key: str) -> None:
         base = open_base(params.base, accelerator.device)
         names = [prepared_name(name) for name in spec.keyframes]
         keyframes = read_keyframes(base, prepared, adapters, names)
+        if spec.style != NONE:
+            keyframes = with_style(keyframes, read_style(spec.style, base), settings)
         pictures = torch.stack([keyframe.picture for keyframe in keyframes])
         film_settings = settings_of(settings, base)
         variants = (MORPH, WITHOUT_ADAPTERS) if settings.without_adapters else (MORPH,)
 
         def film_of(variant: Variant) -> Film:
-            own = keyframes if variant == MORPH else [replace(keyframe, adapters=()) for keyframe in keyframes]
+            own = (
+                keyframes if variant == MORPH else [replace(keyframe, adapters=(), style=()) for keyframe in keyframes]
+            )
             bars = partial(_bar, variant.label, tracker is None)
             batch = params.machine.batch
             return Film(base, own, film_settings, batch=batch, progress=bars, accelerator=accelerator)
@@ -112,6 +119,7 @@ def run(key: str) -> None:
             strip(rows, keyframes=stops, columns=13).save(folder / "strip.png")
             facts = {
                 "set": spec.set,
+                "style": spec.style,
                 "base": base.digest,
                 "keyframes": [
                     {"file_name": name, "text": keyframe.caption, "frame": stop}
@@ -147,7 +155,7 @@ def baseline_digest(
         "machine": [batch, processes, torch.get_num_threads()],
         "keyframes": [[hashlib.sha256(k.picture.numpy().tobytes()).hexdigest(), k.caption] for k in keyframes],
         "size": list(keyframes[0].picture.shape),
-        "settings": settings.model_dump(mode="json", exclude={"fps", "hold", "correct_ends", "without_adapters"}),
+        "settings": settings.model_dump(mode="json", exclude={*OF_CLIPS, *OF_STYLES}),
     }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -165,6 +173,18 @@ def read_keyframes(base: Base, prepared: Path, adapters: Path, names: list[str])
         Keyframe(picture, text, ((loaded[file], 1.0),))
         for picture, text, file in zip(pictures, texts, own, strict=True)
     ]
+
+
+def read_style(key: str, base: Base) -> Adapter:
+    """The adapter of a set that has one for all."""
+    path = find_adapter(require_output(ADAPTERS / key, f"train@{key}").parent, key)
+    return read_adapter(path, base.digest, base.device, base.denoiser)
+
+
+def with_style(keyframes: Sequence[Keyframe], style: Adapter, settings: MorphSection) -> list[Keyframe]:
+    """The keyframes with a style whose weight goes evenly from the first one's to the last one's."""
+    weights = torch.linspace(settings.style_from, settings.style_to, len(keyframes)).tolist()
+    return [replace(each, style=((style, weight),)) for each, weight in zip(keyframes, weights, strict=True)]
 
 
 def settings_of(settings: MorphSection, base: Base) -> FilmSettings:

@@ -39,7 +39,7 @@ def make(folder: Path, uri: str, steps: int) -> None:
         "base.source": "base", "base.revision": section(folder / "base").revision, "train.steps": steps,
         "tracking.uri": uri, "tracking.required": "false", "tracking.pictures_every": 10, "tracking.system_every": 1.0,
     }  # fmt: skip
-    morphs = "  one: {set: one, keyframes: [0.png, 1.png], morph: {}}\n"
+    morphs = "  one: {set: one, style: none, keyframes: [0.png, 1.png], morph: {}}\n"
     (folder / "params.yaml").write_text(tiny_params(values, sets=sets, morphs=morphs), encoding="utf-8")
     for key in KEYS:
         subprocess.run(**morphline(folder, "prepare", key), check=True)

@@ -25,7 +25,7 @@ from tests.tiny import build_tiny
 MADE = ("data/prepared", "data/morphs", "models/adapters", "reports")
 KINDS = ("stage", "dvc", "both")
 SETS = "  hills: {adapter: image, prepare: {}, train: {}, sample: {}}\n"
-MORPHS = "  hills: {set: hills, keyframes: [red hill.png, blue.png], morph: {}}\n"
+MORPHS = "  hills: {set: hills, style: none, keyframes: [red hill.png, blue.png], morph: {}}\n"
 TRIES = 200
 
 

@@ -30,7 +30,7 @@ from tests.benchmarks.shared import scenes_from
 from tests.project import ROOT, SHIPPED, with_entries, with_values, write_rows
 
 SETS = "  pair: {adapter: image, prepare: {}, train: {}, sample: {captions: 1, seeds: 1, weights: [1.0]}}\n"
-MORPHS = "  pair: {set: pair, keyframes: [a.png, b.png], morph: {}}\n"
+MORPHS = "  pair: {set: pair, style: none, keyframes: [a.png, b.png], morph: {}}\n"
 STAGES = (["check"], ["prepare", "pair"], ["train", "pair"], ["sample", "pair"], ["frames", "pair"],
           ["evaluate", "pair"], ["report"])  # fmt: skip
 

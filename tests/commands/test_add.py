@@ -65,6 +65,7 @@ def test_a_set_and_a_morph_are_added_and_every_other_byte_of_params_stays(projec
         "  my-own: {adapter: image, prepare: {}, train: {}, sample: {}}\n",
         "  my-own:\n",
         "    set: my-own\n",
+        "    style: none\n",
         "    keyframes:\n",
         "    - späte Dämmerung, 1.jpg\n",
         "    - Hügel & Söhne (2).PNG\n",
@@ -94,7 +95,7 @@ def test_it_works_again_and_again(project: Path, pictures: list[Path]) -> None:
     before = Path("params.yaml").read_bytes().decode()
     for key in ("one", "123", "null"):  # the latter two would be no texts if YAML read them as they are
         assert add(key, *pictures, *CAPTIONS).exit_code == 0
-    assert len(lines_added(before, Path("params.yaml").read_bytes().decode())) == 3 * 7
+    assert len(lines_added(before, Path("params.yaml").read_bytes().decode())) == 3 * 8
     params = load_params()
     assert list(params.sets) == list(params.morphs) == ["hills", "dots", "one", "123", "null"]
     assert CliRunner().invoke(app, ["check"]).exit_code == 0
@@ -104,19 +105,19 @@ LAYOUTS = {
     "as shipped": lambda text: text,
     "windows": lambda text: text.replace("\n", "\r\n"),
     "written out": lambda text: text.replace(
-        "  dots: {set: dots, keyframes: [d3.png, d1.png], morph: {frames: 4}}\n",
-        "  dots:   # mine\n    set: dots\n    morph:\n      frames: 4   # few\n"
+        "  dots: {set: dots, style: none, keyframes: [d3.png, d1.png], morph: {frames: 4}}\n",
+        "  dots:   # mine\n    set: dots\n    style: none\n    morph:\n      frames: 4   # few\n"
         "    keyframes:\n    - d3.png\n    - d1.png  # last\n    # nothing after it\n\n\n",
     ),
     "no morphs yet": lambda text: (
         text[: text.index("  hills: {set:")].removesuffix("morphs:\n")
         + "morphs: {}  # none\n"
-        + text[text.index("\n# How raw pictures") :]
+        + text[text.index("\n# Edits:") :]
     ),
     "morphs last": lambda text: (
         text[: text.index("# Morphs:")]
-        + text[text.index("# How raw pictures") :].rstrip("\n")
-        + "\nmorphs:\n  dots: {set: dots, keyframes: [d3.png, d1.png], morph: {}}"
+        + text[text.index("# Edits:") :].rstrip("\n")
+        + "\nmorphs:\n  dots: {set: dots, style: none, keyframes: [d3.png, d1.png], morph: {}}"
     ),
 }
 
@@ -140,7 +141,7 @@ def test_however_the_user_has_laid_out_the_file(project: Path, pictures: list[Pa
 def test_the_shipped_file_itself_keeps_every_byte(project: Path, pictures: list[Path]) -> None:
     Path("params.yaml").write_text(SHIPPED, encoding="utf-8")
     assert add("my-own", *pictures, *CAPTIONS).exit_code == 0
-    assert len(lines_added(SHIPPED, Path("params.yaml").read_text(encoding="utf-8"))) == 7
+    assert len(lines_added(SHIPPED, Path("params.yaml").read_text(encoding="utf-8"))) == 8
 
 
 @pytest.mark.parametrize("key", ["hills", "taken"])

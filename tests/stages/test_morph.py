@@ -15,6 +15,7 @@ from pipeline.film import Film
 from pipeline.frames.cache import Made
 from pipeline.stages import morph
 from tests.project import HILLS, edit, with_values
+from tests.stages.test_check import checked
 
 KINDS = ("frames", "no-lora", "cross-fade")
 HELD = {"hills": (5, [0, 2, 4]), "dots": (4, [0, 3])}  # frames, and those of them that are keyframes
@@ -55,7 +56,7 @@ def test_the_clips_play_all_frames_and_rest_on_the_keyframes(ran: Path, key: str
 def test_morph_json_says_how_the_morph_was_made(ran: Path, key: str) -> None:
     facts = json.loads((ran / "data/morphs" / key / "morph.json").read_text(encoding="utf-8"))
     count, stops = HELD[key]
-    assert list(facts) == ["set", "base", "keyframes", "positions", "alphas", "inverted_noise_std", "settings"]
+    assert list(facts) == ["set", "style", "base", "keyframes", "positions", "alphas", "inverted_noise_std", "settings"]
     assert facts["set"] == key and facts["base"] in (ran / "params.yaml").read_text(encoding="utf-8")
     names = {"hills": ["red hill.png", "großer See.png", "blue.png"], "dots": ["d3.png", "d1.png"]}[key]
     texts = {"hills": list(HILLS.values()), "dots": ["a red lake"] * 2}[key]
@@ -194,3 +195,24 @@ def test_frames_without_adapters_are_made_once_and_the_same_for_all_trainings(
         edit(project / "params.yaml", lambda text, values=values: with_values(text, values))
         morph.run("hills")
         assert made == expected, values
+
+
+def test_a_style_changes_every_frame_and_the_keyframes_too(project: Path, ran: Path) -> None:
+    shutil.copytree(ran / "models/adapters/dots", project / "models/adapters/dots")
+    edit(project / "params.yaml", lambda text: text.replace("{set: hills, style: none", "{set: hills, style: dots"))
+    values = {"morph.style_from": 0.0, "morph.style_to": 2.0, "morph.without_adapters": "false"}
+    now, before = remade(project, ran, values), ran / "data/morphs/hills"
+    facts, plain = (json.loads((folder / "morph.json").read_text(encoding="utf-8")) for folder in (now, before))
+    assert facts["style"] == "dots" and plain["style"] == "none"
+    assert facts["inverted_noise_std"]["morph"] == plain["inverted_noise_std"]["morph"]
+    same = [
+        (now / f"frames/{number:04}.png").read_bytes() == (before / f"frames/{number:04}.png").read_bytes()
+        for number in range(5)
+    ]
+    assert same == [True, False, False, False, False], "its weight is 0 at the first keyframe alone"
+
+
+def test_a_style_of_a_set_with_an_adapter_a_picture_is_refused(project: Path) -> None:
+    edit(project / "params.yaml", lambda text: text.replace("{set: hills, style: none", "{set: hills, style: hills"))
+    (problem,) = checked()
+    assert problem.startswith("params.yaml: morphs.hills.style: the set hills has an adapter for each picture.")
