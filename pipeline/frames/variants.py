@@ -73,9 +73,7 @@ def _check_facts(facts: dict[str, Any]) -> None:
     count, settings = len(facts["positions"]), MorphSection.model_validate(facts["settings"])
     texts = [keyframe[key] for keyframe in facts["keyframes"] for key in ("file_name", "text")]
     names = [facts["set"], facts["style"], *(keyframe["file_name"] for keyframe in facts["keyframes"])]
-    if not all(isinstance(text, str) for text in (*texts, facts["base"], facts["style"])) or any(
-        n != Path(n).name for n in names
-    ):
+    if not all(isinstance(text, str) for text in (*texts, facts["base"])) or any(n != Path(n).name for n in names):
         raise ValueError("set, base, captions and names are texts, and names those of files")
     if not all(type(stop) is int for stop in stops) or len(stops) < 2 or stops[0] != 0:
         raise ValueError("keyframes lie at frames, the first at 0")
