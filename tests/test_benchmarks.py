@@ -2,12 +2,15 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from pipeline.landscapes.world import draw_scene
+from pipeline.landscapes.painter import paint
+from pipeline.landscapes.world import HELD_OUT, draw_scene
 from tests.benchmarks.bands import change_shares, coherences, power_shares, spectra
 from tests.benchmarks.classifier import Reader, accuracies, frechet_distance, labels
+from tests.benchmarks.orbs import count_orbs
 
 
 def test_frechet_distance_of_known_normal_distributions() -> None:
@@ -64,3 +67,19 @@ def test_change_along_a_way_is_that_of_its_neighbours() -> None:
     # Flicker is change without a way to go.
     flicker = torch.cat([waves(24, size) for size in (0.1, 0.3, 0.1)])[None]
     assert change_shares(flicker, true)[1] == pytest.approx(4, rel=1e-3)
+
+
+def test_suns_and_moons_are_counted() -> None:
+    scenes = [draw_scene(HELD_OUT + number) for number in range(60)]
+    pictures = [paint(scene, 128, 128).astype(float) / 255 for scene in scenes]
+    counts = [count_orbs(picture, scene) for picture, scene in zip(pictures, scenes, strict=True)]
+    assert all(count <= scene.orb for count, scene in zip(counts, scenes, strict=True))
+    there = [(picture, scene) for picture, scene, count in zip(pictures, scenes, counts, strict=True) if count]
+    assert len(there) >= 0.85 * sum(scene.orb for scene in scenes)
+    doubled = []
+    for picture, scene in there:
+        half, black = picture[:, :64], np.zeros((128, 64, 3))
+        alone, twice = (count_orbs(np.concatenate([half, other], 1), scene) for other in (black, half))
+        assert twice == 2 * alone
+        doubled.append(twice)
+    assert doubled.count(2) > 5

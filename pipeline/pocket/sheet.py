@@ -16,6 +16,7 @@ from pipeline.sampling.captions import sample_captions
 from pipeline.sampling.solver import Progress
 
 ROW, ROWS = 8, 3
+GUIDANCE_BELOW = 3.0  # noise over signal: above it the pocket would paint a sun in each half of the sky
 
 
 def sample_scenes(
@@ -26,7 +27,10 @@ def sample_scenes(
     noise = torch.randn(len(scenes), LATENT_CHANNELS, LATENT_SIDE, LATENT_SIDE, generator=generator)
     conditioning = base.condition([caption(scene) for scene in scenes])
     noise, conditioning = noise.to(base.device), conditioning.to(base.device)
-    return base.decode(sample_captions(base, noise, conditioning, steps=steps, guidance=guidance, progress=progress))
+    latents = sample_captions(
+        base, noise, conditioning, steps=steps, guidance=guidance, guidance_below=GUIDANCE_BELOW, progress=progress
+    )
+    return base.decode(latents)
 
 
 def sample_sheet(base: Base, progress: Progress = iter) -> Image.Image:

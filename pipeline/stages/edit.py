@@ -159,6 +159,7 @@ def edited(
         strength=settings.strength,
         start=settings.start,
         guidance=settings.guidance,
+        guidance_below=settings.guidance_below,
         negative=base.condition([settings.negative]) if settings.guidance != 1 else None,
         control_from=settings.control.start if settings.control else 0.0,
         control_until=settings.control.end if settings.control else 1.0,

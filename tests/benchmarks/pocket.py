@@ -27,6 +27,7 @@ from pipeline.sampling.captions import predictor
 from pipeline.sampling.solver import Progress, invert, sample
 from tests.benchmarks.bands import RINGS, change_shares, coherences, power_shares, spectra
 from tests.benchmarks.classifier import accuracies, features, frechet_distance, train_reader
+from tests.benchmarks.orbs import count_orbs
 from tests.benchmarks.shared import open_pocket, paintings, scenes_from
 
 # The photographs that scikit-image's package itself carries: of things and places, then of surfaces.
@@ -35,7 +36,7 @@ PHOTOGRAPHS = (
     "rocket", "brick", "grass", "gravel",
 )  # fmt: skip
 CLASSIFIED, DISTRIBUTED, PAIRS, POINTS = 500, 2000, 50, 17
-DETAILED, WAYS, WAY_POINTS = 24, 12, 17
+DETAILED, WAYS, WAY_POINTS, ORBS = 24, 12, 17, 100
 TO_READ = 8000
 # Apart from each other, all beyond HELD_OUT: what is measured, what the classifier learns, two sets to compare.
 MEASURED, READ, FIRST, SECOND = (HELD_OUT + 1_000_000 * number for number in (0, 1, 2, 3))
@@ -208,6 +209,17 @@ def _print_reading(of: str, found: dict[str, float]) -> None:
     print(f"read rightly off {of}: " + ", ".join(f"{name} {share:.1%}" for name, share in found.items()))
 
 
+def measure_orbs(base: Base) -> None:
+    """How often a caption's one sun or moon is painted twice, or not at all."""
+    scenes = [scene for scene in scenes_from(MEASURED, 4 * ORBS) if scene.orb][:ORBS]
+    painted = (paintings(scenes).float() / 255).permute(0, 2, 3, 1).numpy()
+    made = samples(base, scenes, 2.0, "suns and moons").permute(0, 2, 3, 1).numpy()
+    for label, pictures in (("paintings", painted), ("samples with guidance 2", made)):
+        counts = [count_orbs(picture, scene) for picture, scene in zip(pictures, scenes, strict=True)]
+        more = sum(count > 1 for count in counts)
+        print(f"of {ORBS} {label} with a sun or moon: more than one in {more}, none found in {counts.count(0)}")
+
+
 def measure_smoothness(base: Base) -> None:
     """How evenly pictures change on the way between two captions."""
     pairs = list(zip(scenes_from(MEASURED, PAIRS), scenes_from(FIRST, PAIRS), strict=True))
@@ -239,6 +251,7 @@ MEASURES: dict[str, Callable[[Base], None]] = {
     "speed": measure_speed,
     "autoencoder": measure_autoencoder,
     "detail": measure_detail,
+    "orbs": measure_orbs,
     "inversion": measure_inversion,
     "smoothness": measure_smoothness,
     "captions": measure_captions,
