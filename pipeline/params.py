@@ -15,6 +15,7 @@ from pipeline.inputs import BadYaml, parse_yaml, read_plain
 from pipeline.overrides import is_inherited, merge_overrides
 from pipeline.sections import (
     BaseSection,
+    ControlNetSection,
     EditSection,
     EvaluateSection,
     MachineSection,
@@ -89,6 +90,7 @@ class Params(Section):
     edit: EditSection
     evaluate: EvaluateSection
     pocket: PocketSection
+    controlnet: ControlNetSection
     machine: MachineSection
     tracking: TrackingSection
 

@@ -183,6 +183,18 @@ class PocketSection(Section):
     compile: bool
 
 
+class ControlNetSection(Section):
+    """How the ControlNet that ships beside the pocket is made."""
+
+    seed: int = Field(ge=0, le=99)
+    paintings: int = Field(ge=16, le=10_000_000)
+    steps: int = Field(ge=1, le=10_000_000)
+    batch: int = Field(ge=1, le=4096)
+    rate: float = Field(gt=0, le=1)
+    ema: float = Field(ge=0, lt=1)
+    compile: bool
+
+
 class MachineSection(Section):
     """What the work runs on. Never changes a result beyond float rounding, so it is not a DVC param."""
 

@@ -90,4 +90,12 @@ def pocket() -> None:
     run_stage("pocket")
 
 
-STAGES = (prepare, train, sample, frames, evaluate, styles, edit, report, pocket)
+def controlnet() -> None:
+    """Train the ControlNet for edges that ships beside the pocket, in an hour on a CPU. `dvc repro` never does it.
+
+    Example: morphline controlnet
+    """
+    run_stage("controlnet")
+
+
+STAGES = (prepare, train, sample, frames, evaluate, styles, edit, report, pocket, controlnet)

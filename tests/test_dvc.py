@@ -25,7 +25,7 @@ def test_every_stage_of_the_plan_is_there_and_says_what_it_does() -> None:
     planned = ["check", "prepare", "train", "sample", "morph", "evaluate", "styles", "edit", "report"]
     assert list(PIPELINE) == planned
     assert all(stage["desc"] for stage in STAGES.values())
-    assert set(MODELS) == {"pocket"} and all(stage["frozen"] is True for stage in MODELS.values())
+    assert set(MODELS) == {"pocket", "controlnet"} and all(stage["frozen"] is True for stage in MODELS.values())
 
 
 @pytest.mark.parametrize("stage", STAGES)

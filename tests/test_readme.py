@@ -85,7 +85,9 @@ def test_the_lines_of_python_make_a_film(ran: Path, tmp_path: Path, monkeypatch:
 
 def test_every_command_is_told_somewhere() -> None:
     commands = get_command(app).commands  # type: ignore[attr-defined]
-    told = "".join((README, *PAGES.values())) + (ROOT / "dvc.yaml").read_text(encoding="utf-8")
+    told = "".join((README, *PAGES.values())) + "".join(
+        (ROOT / name).read_text(encoding="utf-8") for name in ("dvc.yaml", "models/dvc.yaml")
+    )
     assert all(re.search(rf"morphline {name}\b", told) for name in commands)
 
 

@@ -45,6 +45,7 @@ EXPECTED = {
     "edit.*": "check edit@*",
     "evaluate.*": "check evaluate@*",
     "pocket.*": "check pocket",
+    "controlnet.*": "check controlnet",
 }
 
 
@@ -145,6 +146,7 @@ def test_a_key_makes_stale_what_reads_it(stale: Callable[[Mapping[str, Any]], se
     names = {f"{name}@{key}" for name, group in FOREACH.items() for key in KEYS[group]} | {
         "check",
         "pocket",
+        "controlnet",
         "styles",
         "report",
     }
