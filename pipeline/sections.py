@@ -15,6 +15,12 @@ def _rising(alphas: tuple[float, ...]) -> tuple[float, ...]:
     return alphas
 
 
+def _different(scales: tuple[float, ...]) -> tuple[float, ...]:
+    if len({f"{scale:g}" for scale in scales}) < len(scales):  # they name columns and folders
+        raise ValueError("scales should differ from each other")
+    return scales
+
+
 Alphas = Annotated[tuple[Fraction, ...], Field(strict=False, min_length=3), AfterValidator(_rising)]
 
 
@@ -146,7 +152,11 @@ class EditSection(Section):
     guidance: float = Field(ge=1, le=50)
     guidance_below: Annotated[float, Field(gt=0, le=1000)] | None
     negative: str
-    scales: tuple[Annotated[float, Field(ge=-4, le=4)], ...] = Field(strict=False, min_length=1, max_length=16)
+    scales: Annotated[
+        tuple[Annotated[float, Field(ge=-4, le=4)], ...],
+        Field(strict=False, min_length=1, max_length=16),
+        AfterValidator(_different),
+    ]
     within_masks: bool
     control: ControlSection | None
     seed: int = Field(ge=0, lt=2**63)

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.distances.checks import check_pairs
-from pipeline.distances.features import Features, extract, lab
+from pipeline.distances.features import extract, lab
 
 BLUR_SHARE = 1 / 64
 """Of the shorter side: edges count as kept that lie within so little of where they were."""
@@ -21,14 +21,24 @@ def edges_kept(before: Tensor, after: Tensor) -> Tensor:
     return _correlation(_edges(before), _edges(after))
 
 
-def style_distance(pictures: Tensor, style: Tensor) -> Tensor:
-    """How far the manner of each picture is from that of a set, (N,) float32; 0 where it has the set's mean manner.
+def manner_of(pictures: Tensor) -> Tensor:
+    """The manner of each picture (N, M): what its perceptual features are on average and how much they vary, wherever.
 
-    The manner is what the perceptual features of a picture are on average and how much they vary, wherever in the
-    picture: for each octave and channel their mean and standard deviation over places (after Huang and Belongie, ICCV
-    2017, eq. 13, with features that no one trained). pictures, style: (N, 3, H, W) and (M, 3, H, W) in [0, 1].
+    For each octave and channel the mean and standard deviation over places (after the style loss of Huang and Belongie,
+    ICCV 2017, with features that no one trained). pictures: (N, 3, H, W) in [0, 1]. M depends on their size.
     """
-    return (_manner(extract(pictures)) - _manner(extract(style)).mean(0)).square().mean(1).sqrt()
+    features = extract(pictures)
+    return torch.cat(
+        [part for octave in features.octaves for part in (octave.mean((2, 3)), octave.std((2, 3), correction=0))], 1
+    )
+
+
+def style_distance(pictures: Tensor, style: Tensor) -> Tensor:
+    """How far the manner of each picture is from that of a style, (N,) float32; 0 where it is the same.
+
+    pictures: (N, 3, H, W) in [0, 1]. style: (M,), the mean of `manner_of` its pictures, which have the same size.
+    """
+    return (manner_of(pictures) - style).square().mean(1).sqrt()
 
 
 def _edges(pictures: Tensor) -> Tensor:
@@ -51,9 +61,3 @@ def _correlation(first: Tensor, second: Tensor) -> Tensor:
     # A picture without edges agrees with nothing but its like.
     empty = (first.norm(dim=1) == 0) & (second.norm(dim=1) == 0)
     return torch.where(empty, 1.0, (first * second).sum(1) / lengths.clamp(min=1e-12))
-
-
-def _manner(features: Features) -> Tensor:
-    return torch.cat(
-        [part for octave in features.octaves for part in (octave.mean((2, 3)), octave.std((2, 3), correction=0))], 1
-    )

@@ -35,16 +35,29 @@ class Transfer:
     strength: float = 0.6
     start: Start = "inversion"
     guidance: float = 1.0
-    guidance_below: float | None = None
     negative: Conditioning | None = None
     solver: Solver = "midpoint"
     control_from: float = 0.0
     control_until: float = 1.0
+    guidance_below: float | None = None
 
     @property
     def steps_taken(self) -> int:
         """Steps back from the clean end, and forth again: the nearest to the strength."""
         return int(self.steps * self.strength + 0.5)
+
+
+@dataclass(frozen=True)
+class Work:
+    """How the work is done. batch: samples that go through the denoiser at once, of which a picture takes two under
+    guidance; None: all. accelerator: of the processes that share the work."""
+
+    batch: int | None = None
+    progress: Progress = iter
+    accelerator: Accelerator | None = None
+
+
+DEFAULT = Work()
 
 
 @torch.no_grad()
@@ -54,9 +67,7 @@ def trail_to_noise(
     captions: Conditioning,
     noise: torch.Tensor,
     transfer: Transfer,
-    batch: int | None = None,
-    progress: Progress = iter,
-    accelerator: Accelerator | None = None,
+    work: Work = DEFAULT,
 ) -> torch.Tensor:
     """Latents (N, C, h, w) of pictures at every level (T + 1, N, C, h, w) of the T steps taken, the clean ones first.
 
@@ -78,10 +89,10 @@ def trail_to_noise(
 
         if taken:
             predict = predictor(base, captions.take(chunk))
-            invert(trail[0], predict, base.path, transfer.steps, progress, transfer.solver, taken, keep)
+            invert(trail[0], predict, base.path, transfer.steps, work.progress, transfer.solver, taken, keep)
         return torch.stack(trail)
 
-    return torch.cat(in_chunks(len(latents), batch, inverted, accelerator), dim=1).to(base.device)
+    return torch.cat(in_chunks(len(latents), work.batch, inverted, work.accelerator), dim=1).to(base.device)
 
 
 @torch.no_grad()
@@ -91,17 +102,14 @@ def transferred(
     captions: Conditioning,
     adapters: Sequence[Sequence[WeightedAdapter]],
     transfer: Transfer,
+    work: Work = DEFAULT,
     control: Control | None = None,
     masks: torch.Tensor | None = None,
-    batch: int | None = None,
-    progress: Progress = iter,
-    accelerator: Accelerator | None = None,
 ) -> torch.Tensor:
     """Clean latents (B, C, h, w) from the end of `trail_to_noise`, with the captions (B rows) and adapters of each.
 
     control: with a picture for each sample. masks: (B, 1, h, w) in [0, 1], 0 where after every step the sample is put
-    back on its trail, as diffusers inpaints with ordinary bases. batch: samples that go through the denoiser at once,
-    of which a picture takes two under guidance; None: all. accelerator: of the processes that share the work.
+    back on its trail, as diffusers inpaints with ordinary bases; without them the end of the trail is enough.
     """
     if transfer.steps_taken == 0:
         return trail[0]
@@ -132,15 +140,15 @@ def transferred(
                 predict,
                 base.path,
                 transfer.steps,
-                progress,
+                work.progress,
                 transfer.solver,
                 restarts,
                 taken=transfer.steps_taken,
                 after=put_back,
             )
 
-    most = None if batch is None else batch // 2 if doubled else batch
-    return torch.cat(in_chunks(trail.shape[1], most, sampled, accelerator)).to(base.device)
+    most = None if work.batch is None else work.batch // 2 if doubled else work.batch
+    return torch.cat(in_chunks(trail.shape[1], most, sampled, work.accelerator)).to(base.device)
 
 
 def _switched(

@@ -1,11 +1,13 @@
 """Stage `edit@<edit>`: the pictures of a set, changed by adapters of others or a caption, their edges kept if asked."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from statistics import fmean
 
 import torch
 from PIL import Image
@@ -13,7 +15,6 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from pipeline.adapters.lora import read_adapter
-from pipeline.adapters.mixing import WeightedAdapter
 from pipeline.adapters.store import ADAPTERS, find_adapter
 from pipeline.base.conditioning import Control
 from pipeline.base.device import choose_device
@@ -22,11 +23,11 @@ from pipeline.base.posterior import drawn_latents, keyed_seed
 from pipeline.base.protocol import Base
 from pipeline.editing.control import open_control
 from pipeline.editing.edges import edges_of
-from pipeline.editing.kept import edges_kept, style_distance
-from pipeline.editing.transfer import Transfer, trail_to_noise, transferred
+from pipeline.editing.kept import edges_kept, manner_of, style_distance
+from pipeline.editing.transfer import Transfer, Work, trail_to_noise, transferred
 from pipeline.frames.prepared import PreparedRow, mask_path, read_prepared
 from pipeline.frames.sheets import grid
-from pipeline.frames.tensors import read_pictures, to_arrays
+from pipeline.frames.tensors import Frame, read_pictures, to_arrays
 from pipeline.outputs import atomic_folder, require_output
 from pipeline.params import EditSpec, load_params
 from pipeline.processes.chunks import one_each
@@ -36,6 +37,18 @@ from pipeline.sections import EditSection
 from pipeline.tracking import Tracker, track
 
 MOST_ROWS = 16  # of the sheet; all pictures are in their files
+TOGETHER = 16
+"""Pictures that are worked on at once: memory does not grow with the set."""
+
+
+@dataclass(frozen=True)
+class Edited:
+    """Some pictures of the set. given: what went in, (n, 1 or 3, H, W) by the label of its column, the pictures first.
+    made: (scales, n, 3, H, W) in [0, 1] on the CPU."""
+
+    rows: Sequence[PreparedRow]
+    given: Mapping[str, torch.Tensor]
+    made: torch.Tensor
 
 
 def run(key: str) -> None:
@@ -46,7 +59,6 @@ def run(key: str) -> None:
     params = load_params()
     accelerator = all_processes(["edit", key], params.machine.processes, choose_device(params.machine.device))
     spec = params.get_edit(key)
-    settings = spec.edit
     prepared = require_output(Path("data/prepared", spec.set), f"prepare@{spec.set}")
     require_output(Path("data/styles", f"{key}.json"), "styles")
     section = {"base": params.base.model_dump(), **spec.model_dump()}
@@ -55,106 +67,122 @@ def run(key: str) -> None:
         tracked = track(f"edit@{key}", params.tracking, section, datasets={spec.set: prepared}, tags=params.base.tags())
     with tracked as tracker:
         base = open_base(params.base, accelerator.device)
-        rows = read_prepared(prepared)
-        pictures = read_pictures(prepared / row.file_name for row in rows)
-        named = {name: find_adapter(ADAPTERS, name) for name in spec.adapters}
-        loaded = {name: read_adapter(path, base.digest, base.device, base.denoiser) for name, path in named.items()}
-        scales = settings.scales if loaded else (1.0,)
-        columns = [[(loaded[name], weight * scale) for name, weight in spec.adapters.items()] for scale in scales]
-        work = {
-            "batch": params.machine.batch,
-            "accelerator": accelerator,
-            "progress": partial(tqdm, desc=key, unit="step", disable=tracker is None),
-        }
-        control = control_of(settings, base, pictures)
-        masks = read_masks(prepared, rows) if settings.within_masks else None
-        latents = edited(base, rows, pictures, columns, settings, control, masks, work)
-        decoded = one_each(list(latents), lambda latent: base.decode(latent[None]).cpu(), accelerator)
-        made = torch.cat(list(decoded)).unflatten(0, (len(scales), len(rows)))
-        if masks is not None:
-            made = torch.lerp(pictures, made, masks)  # what lies outside is the picture itself, not a decoded one
+        work = Work(params.machine.batch, partial(tqdm, desc=key, unit="step", disable=tracker is None), accelerator)
+        parts = edited(base, prepared, spec, work)
         if tracker is None:
+            deque(parts, maxlen=0)
             return
-        given = {"its mask": masks, "its edges": control.picture.cpu() if control else None}
-        shown = {"picture": pictures, **{label: each for label, each in given.items() if each is not None}}
-        figures = figures_of(pictures, made, scales, read_style(spec))
-        facts = {
-            "set": spec.set,
-            "base": base.digest,
-            "adapters": spec.adapters,
-            "steps_taken": Transfer(settings.steps, settings.strength).steps_taken,
-            "pictures": [{"file_name": row.file_name, "text": caption_of(row, settings)} for row in rows],
-            "figures": figures,
-            "settings": settings.model_dump(mode="json"),
-        }
         out = Path("data/edits", key)
         with atomic_folder(out) as folder:
-            write_outputs(folder, shown, dict(zip(column_labels(spec, scales), made, strict=True)), scales, facts)
+            labels, figures = write_outputs(folder, parts, spec, base.digest)
         tracker.picture("sheet", out / "sheet.png")
-        tracker.show(out / "sheet.png", f"{key}: " + ", ".join([*shown, *column_labels(spec, scales)]))
-        for at in figures:
-            for name in ("edges_kept", "style_distance"):
-                if (value := at[name]) is not None:
-                    tracker.metric(f"{name}/scale_{at['scale']:g}".replace("-", "minus_"), value)
+        tracker.show(out / "sheet.png", f"{key}: {', '.join(labels)}")
+        for number, at in enumerate(figures):
+            tracker.metrics({name: value for name, value in at.items() if value is not None}, number)
+
+
+def edited(base: Base, prepared: Path, spec: EditSpec, work: Work) -> Iterator[Edited]:
+    """The pictures of a prepared set, changed, some at a time."""
+    settings = spec.edit
+    named = {name: find_adapter(ADAPTERS, name) for name in spec.adapters}
+    loaded = {name: read_adapter(path, base.digest, base.device, base.denoiser) for name, path in named.items()}
+    columns = [[(loaded[name], weight * scale) for name, weight in spec.adapters.items()] for scale in scales_of(spec)]
+    net = None if settings.control is None else open_control(settings.control, base.dtype, base.device)
+    transfer = transfer_of(settings, base)
+    listed = read_prepared(prepared)
+    for first in range(0, len(listed), TOGETHER):
+        rows = listed[first : first + TOGETHER]
+        pictures = read_pictures(prepared / row.file_name for row in rows)
+        given = {"picture": pictures}
+        masks, control, every = None, None, list(range(len(rows))) * len(columns)
+        if settings.within_masks:
+            given["its mask"] = read_pictures(mask_path(prepared, row.file_name) for row in rows)[:, :1]
+            masks = functional.avg_pool2d(given["its mask"], base.pixels_per_latent).to(base.device)[every]
+        if settings.control is not None and net is not None:
+            given["its edges"] = edges_of(pictures, settings.control.sigma, settings.control.low, settings.control.high)
+            control = Control(net, given["its edges"].to(base.device)[every], settings.control.scale)
+        latents = drawn_latents(base.encode(pictures), pictures)
+        noise = torch.stack([_noise(latents[0], settings.seed, row.file_name) for row in rows])
+        trail = trail_to_noise(base, latents, base.condition([row.text for row in rows]), noise, transfer, work)
+        trail = trail if masks is not None else trail[-1:]
+        wanted = base.condition([caption_of(row, settings) for row in rows]).take(every)
+        adapters = [column for column in columns for _ in rows]
+        changed = transferred(base, trail[:, every], wanted, adapters, transfer, work, control, masks)
+        decoded = one_each(list(changed), lambda latent: base.decode(latent[None]).cpu(), work.accelerator)
+        made = torch.cat(list(decoded)).unflatten(0, (len(columns), len(rows)))
+        if settings.within_masks:
+            made = torch.lerp(pictures, made, given["its mask"])  # outside is the picture itself, not a decoded one
+        yield Edited(rows, given, made)
 
 
 def write_outputs(
-    folder: Path,
-    shown: Mapping[str, torch.Tensor],
-    made: Mapping[str, torch.Tensor],
-    scales: Sequence[float],
-    facts: Mapping[str, Any],
-) -> None:
-    """Write the edited pictures, their sheet, the curve and the facts into an empty folder.
+    folder: Path, parts: Iterable[Edited], spec: EditSpec, base_digest: str
+) -> tuple[list[str], list[dict[str, float | None]]]:
+    """Write the edited pictures as they come, then their sheet, the curve and edit.json, into an empty folder.
 
-    shown, made: what was given and what came out, (N, 1 or 3, H, W) by the label of its column.
+    Returns the labels of the sheet's columns, and the figures of each scale: the means over pictures of the edges kept
+    and, where there is a style, of the distance to it over that of the pictures themselves.
     """
-    rows = facts["pictures"]
-    for scale, pictures in zip(scales, made.values(), strict=True):
+    scales, style = scales_of(spec), read_style(spec)
+    for scale in scales:
         (folder / f"{scale:g}").mkdir()
-        for row, picture in zip(rows, to_arrays(pictures), strict=True):
-            Image.fromarray(picture).save(folder / f"{scale:g}" / row["file_name"], format="PNG")
-    columns = {**shown, **made}
-    cells = [to_arrays(column[:MOST_ROWS].expand(-1, 3, -1, -1)) for column in columns.values()]
-    captions = [row["text"] for row in rows[:MOST_ROWS]]
-    grid(list(zip(*cells, strict=True)), captions, list(columns)).save(folder / "sheet.png")
-    edit_plot(facts["figures"], folder / "curve.png")
+    rows, cells = list[PreparedRow](), list[list[Frame]]()
+    kept, away, before = [list[float]() for _ in scales], [list[float]() for _ in scales], list[float]()
+    labels = list[str]()
+    for part in parts:
+        pictures = part.given["picture"]
+        for number, (scale, made) in enumerate(zip(scales, part.made, strict=True)):
+            for row, frame in zip(part.rows, to_arrays(made), strict=True):
+                Image.fromarray(frame).save(folder / f"{scale:g}" / row.file_name, format="PNG")
+            kept[number] += edges_kept(pictures, made).tolist()
+            away[number] += [] if style is None else style_distance(made, style).tolist()
+        before += [] if style is None else style_distance(pictures, style).tolist()
+        labels = [*part.given, *column_labels(spec)]
+        if len(cells) < MOST_ROWS:
+            shown = [to_arrays(column.expand(-1, 3, -1, -1)) for column in (*part.given.values(), *part.made)]
+            cells += [list(row) for row in zip(*shown, strict=True)]
+        rows += part.rows
+    figures: list[dict[str, float | None]] = [
+        {
+            "scale": scale,
+            "edges_kept": round(fmean(edges), 4),
+            "style_distance": round(fmean(distances) / fmean(before), 4) if any(before) else None,
+        }
+        for scale, edges, distances in zip(scales, kept, away, strict=True)
+    ]
+    captions = [caption_of(row, spec.edit) for row in rows]
+    grid(cells[:MOST_ROWS], captions[:MOST_ROWS], labels).save(folder / "sheet.png")
+    edit_plot(figures, folder / "curve.png")
+    facts = {
+        "set": spec.set,
+        "base": base_digest,
+        "adapters": spec.adapters,
+        "steps_taken": Transfer(spec.edit.steps, spec.edit.strength).steps_taken,
+        "pictures": [{"file_name": row.file_name, "text": text} for row, text in zip(rows, captions, strict=True)],
+        "figures": figures,
+        "settings": spec.edit.model_dump(mode="json"),
+    }
     (folder / "edit.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return labels, figures
 
 
-def caption_of(row: PreparedRow, settings: EditSection) -> str:
-    """What an edited picture is to show."""
-    return (row.text if settings.caption is None else settings.caption) + settings.suffix
+def scales_of(spec: EditSpec) -> tuple[float, ...]:
+    """What the adapters' weights are multiplied by, once where there are none."""
+    return spec.edit.scales if spec.adapters else (1.0,)
 
 
-def column_labels(spec: EditSpec, scales: Sequence[float]) -> list[str]:
+def column_labels(spec: EditSpec) -> list[str]:
     """What stands above each column of edited pictures."""
     if not spec.adapters:
         return ["edited"]
-    return [" + ".join(f"{name} {weight * scale:g}" for name, weight in spec.adapters.items()) for scale in scales]
+    return [
+        " + ".join(f"{name} {weight * scale:g}" for name, weight in spec.adapters.items()) for scale in spec.edit.scales
+    ]
 
 
-def control_of(settings: EditSection, base: Base, pictures: torch.Tensor) -> Control | None:
-    """The ControlNet with the edges of pictures (N, 3, H, W), if the params name one."""
-    section = settings.control
-    if section is None:
-        return None
-    net = open_control(section, base.dtype, base.device)
-    return Control(net, edges_of(pictures, section.sigma, section.low, section.high).to(base.device), section.scale)
-
-
-def edited(
-    base: Base,
-    rows: Sequence[PreparedRow],
-    pictures: torch.Tensor,
-    columns: Sequence[Sequence[WeightedAdapter]],
-    settings: EditSection,
-    control: Control | None,
-    masks: torch.Tensor | None,
-    work: dict[str, Any],
-) -> torch.Tensor:
-    """Latents (columns x N, C, h, w) of the edited pictures, column by column."""
-    transfer = Transfer(
+def transfer_of(settings: EditSection, base: Base) -> Transfer:
+    """How pictures are changed, from the params."""
+    return Transfer(
         steps=settings.steps,
         strength=settings.strength,
         start=settings.start,
@@ -164,48 +192,21 @@ def edited(
         control_from=settings.control.start if settings.control else 0.0,
         control_until=settings.control.end if settings.control else 1.0,
     )
-    latents = drawn_latents(base.encode(pictures), pictures)
-    noise = torch.stack([_noise(latents[0], settings.seed, row.file_name) for row in rows])
-    trail = trail_to_noise(base, latents, base.condition([row.text for row in rows]), noise, transfer, **work)
-    every = list(range(len(rows))) * len(columns)
-    wanted = base.condition([caption_of(row, settings) for row in rows])
-    adapters = [column for column in columns for _ in rows]
-    edges = None if control is None else control.take(every)
-    inside = None if masks is None else functional.avg_pool2d(masks, base.pixels_per_latent).to(base.device)[every]
-    return transferred(base, trail[:, every], wanted.take(every), adapters, transfer, edges, inside, **work)
 
 
-def read_masks(prepared: Path, rows: Sequence[PreparedRow]) -> torch.Tensor:
-    """Masks (N, 1, H, W) in [0, 1] of prepared pictures: 1 where they may be changed."""
-    return read_pictures(mask_path(prepared, row.file_name) for row in rows)[:, :1]
-
-
-def figures_of(
-    pictures: torch.Tensor, made: torch.Tensor, scales: Sequence[float], style: torch.Tensor | None
-) -> list[dict[str, float | None]]:
-    """For each scale, the means over pictures: the share of edges kept and, where there is a style (M, 3, H, W), how
-    far its manner is, over how far it is from the pictures themselves."""
-    before = None if style is None else float(style_distance(pictures, style).mean())
-    rows: list[dict[str, float | None]] = []
-    for scale, column in zip(scales, made, strict=True):
-        kept = float(edges_kept(pictures, column).mean())
-        away = None if style is None or not before else float(style_distance(column, style).mean()) / before
-        rows.append(
-            {
-                "scale": scale,
-                "edges_kept": round(kept, 4),
-                "style_distance": None if away is None else round(away, 4),
-            }
-        )
-    return rows
+def caption_of(row: PreparedRow, settings: EditSection) -> str:
+    """What an edited picture is to show."""
+    return (row.text if settings.caption is None else settings.caption) + settings.suffix
 
 
 def read_style(spec: EditSpec) -> torch.Tensor | None:
-    """The prepared pictures of the sets whose adapters are used; None where there are none, or of several sizes."""
-    sets = sorted({name.partition("/")[0] for name in spec.adapters})
-    folders = [require_output(Path("data/prepared", name), f"prepare@{name}") for name in sets]
-    stacks = [read_pictures(folder / row.file_name for row in read_prepared(folder)) for folder in folders]
-    return torch.cat(stacks) if stacks and len({stack.shape[1:] for stack in stacks}) == 1 else None
+    """The mean manner of the sets whose adapters are used; None where there are none, or their pictures have another
+    size."""
+    manners = list[torch.Tensor]()
+    for name in sorted({name.partition("/")[0] for name in spec.adapters}):
+        folder = require_output(Path("data/prepared", name), f"prepare@{name}")
+        manners += [manner_of(read_pictures([folder / row.file_name]))[0] for row in read_prepared(folder)]
+    return torch.stack(manners).mean(0) if manners and len({len(manner) for manner in manners}) == 1 else None
 
 
 def _noise(like: torch.Tensor, seed: int, name: str) -> torch.Tensor:

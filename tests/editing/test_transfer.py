@@ -14,7 +14,7 @@ from diffusers import (
 from pipeline.adapters.mixing import Adapter
 from pipeline.base.conditioning import Control
 from pipeline.base.protocol import Base
-from pipeline.editing.transfer import Transfer, trail_to_noise, transferred
+from pipeline.editing.transfer import Transfer, Work, trail_to_noise, transferred
 from pipeline.sampling.captions import sample_captions
 from tests.paths import scheduler_like
 
@@ -36,7 +36,7 @@ def an_adapter(base: Base, seed: int = 3) -> Adapter:
 def edit(base: Base, latents: torch.Tensor, transfer: Transfer, control: Control | None = None, **more) -> torch.Tensor:
     captions = base.condition(CAPTIONS[: len(latents)])
     trail = trail_to_noise(base, latents, captions, noise_like(tuple(latents.shape), 1), transfer)
-    return transferred(base, trail, captions, [()] * len(latents), transfer, control, **more)
+    return transferred(base, trail, captions, [()] * len(latents), transfer, control=control, **more)
 
 
 def a_net(base: Base, seed: int | None = None) -> ControlNetModel:
@@ -169,7 +169,7 @@ def test_each_sample_has_its_own_adapters_in_one_batch_or_in_several(tiny: Base,
         for row, adapters in enumerate(columns)
     ]
     assert torch.allclose(both, torch.cat(alone), atol=1e-5)
-    assert torch.allclose(transferred(tiny, trail, captions, columns, transfer, batch=2), both, atol=1e-5)
+    assert torch.allclose(transferred(tiny, trail, captions, columns, transfer, Work(batch=2)), both, atol=1e-5)
     plain = transferred(tiny, trail, captions, [[], []], transfer)
     assert torch.allclose(both[0], plain[0], atol=1e-5) and (both[1] - plain[1]).abs().max() > 1e-3
 

@@ -57,7 +57,7 @@ def test_any_bytes_are_a_picture_or_refused(tmp_path_factory: pytest.TempPathFac
         st.binary(max_size=80)
         | json_values.map(lambda value: json.dumps(value).encode())
         | st.dictionaries(
-            st.sampled_from(["file_name", "text", "focus", "box", "Focus", "prompt"]), json_leaves | json_values
+            st.sampled_from(["file_name", "text", "focus", "box", "mask", "Focus", "prompt"]), json_leaves | json_values
         ).map(lambda row: json.dumps(row).encode()),
         max_size=5,
     )
