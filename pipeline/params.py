@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
+from pipeline.adapters.store import is_file_name
 from pipeline.errors import Problem, UserError
 from pipeline.inputs import BadYaml, parse_yaml, read_plain
 from pipeline.overrides import is_inherited, merge_overrides
@@ -37,7 +38,9 @@ LONGEST_KEY = 100  # letters; folders, files and runs are named by it
 Key = Annotated[str, Field(pattern=KEY, max_length=LONGEST_KEY)]
 NONE = "none"
 """No set: what DVC takes for the adapters of this style is an empty folder that ships."""
-AdapterName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*(/[^/\\\x00-\x1f]+)?$", max_length=400)]
+# A set, a set and a picture, or a file.
+ADAPTER = r"^([a-z0-9][a-z0-9-]*(/[^/\\\x00-\x1f]+)?|[^/\\.\x00-\x1f][^/\\\x00-\x1f]*\.safetensors)$"
+AdapterName = Annotated[str, Field(pattern=ADAPTER, max_length=400)]
 
 Entry = TypeVar("Entry")
 
@@ -133,7 +136,9 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
     named |= {f"morphs.{key}.style": morph.style for key, morph in params.morphs.items() if morph.style != NONE}
     for key, edit in params.edits.items():
         named |= {f"edits.{key}.set": edit.set}
-        named |= {f"edits.{key}.adapters: {name}": name.partition("/")[0] for name in edit.adapters}
+        named |= {
+            f"edits.{key}.adapters: {name}": name.partition("/")[0] for name in edit.adapters if not is_file_name(name)
+        }
     problems = [
         Problem(f"{path}: {where}", f"there is no set {key!r}", fix)
         for where, key in named.items()

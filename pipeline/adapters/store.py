@@ -9,7 +9,8 @@ from pipeline.inputs import read_json
 from pipeline.outputs import reading
 
 INDEX = "adapters.json"
-ADAPTERS = Path("models/adapters")
+ADAPTERS, LORAS = Path("models/adapters"), Path("models/loras")
+"""Of sets, and files that were brought along."""
 
 
 def write_index(folder: Path, files: Mapping[str, str]) -> None:
@@ -36,22 +37,30 @@ def read_index(folder: Path) -> dict[str, str]:
         return index
 
 
-def find_adapter(root: Path, name: str) -> Path:
-    """The file of an adapter that is named by its set, or by set and picture: `woodcut`, `alps/dawn`.
-
-    root: the folder of all sets' adapters.
+def find_adapter(name: str) -> Path:
+    """The file of an adapter: `woodcut` (of a set that has one), `alps/dawn` (of a set and picture), or
+    `ink.safetensors`, which lies in LORAS.
 
     Raises:
-        UserError: when the set has not been trained, or the name fits none of its adapters, or several.
+        UserError: when it is not there, or the name fits several.
     """
+    if is_file_name(name):
+        if not (LORAS / name).is_file():
+            raise UserError(Problem(str(LORAS / name), "the file is missing", "Put it there, or correct its name."))
+        return LORAS / name
     key, slash, picture = name.partition("/")
-    files = read_index(root / key)
+    files = read_index(ADAPTERS / key)
     if slash:
         fitting = {file for named, file in files.items() if picture in (named, Path(named).stem, Path(file).stem)}
     else:
         fitting = set(files.values())
     if len(fitting) == 1:
-        return root / key / fitting.pop()
+        return ADAPTERS / key / fitting.pop()
     found = f"no one adapter {picture!r}" if slash else f"the set {key} has {len(fitting)} adapters"
     choices = ", ".join(sorted(f"{key}/{Path(file).stem}" for file in set(files.values())))
     raise UserError(Problem(name, found, f"Choose one of {choices}."))
+
+
+def is_file_name(name: str) -> bool:
+    """Whether an adapter's name is that of a file, and not of a set."""
+    return name.endswith(".safetensors")

@@ -10,7 +10,7 @@ from torch import nn
 
 from pipeline.adapters.lora import read_adapter, read_notes
 from pipeline.adapters.mixing import WeightedAdapter
-from pipeline.adapters.store import ADAPTERS, find_adapter
+from pipeline.adapters.store import find_adapter
 from pipeline.base.families import ADAPTER_PREFIX
 from pipeline.errors import Problem, UserError
 from pipeline.exchange.foreign import is_foreign, read_foreign
@@ -80,7 +80,7 @@ def read_chosen(chosen: list[Chosen], denoiser: nn.Module | None) -> tuple[list[
 
 def _choose(name: str) -> Chosen:
     path, weight = _weighted(name)
-    file = Path(path) if path.endswith(".safetensors") else find_adapter(ADAPTERS, path)
+    file = Path(path) if path.endswith(".safetensors") else find_adapter(path)
     foreign = file.is_file() and is_foreign(file)
     return Chosen(file, weight, None if foreign else read_notes(file)["base"])
 

@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
+from pipeline.adapters.store import is_file_name
 from pipeline.base.checking import base_warnings, cached, config_folder, find_base_problems, is_hub_id
 from pipeline.base.device import choose_device, find_dtype_problems
 from pipeline.base.schedule import FILE, timesteps_of
@@ -231,6 +232,8 @@ def _mask_problems(where: str, key: str) -> list[Problem]:
 
 def _adapter_name_problems(params: Params, where: str, name: str) -> list[Problem]:
     """The name of an adapter that the set will not have, or that could be several of its."""
+    if is_file_name(name):
+        return _file_problems(params, name)
     key, slash, picture = name.partition("/")
     try:
         stems = [Path(row.file_name).stem for row in read_rows(RAW / key)]
@@ -244,6 +247,14 @@ def _adapter_name_problems(params: Params, where: str, name: str) -> list[Proble
     if slash and picture not in stems:
         return [Problem(where, f"{name!r}: the set {key} has no such picture", f"Choose from: {', '.join(stems[:8])}.")]
     return []
+
+
+def _file_problems(params: Params, name: str) -> list[Problem]:
+    """A file of an adapter that is not there, not whole, or does not fit the base."""
+    from pipeline.base.opening import denoiser_without_weights
+    from pipeline.exchange.named import find_file_problems
+
+    return find_file_problems(name, params.base, denoiser_without_weights(params.base))
 
 
 def _caption_length(params: Params) -> CaptionLength:

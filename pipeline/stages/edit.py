@@ -14,8 +14,7 @@ from PIL import Image
 from torch.nn import functional
 from tqdm import tqdm
 
-from pipeline.adapters.lora import read_adapter
-from pipeline.adapters.store import ADAPTERS, find_adapter
+from pipeline.adapters.store import is_file_name
 from pipeline.base.conditioning import Control
 from pipeline.base.device import choose_device
 from pipeline.base.opening import open_base
@@ -25,6 +24,7 @@ from pipeline.editing.control import open_control
 from pipeline.editing.edges import edges_of
 from pipeline.editing.kept import edges_kept, manner_of, style_distance
 from pipeline.editing.transfer import Transfer, Work, trail_to_noise, transferred
+from pipeline.exchange.named import open_named
 from pipeline.frames.prepared import PreparedRow, mask_path, read_prepared
 from pipeline.frames.sheets import grid
 from pipeline.frames.tensors import Frame, read_pictures, to_arrays
@@ -84,8 +84,7 @@ def run(key: str) -> None:
 def edited(base: Base, prepared: Path, spec: EditSpec, work: Work) -> Iterator[Edited]:
     """The pictures of a prepared set, changed, some at a time."""
     settings = spec.edit
-    named = {name: find_adapter(ADAPTERS, name) for name in spec.adapters}
-    loaded = {name: read_adapter(path, base.digest, base.device, base.denoiser) for name, path in named.items()}
+    loaded = {name: open_named(name, base) for name in spec.adapters}
     columns = [[(loaded[name], weight * scale) for name, weight in spec.adapters.items()] for scale in scales_of(spec)]
     net = None if settings.control is None else open_control(settings.control, base.dtype, base.device)
     transfer = transfer_of(settings, base)
@@ -203,7 +202,7 @@ def read_style(spec: EditSpec) -> torch.Tensor | None:
     """The mean manner of the sets whose adapters are used; None where there are none, or their pictures have another
     size."""
     manners = list[torch.Tensor]()
-    for name in sorted({name.partition("/")[0] for name in spec.adapters}):
+    for name in sorted({name.partition("/")[0] for name in spec.adapters if not is_file_name(name)}):
         folder = require_output(Path("data/prepared", name), f"prepare@{name}")
         manners += [manner_of(read_pictures([folder / row.file_name]))[0] for row in read_prepared(folder)]
     return torch.stack(manners).mean(0) if manners and len({len(manner) for manner in manners}) == 1 else None

@@ -177,8 +177,8 @@ def read_keyframes(base: Base, prepared: Path, adapters: Path, names: list[str])
 
 def read_style(key: str, base: Base) -> Adapter:
     """The adapter of a set that has one for all."""
-    path = find_adapter(require_output(ADAPTERS / key, f"train@{key}").parent, key)
-    return read_adapter(path, base.digest, base.device, base.denoiser)
+    require_output(ADAPTERS / key, f"train@{key}")
+    return read_adapter(find_adapter(key), base.digest, base.device, base.denoiser)
 
 
 def with_style(keyframes: Sequence[Keyframe], style: Adapter, settings: MorphSection) -> list[Keyframe]:

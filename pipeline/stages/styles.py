@@ -7,7 +7,7 @@ from here: a new adapter makes stale the edits that name it, and no others.
 import json
 from pathlib import Path
 
-from pipeline.adapters.store import ADAPTERS, find_adapter
+from pipeline.adapters.store import find_adapter, is_file_name
 from pipeline.base.digests import file_sha256
 from pipeline.outputs import atomic_folder, require_output
 from pipeline.params import load_params
@@ -19,8 +19,8 @@ def run() -> None:
     params = load_params()
     with atomic_folder(Path("data/styles")) as folder:
         for key, spec in params.edits.items():
-            files = {name: find_adapter(ADAPTERS, name) for name in spec.adapters}
-            sets = sorted({name.partition("/")[0] for name in spec.adapters})
+            files = {name: find_adapter(name) for name in spec.adapters}
+            sets = sorted({name.partition("/")[0] for name in spec.adapters if not is_file_name(name)})
             rows = {name: require_output(Path("data/prepared", name), f"prepare@{name}") for name in sets}
             used = {
                 "adapters": {name: file_sha256(path) for name, path in files.items()},

@@ -122,6 +122,31 @@ def test_styles_change_with_the_adapters_and_pictures_that_an_edit_uses(made: Pa
     assert noted() != after
 
 
+def test_a_file_from_elsewhere_is_an_adapter_too(made: Path) -> None:
+    """kohya's keys, as other programs write them: the same edit as by the set that the file was exported from."""
+    from pipeline.commands import export
+
+    folder = made / "models/loras"
+    export.run("dots", folder, False)
+    (file,) = folder.iterdir()
+    with_edits(made, "  hills: {set: hills, adapters: {dots: 1.0}, edit: {strength: 1.0}}\n")
+    styles.run()
+    stage.run("hills")
+    before, noted = pixels(made / "data/edits/hills/1/blue.png"), (made / "data/styles/hills.json").read_bytes()
+    with_edits(made, f"  hills: {{set: hills, adapters: {{{file.name}: 1.0}}, edit: {{strength: 1.0}}}}\n")
+    assert CliRunner().invoke(app, ["check"]).exit_code == 0
+    styles.run()
+    stage.run("hills")
+    after = pixels(made / "data/edits/hills/1/blue.png")
+    assert np.abs(after.astype(int) - before).max() <= 1 and (made / "data/styles/hills.json").read_bytes() != noted
+    file.write_bytes(file.read_bytes()[:-8])
+    (problem,) = checked()
+    assert problem.startswith(f"models/loras/{file.name}: ")
+    file.unlink()
+    (problem,) = checked()
+    assert problem == f"models/loras/{file.name}: the file is missing. Put it there, or correct its name."
+
+
 def test_a_project_without_edits(made: Path) -> None:
     with_edits(made, "")
     styles.run()
