@@ -6,7 +6,7 @@ foresees fails in that pass, and not after hours of training.
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +48,14 @@ def find_fit_problems(root: Path, with_weights: bool = True) -> list[Problem]:
         return problems
     models: dict[str, nn.Module] = {}
     for part, stem in family.weights.items():
-        tensors = _tensors(root / part, stem) if with_weights else None
+        tensors = stored_shapes(root / part, stem) if with_weights else None
         model = _built(root, part, tensors)
         if isinstance(model, Problem):
             problems.append(model)
             continue
         models[part] = model
         if tensors is not None:
-            problems += _weights_problems(root / part, _shapes(model), tensors)
+            problems += weights_fit_problems(root / part, shapes_of(model), tensors)
     if not problems:
         problems += _width_problems(root, models)
     if not problems:
@@ -63,7 +63,7 @@ def find_fit_problems(root: Path, with_weights: bool = True) -> list[Problem]:
     return problems
 
 
-def _tensors(part: Path, stem: str) -> Shapes:
+def stored_shapes(part: Path, stem: str) -> Shapes:
     """Name to shape of all tensors of a part, from the headers of its files; (-1,) where their kind is not usable."""
     found: Shapes = {}
     for file in (find_weights(part, stem) or ("", []))[1]:
@@ -80,16 +80,29 @@ def _modern(part: str, name: str) -> str:
     return name.removeprefix("text_model.") if part.startswith("text_encoder") else name
 
 
-def _shapes(model: nn.Module) -> Shapes:
+def shapes_of(model: nn.Module) -> Shapes:
+    """Name to shape of all tensors of a model."""
     return {name.removeprefix("text_model."): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def _built(root: Path, part: str, tensors: Shapes | None) -> nn.Module | Problem:
-    """The model that a config describes, on the meta device."""
-    where, config = root / part / "config.json", read_json(root / part / "config.json")
-    fix = "Restore the base's own file."
+    """The model that a part's config describes, on the meta device."""
+    kind = CLIPTextModelWithProjection if part == "text_encoder_2" else CLIPTextModel
+    makers: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
+        "unet": UNet2DConditionModel.from_config,
+        "vae": AutoencoderKL.from_config,
+    }
+    make = makers.get(part, lambda config: kind(CLIPTextConfig.from_dict(config)))
+    return described_model(root / part / "config.json", make, tensors)
+
+
+def described_model(
+    where: Path, make: Callable[[dict[str, Any]], nn.Module], tensors: Shapes | None
+) -> nn.Module | Problem:
+    """The model that `make` makes of the config in a file, on the meta device, where a tensor is only a shape."""
+    config, fix = read_json(where), "Restore the model's own file."
     if foreign := [key for key in FOREIGN if config.get(key) is not None]:
-        return Problem(str(where), f"{foreign[0]}: such bases are not read", "Use one with plain weights.")
+        return Problem(str(where), f"{foreign[0]}: such models are not read", "Use one with plain weights.")
     if any(abs(number) > LARGEST for number in _numbers(config)):
         return Problem(str(where), f"a number beyond {LARGEST:,}", fix)
     # So that no config makes a million layers: each has a tensor at least.
@@ -98,14 +111,9 @@ def _built(root: Path, part: str, tensors: Shapes | None) -> nn.Module | Problem
         return Problem(str(where), f"{layers} layers, more than its weights have tensors", fix)
     try:
         with torch.device("meta"), _quiet():
-            if part == "unet":
-                return UNet2DConditionModel.from_config(config).eval()
-            if part == "vae":
-                return AutoencoderKL.from_config(config).eval()
-            kind = CLIPTextModelWithProjection if part == "text_encoder_2" else CLIPTextModel
-            return kind(CLIPTextConfig.from_dict(config)).eval()
+            return make(config).eval()
     except Exception as error:  # whatever a constructor meets first
-        return Problem(str(where), f"describes no model ({_reason(error)})", fix)
+        return Problem(str(where), f"describes no model ({reason_of(error)})", fix)
 
 
 def _numbers(value: Any) -> Iterator[float]:
@@ -124,7 +132,7 @@ def _layers(config: Mapping[str, Any]) -> int:
     return deepest * max(1, len(kinds) if isinstance(kinds, list) else 1)
 
 
-def _weights_problems(part: Path, expected: Shapes, found: Shapes) -> Iterator[Problem]:
+def weights_fit_problems(part: Path, expected: Shapes, found: Shapes) -> Iterator[Problem]:
     """Tensors that are missing, unexpected or of another shape: the library would make them up, or leave them out."""
     faults = {
         "missing": sorted(expected.keys() - found.keys()),
@@ -187,20 +195,20 @@ def _trial_problems(root: Path, family: Family, models: Mapping[str, Any]) -> li
         try:
             ids = caption_ids(root, tokenizer, models[part].config)
         except Exception as error:  # tokenizer.json, vocab.json and merges.txt may hold anything
-            return [Problem(str(root / tokenizer), f"cannot be used ({_reason(error)})", fix)]
+            return [Problem(str(root / tokenizer), f"cannot be used ({reason_of(error)})", fix)]
         try:
             encoded = models[part](ids.to("meta"), output_hidden_states=True)
             states.append(encoded.hidden_states[-2] if family is STABLE_DIFFUSION_XL else encoded.last_hidden_state)
             pooled = encoded[0]
         except Exception as error:
-            return [Problem(str(root / part), f"cannot encode a caption ({_reason(error)})", fix)]
+            return [Problem(str(root / part), f"cannot encode a caption ({reason_of(error)})", fix)]
     try:
         config = read_json(root / "scheduler" / FILE)
         path = VariancePreserving.from_scheduler_config(config)
         if not bool(((path.alphas_cumprod >= 0) & (path.alphas_cumprod <= 1)).all()):
             raise ValueError("its noise levels lie outside of 0 to 1")
     except Exception as error:
-        return [Problem(str(root / "scheduler" / FILE), f"no noise schedule ({_reason(error)})", fix)]
+        return [Problem(str(root / "scheduler" / FILE), f"no noise schedule ({reason_of(error)})", fix)]
     try:
         mean = models["vae"].encode(torch.empty(1, 3, 64, 64, device="meta")).latent_dist.mean
         size = torch.empty(1, 6, device="meta")
@@ -212,7 +220,7 @@ def _trial_problems(root: Path, family: Family, models: Mapping[str, Any]) -> li
         if predicted.shape != mean.shape or decoded.shape != (1, 3, 64, 64):
             raise ValueError(f"of a picture of 64x64 they make one of {_size(tuple(decoded.shape[-2:]))}")
     except Exception as error:
-        return [Problem(str(root), f"its parts do not work together ({_reason(error)})", fix)]
+        return [Problem(str(root), f"its parts do not work together ({reason_of(error)})", fix)]
     return []
 
 
@@ -245,6 +253,7 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """What an error of a library says, in a line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

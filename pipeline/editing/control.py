@@ -3,19 +3,19 @@
 import hashlib
 import os
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import ControlNetModel
-from safetensors import safe_open
 from torch import nn
 
-from pipeline.base.checking import fetch, is_hub_id
+from pipeline.base.checking import config_folder, fetch, is_hub_id
 from pipeline.base.digests import file_sha256
 from pipeline.base.files import RESTORE, find_weights, json_problems, weights_problems
+from pipeline.base.fitting import described_model, reason_of, shapes_of, stored_shapes, weights_fit_problems
 from pipeline.base.opening import denoiser_without_weights
+from pipeline.base.stable_diffusion import RESIDUALS
 from pipeline.errors import Problem, UserError
 from pipeline.inputs import read_json
 from pipeline.sections import BaseSection, ControlSection
@@ -106,31 +106,35 @@ def _as_base(section: ControlSection) -> BaseSection:
 
 def _fit_problems(folder: Path, base: BaseSection) -> list[Problem]:
     """A ControlNet of another kind of base, or weights that are not those of its config."""
-    config = read_json(folder / "config.json")
-    own: Any = denoiser_without_weights(base).config
-    found = partial(_shown, config)
-    other = [key for key in SHARED if key in own and found(key) != _shown(own, key)]
-    if other:
-        what = ", ".join(f"{key} is {found(key)}, the base's {_shown(own, key)}" for key in other[:3])
+    tensors = stored_shapes(folder, STEM)
+    net = described_model(folder / "config.json", ControlNetModel.from_config, tensors)
+    if isinstance(net, Problem):
+        return [net]
+    denoiser = denoiser_without_weights(base)
+    ours, theirs = (cast(Mapping[str, Any], model.config) for model in (denoiser, net))
+    if other := [key for key in SHARED if ours.get(key) != theirs.get(key)]:
+        what = ", ".join(f"{key} is {theirs.get(key)}, the base's {ours.get(key)}" for key in other[:3])
         return [Problem(str(folder), f"it is of another kind of base: {what}", "Use a ControlNet made for this base.")]
+    problems = list(weights_fit_problems(folder, shapes_of(net), tensors))
+    blocks = read_json(config_folder(base, "vae") / "vae" / "config.json")["block_out_channels"]
+    return problems or _trial_problems(folder, net, denoiser, 2 ** (len(blocks) - 1))
+
+
+@torch.no_grad()
+def _trial_problems(folder: Path, net: nn.Module, denoiser: nn.Module, pixels: int) -> list[Problem]:
+    """One step through both, in shapes only. pixels: along a side of one latent."""
+    config: Any = denoiser.config
     try:
         with torch.device("meta"):
-            model = ControlNetModel.from_config(config)
-        wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    except Exception as error:  # whatever the library meets in a config that is none
-        reason = (str(error).strip().splitlines() or [""])[0][:200]
-        return [Problem(str(folder / "config.json"), f"no ControlNet can be built from it ({reason})", RESTORE)]
-    there: dict[str, tuple[int, ...]] = {}
-    for file in (find_weights(folder, STEM) or ("", []))[1]:
-        with safe_open(file, framework="numpy") as content:
-            there |= {key: tuple(content.get_slice(key).get_shape()) for key in content.keys()}  # noqa: SIM118
-    wrong = sorted(key for key in wanted.keys() | there.keys() if wanted.get(key) != there.get(key))
-    if wrong:
-        found_shapes = f"{len(wrong)} tensors do not fit its config, {wrong[0]} first"
-        return [Problem(str(folder), found_shapes, RESTORE)]
+            latents, time = torch.empty(1, config.in_channels, 8, 8), torch.empty(1)
+            caption, edges = torch.empty(1, 4, config.cross_attention_dim), torch.empty(1, 3, 8 * pixels, 8 * pixels)
+            named: dict[str, Any] = {}
+            if config.addition_embed_type == "text_time":
+                pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+                named["added_cond_kwargs"] = {"text_embeds": torch.empty(1, pooled), "time_ids": torch.empty(1, 6)}
+            added = net(latents, time, caption, edges, return_dict=False, **named)
+            denoiser(latents, time, caption, **named, **dict(zip(RESIDUALS, added, strict=True)))
+    except Exception as error:  # whatever two models meet that do not fit
+        found = f"it does not work with the base ({reason_of(error)})"
+        return [Problem(str(folder), found, "Use a ControlNet made for this base.")]
     return []
-
-
-def _shown(config: Mapping[str, Any], key: str) -> Any:
-    value = config.get(key)
-    return list(value) if isinstance(value, tuple | list) else value

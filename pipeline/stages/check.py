@@ -105,7 +105,7 @@ def _train_problems(params: Params) -> list[Problem]:
         if settings.hold_out and spec.adapter == "image":
             found = f"{settings.hold_out}, of adapters of one picture each"
             problems.append(Problem(f"{where}.hold_out", found, "Write 0, or `adapter: set`."))
-        elif settings.hold_out and (pictures := _picture_count(key)) and settings.hold_out >= pictures:
+        elif settings.hold_out and (pictures := len(_captions(key))) and settings.hold_out >= pictures:
             found = f"{settings.hold_out} of {pictures} pictures, so that none is left to learn from"
             problems.append(Problem(f"{where}.hold_out", found, f"Write at most {pictures - 1}."))
         if settings.optimizer == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
@@ -122,12 +122,12 @@ def _train_problems(params: Params) -> list[Problem]:
     return problems
 
 
-def _picture_count(key: str) -> int | None:
-    """How many pictures a set has; None where that cannot be read, which is reported elsewhere."""
+def _captions(key: str) -> list[str]:
+    """The captions of a set; none where that cannot be read, which is reported elsewhere."""
     try:
-        return len(read_rows(RAW / key))
+        return [row.text for row in read_rows(RAW / key)]
     except UserError:
-        return None
+        return []
 
 
 def _batch_problems(params: Params) -> list[Problem]:
@@ -176,19 +176,26 @@ def _target_problems(params: Params) -> list[Problem]:
 
 def _edit_problems(params: Params, caption_length: CaptionLength | None) -> list[Problem]:
     """Edits whose values do not go together, or that name an adapter or a ControlNet which is not there."""
+    if not params.edits:
+        return []
+    from pipeline.editing.control import find_control_problems
+    from pipeline.editing.transfer import Transfer
+
     problems = []
     for key, spec in params.edits.items():
         where, settings = f"params.yaml: edits.{key}", spec.edit
-        if settings.strength and int(settings.steps * settings.strength + 0.5) == 0:
+        if settings.strength and Transfer(settings.steps, settings.strength).steps_taken == 0:
             found = f"{settings.strength:g} of {settings.steps} steps is none at all"
             problems.append(Problem(f"{where}: edit.strength", found, "Write 0, or more of either."))
         for name in spec.adapters:
             problems += _adapter_name_problems(params, f"{where}.adapters", name)
-        if settings.caption is not None and caption_length:
-            tokens, allowed = caption_length(settings.caption + settings.suffix)
+        if caption_length and (settings.caption is not None or settings.suffix):
+            texts = _captions(spec.set) if settings.caption is None else [settings.caption]
+            tokens, allowed = max((caption_length(text + settings.suffix) for text in texts), default=(0, 0))
             if tokens > allowed:
-                found = f"the caption has {tokens} tokens, the base reads {allowed}"
-                problems.append(Problem(f"{where}: edit.caption", found, f"Shorten it by {tokens - allowed} or more."))
+                found = f"a caption has {tokens} tokens with the suffix, the base reads {allowed}"
+                name = "suffix" if settings.caption is None else "caption"
+                problems.append(Problem(f"{where}: edit.{name}", found, f"Shorten it by {tokens - allowed} or more."))
         if settings.within_masks:
             problems += _mask_problems(where, spec.set)
         if (control := settings.control) is not None:
@@ -198,8 +205,6 @@ def _edit_problems(params: Params, caption_length: CaptionLength | None) -> list
             if control.start >= control.end:
                 found = f"{control.start:g} does not lie before end"
                 problems.append(Problem(f"{at}.start", found, "Write less than `end`, or control: null."))
-            from pipeline.editing.control import find_control_problems
-
             problems += find_control_problems(control, params.base, at)
     return problems
 

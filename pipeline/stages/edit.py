@@ -130,6 +130,8 @@ def write_outputs(
     labels = list[str]()
     for part in parts:
         pictures = part.given["picture"]
+        if style is not None and len(style) != manner_of(pictures[:1]).shape[1]:
+            style = None  # of pictures of another size, with fewer octaves or more
         for number, (scale, made) in enumerate(zip(scales, part.made, strict=True)):
             for row, frame in zip(part.rows, to_arrays(made), strict=True):
                 Image.fromarray(frame).save(folder / f"{scale:g}" / row.file_name, format="PNG")
@@ -199,8 +201,7 @@ def caption_of(row: PreparedRow, settings: EditSection) -> str:
 
 
 def read_style(spec: EditSpec) -> torch.Tensor | None:
-    """The mean manner of the sets whose adapters are used; None where there are none, or their pictures have another
-    size."""
+    """The mean manner of the sets whose adapters are used; None where there are none, or they differ in size."""
     manners = list[torch.Tensor]()
     for name in sorted({name.partition("/")[0] for name in spec.adapters if not is_file_name(name)}):
         folder = require_output(Path("data/prepared", name), f"prepare@{name}")
