@@ -11,7 +11,6 @@ from diffusers import ControlNetModel
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.base.protocol import Base
 from pipeline.editing.control import control_digest, find_control_problems, open_control
 from pipeline.sections import BaseSection, ControlSection
 from tests.hostile.generators import changed_value, damaged, hostile, is_plain, json_values
@@ -21,14 +20,13 @@ from tests.tiny import open_tiny, section
 
 @pytest.fixture
 def folder(tmp_path: Path, tiny_folders: dict[str, Path]) -> Path:
-    base = open_tiny(tiny_folders["epsilon"])
-    ControlNetModel.from_unet(base.denoiser, conditioning_embedding_out_channels=(4, 8)).save_pretrained(
-        tmp_path / "net"
-    )
+    denoiser = open_tiny(tiny_folders["epsilon"]).denoiser
+    net = ControlNetModel.from_unet(denoiser, conditioning_embedding_out_channels=(4, 8))
+    net.save_pretrained(tmp_path / "net")
     return tmp_path / "net"
 
 
-def used_or_refused(folder: Path, base: Base, of: BaseSection) -> None:
+def used_or_refused(folder: Path, of: BaseSection) -> None:
     started = time.monotonic()
     control = ControlSection(
         source=str(folder), revision=None, sigma=1.0, low=0.4, high=0.8, scale=1.0, start=0.0, end=1.0
@@ -44,21 +42,21 @@ def used_or_refused(folder: Path, base: Base, of: BaseSection) -> None:
 
 
 def test_any_config_is_taken_or_refused(folder: Path, tiny_folders: dict[str, Path]) -> None:
-    base, of = open_tiny(tiny_folders["epsilon"]), section(tiny_folders["epsilon"])
+    of = section(tiny_folders["epsilon"])
     whole = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    used_or_refused(folder, base, of)
+    used_or_refused(folder, of)
 
     @hostile(12)
     @given(value=changed_value(whole) | json_values)
     def check(value: Any) -> None:
         (folder / "config.json").write_text(json.dumps(value), encoding="utf-8")
-        used_or_refused(folder, base, of)
+        used_or_refused(folder, of)
 
     check()
 
 
 def test_any_weights_are_taken_or_refused(folder: Path, tiny_folders: dict[str, Path]) -> None:
-    base, of = open_tiny(tiny_folders["epsilon"]), section(tiny_folders["epsilon"])
+    of = section(tiny_folders["epsilon"])
     file = folder / "diffusion_pytorch_model.safetensors"
     whole = file.read_bytes()
 
@@ -66,6 +64,6 @@ def test_any_weights_are_taken_or_refused(folder: Path, tiny_folders: dict[str, 
     @given(content=damaged(whole) | header_changed(whole) | st.binary(max_size=64))
     def check(content: bytes) -> None:
         file.write_bytes(content)
-        used_or_refused(folder, base, of)
+        used_or_refused(folder, of)
 
     check()
