@@ -13,12 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import ControlNetModel
 from PIL import Image
 from tqdm import tqdm
 
-from pipeline.base.conditioning import Conditioning
+from pipeline.base.conditioning import Conditioning, Control
 from pipeline.base.protocol import Base
 from pipeline.distances.perceptual import perceptual
+from pipeline.editing.edges import edges_of
+from pipeline.editing.kept import edges_kept
+from pipeline.editing.transfer import Transfer, transferred
 from pipeline.evaluation.fidelity import psnr
 from pipeline.landscapes.painter import paint_between
 from pipeline.landscapes.world import HELD_OUT, Scene, caption
@@ -36,7 +40,7 @@ PHOTOGRAPHS = (
     "rocket", "brick", "grass", "gravel",
 )  # fmt: skip
 CLASSIFIED, DISTRIBUTED, PAIRS, POINTS = 500, 2000, 50, 17
-DETAILED, WAYS, WAY_POINTS, ORBS = 24, 12, 17, 100
+DETAILED, WAYS, WAY_POINTS, ORBS, EDGED = 24, 12, 17, 100, 48
 TO_READ = 8000
 # Apart from each other, all beyond HELD_OUT: what is measured, what the classifier learns, two sets to compare.
 MEASURED, READ, FIRST, SECOND = (HELD_OUT + 1_000_000 * number for number in (0, 1, 2, 3))
@@ -220,6 +224,22 @@ def measure_orbs(base: Base) -> None:
         print(f"of {ORBS} {label} with a sun or moon: more than one in {more}, none found in {counts.count(0)}")
 
 
+def measure_control(base: Base) -> None:
+    """How well the shipped ControlNet keeps the edges of paintings, with their captions and without."""
+    scenes = scenes_from(MEASURED, EDGED)
+    pictures = paintings(scenes).float() / 255
+    net = ControlNetModel.from_pretrained("models/pocket-canny").eval()
+    noise = torch.randn(EDGED, base.latent_channels, 16, 16, generator=torch.Generator().manual_seed(0))
+    edges = Control(net, edges_of(pictures, sigma=1.0, low=0.2, high=0.4), 1.0)
+    transfer = Transfer(steps=20, strength=1.0, start="noise")
+    for label, captions in (("their captions", [caption(scene) for scene in scenes]), ("no caption", [""] * EDGED)):
+        conditioning = base.condition(captions)
+        for control in (None, edges):
+            made = transferred(base, noise[None], conditioning, [()] * EDGED, transfer, control=control)
+            kept = edges_kept(pictures, base.decode(made)).mean()
+            print(f"samples with {label} and {'edges' if control else 'no edges'}: {float(kept):.2f} of the edges kept")
+
+
 def measure_smoothness(base: Base) -> None:
     """How evenly pictures change on the way between two captions."""
     pairs = list(zip(scenes_from(MEASURED, PAIRS), scenes_from(FIRST, PAIRS), strict=True))
@@ -252,6 +272,7 @@ MEASURES: dict[str, Callable[[Base], None]] = {
     "autoencoder": measure_autoencoder,
     "detail": measure_detail,
     "orbs": measure_orbs,
+    "control": measure_control,
     "inversion": measure_inversion,
     "smoothness": measure_smoothness,
     "captions": measure_captions,
