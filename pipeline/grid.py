@@ -23,7 +23,6 @@ def sample_grid(
     size: tuple[int, int],
     steps: int,
     guidance: float,
-    guidance_below: float | None = None,
     batch: int | None = None,
     progress: Progress = iter,
     accelerator: Accelerator | None = None,
@@ -44,16 +43,7 @@ def sample_grid(
     def sampled(chunk: slice) -> torch.Tensor:
         some = adapters[chunk]
         captions = conditioning.repeat(len(some))
-        return sample_captions(
-            base,
-            noise[chunk],
-            captions,
-            some,
-            steps=steps,
-            guidance=guidance,
-            guidance_below=guidance_below,
-            progress=progress,
-        )
+        return sample_captions(base, noise[chunk], captions, some, steps=steps, guidance=guidance, progress=progress)
 
     most = None if batch is None else batch if guidance == 1 else batch // 2
     latents = torch.cat(in_chunks(len(noise), most, sampled, accelerator)).to(base.device)

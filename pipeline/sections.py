@@ -95,7 +95,6 @@ class SampleSection(Section):
     weights: tuple[Annotated[float, Field(ge=-4, le=4)], ...] = Field(strict=False, min_length=1, max_length=16)
     steps: int = Field(ge=2, le=1000)
     guidance: float = Field(ge=1, le=50)
-    guidance_below: Annotated[float, Field(gt=0, le=1000)] | None
     seed: int = Field(ge=0, lt=2**63)
 
 
@@ -111,7 +110,6 @@ class MorphSection(Section):
     attention_until: Fraction
     attention_source: Literal["inputs", "keys-values"]
     guidance: float = Field(ge=1, le=50)
-    guidance_below: Annotated[float, Field(gt=0, le=1000)] | None
     rescale: Fraction
     negative: str
     pacing: (
@@ -150,7 +148,6 @@ class EditSection(Section):
     strength: Fraction
     steps: int = Field(ge=1, le=1000)
     guidance: float = Field(ge=1, le=50)
-    guidance_below: Annotated[float, Field(gt=0, le=1000)] | None
     negative: str
     scales: Annotated[
         tuple[Annotated[float, Field(ge=-4, le=4)], ...],

@@ -27,7 +27,7 @@ class Transfer:
     """How pictures are changed.
 
     strength: the share of the `steps` that is gone back, 0 (the picture stays) to 1 (from noise alone, or the picture's
-    own). start: where the noise comes from. guidance_below: see `guided`. negative: the caption (one row) that guidance
+    own). start: where the noise comes from. negative: the caption (one row) that guidance
     leads away from. control_from, control_until: the shares of the steps taken between which edges have a say.
     """
 
@@ -39,7 +39,6 @@ class Transfer:
     solver: Solver = "midpoint"
     control_from: float = 0.0
     control_until: float = 1.0
-    guidance_below: float | None = None
 
     @property
     def steps_taken(self) -> int:
@@ -129,7 +128,7 @@ def transferred(
             edges = None if edges is None else edges.take([*range(some.shape[1])] * 2)
         predict, restarts = _switched(base, rows, edges, transfer)
         if doubled:
-            predict = guided(predict, transfer.guidance, below=transfer.guidance_below)
+            predict = guided(predict, transfer.guidance)
 
         def put_back(x: torch.Tensor, level: Level) -> torch.Tensor:
             return x if masks is None else torch.lerp(some[levels.index(level)], x, masks[chunk].to(x))

@@ -43,7 +43,7 @@ class EncodedKeyframe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How frames are made. guidance_below: see `guided`. negative: the caption (one row) that it leads away from."""
+    """How frames are made. negative: the caption (one row) that guidance leads away from, if it is not 1."""
 
     steps: int = 10
     inversion_steps: int = 10
@@ -51,7 +51,6 @@ class Recipe:
     use_adain: bool = False
     attention: KeyframeAttention | None = None
     guidance: float = 1.0
-    guidance_below: float | None = None
     rescale: float = 0.0
     negative: Conditioning | None = None
 
@@ -149,7 +148,7 @@ def _sample_rows(
         stack.enter_context(cached_captions(base.cross_attention()))
         predict, restarts = predictor(base, conditioning), list[int]()
         if with_guidance:
-            predict = guided(predict, recipe.guidance, recipe.rescale, recipe.guidance_below)
+            predict = guided(predict, recipe.guidance, recipe.rescale)
         if recipe.attention and recipe.attention.until > 0:
             layers = base.self_attention(recipe.attention.blocks)
             endpoints = stack.enter_context(endpoint_attention(layers, alphas, recipe.attention.source))

@@ -20,7 +20,7 @@ Preview = Callable[[UNet2DConditionModel, CLIPTextModel, int], None]
 
 # Where most timesteps are drawn, in the log of noise over signal: there shapes and edges are decided. Above, a picture
 # has nothing but its caption to go by, and the loss is mostly what nobody can know.
-DENSE_CENTRE, DENSE_WIDTH = 0.1, 1.4
+DENSE_CENTRE, DENSE_WIDTH = -0.4, 1.1
 UNIFORM_SHARE = 0.25
 
 

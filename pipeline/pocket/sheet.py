@@ -16,7 +16,6 @@ from pipeline.sampling.captions import sample_captions
 from pipeline.sampling.solver import Progress
 
 ROW, ROWS = 8, 3
-GUIDANCE_BELOW = 3.0  # noise over signal: above it the pocket would paint a sun in each half of the sky
 
 
 def sample_scenes(
@@ -27,10 +26,7 @@ def sample_scenes(
     noise = torch.randn(len(scenes), LATENT_CHANNELS, LATENT_SIDE, LATENT_SIDE, generator=generator)
     conditioning = base.condition([caption(scene) for scene in scenes])
     noise, conditioning = noise.to(base.device), conditioning.to(base.device)
-    latents = sample_captions(
-        base, noise, conditioning, steps=steps, guidance=guidance, guidance_below=GUIDANCE_BELOW, progress=progress
-    )
-    return base.decode(latents)
+    return base.decode(sample_captions(base, noise, conditioning, steps=steps, guidance=guidance, progress=progress))
 
 
 def sample_sheet(base: Base, progress: Progress = iter) -> Image.Image:

@@ -30,21 +30,19 @@ def sample_captions(
     *,
     steps: int,
     guidance: float = 1.0,
-    guidance_below: float | None = None,
     solver: Solver = "midpoint",
     progress: Progress = iter,
 ) -> torch.Tensor:
     """Clean latents (B, C, h, w) from noise (B, C, h, w) and B captions.
 
     adapters: those of each sample; () for none anywhere. At guidance 1 the empty caption is not evaluated at all.
-    guidance_below: see `guided`.
     """
     loaded, weights = mixing_weights(adapters or [()] * len(noise))
     if guidance == 1:
         predict = predictor(base, conditioning)
     else:
         empty = base.condition([""]).repeat(len(noise))
-        predict = guided(predictor(base, Conditioning.stack([empty, conditioning])), guidance, below=guidance_below)
+        predict = guided(predictor(base, Conditioning.stack([empty, conditioning])), guidance)
         # Both halves of the doubled batch see the same adapters.
         weights = torch.cat([weights, weights], dim=1)
     with mixed_adapters(base.denoiser, loaded, weights):

@@ -6,19 +6,12 @@ from pipeline.base.noise_path import Level
 from pipeline.sampling.solver import Predict
 
 
-def guided(predict: Predict, guidance: float, rescale: float = 0.0, below: float | None = None) -> Predict:
+def guided(predict: Predict, guidance: float, rescale: float = 0.0) -> Predict:
     """Guidance g over a `predict` that takes twice the batch, first the rows of the empty or negative caption:
-    prediction = empty + g (caption - empty).
-
-    below: only where noise over signal, s / a, lies below it; None: at all levels. At the noisiest ones guidance makes
-    each part of a picture show all of the caption (Kynkaanniemi et al., NeurIPS 2024, "Applying Guidance in a Limited
-    Interval Improves Sample and Distribution Quality in Diffusion Models").
-    """
+    prediction = empty + g (caption - empty)."""
 
     def both(latents: torch.Tensor, level: Level) -> torch.Tensor:
         without, given = predict(torch.cat([latents, latents]), level).chunk(2)
-        if below is not None and level.s >= below * level.a:
-            return given
         return rescaled(without + guidance * (given - without), given, rescale)
 
     return both

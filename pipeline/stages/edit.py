@@ -188,7 +188,6 @@ def transfer_of(settings: EditSection, base: Base) -> Transfer:
         strength=settings.strength,
         start=settings.start,
         guidance=settings.guidance,
-        guidance_below=settings.guidance_below,
         negative=base.condition([settings.negative]) if settings.guidance != 1 else None,
         control_from=settings.control.start if settings.control else 0.0,
         control_until=settings.control.end if settings.control else 1.0,

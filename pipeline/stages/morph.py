@@ -199,7 +199,6 @@ def settings_of(settings: MorphSection, base: Base) -> FilmSettings:
         use_adain=settings.adain,
         attention=attention,
         guidance=settings.guidance,
-        guidance_below=settings.guidance_below,
         rescale=settings.rescale,
         negative=base.condition([settings.negative]) if settings.guidance != 1 else None,
     )

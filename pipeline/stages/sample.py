@@ -51,7 +51,6 @@ def run(key: str) -> None:
                 size=(picture.shape[-2], picture.shape[-1]),
                 steps=settings.steps,
                 guidance=settings.guidance,
-                guidance_below=settings.guidance_below,
                 batch=params.machine.batch,
                 progress=partial(tqdm, desc=row.text[:40], unit="step", disable=tracker is None),
                 accelerator=accelerator,
