@@ -17,7 +17,8 @@ from pipeline.film import Film, FilmSettings, Keyframe
 from pipeline.morphing.diffmorpher import KeyframeAttention
 from pipeline.morphing.engine import Recipe
 from pipeline.processes import joining
-from pipeline.stages import evaluate, morph, prepare, report, sample, train
+from pipeline.stages import edit as stage_edit
+from pipeline.stages import evaluate, morph, prepare, report, sample, styles, train
 from pipeline.training.examples import encode_example
 from tests.pretend import DEVICE, Pretend
 from tests.tiny import open_tiny
@@ -66,7 +67,7 @@ def test_devices_do_not_mix_and_mps_has_no_float64() -> None:
 def test_every_stage_runs_and_gives_what_the_cpu_gives(
     project: Path, ran: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    on_device(monkeypatch, train, sample, morph, evaluate)
+    on_device(monkeypatch, train, sample, morph, evaluate, stage_edit)
     with Pretend(float64=False):
         for key in ("hills", "dots"):
             prepare.run(key)
@@ -79,8 +80,14 @@ def test_every_stage_runs_and_gives_what_the_cpu_gives(
         for stage in (sample, morph, evaluate):
             for key in ("hills", "dots"):
                 stage.run(key)
+        styles.run()
+        stage_edit.run("hills")
         report.run()
-    made = [*(ran / "data/morphs").glob("*/*/*.png"), *(ran / "reports/samples").glob("*.png")]
+    made = [
+        *(ran / "data/morphs").glob("*/*/*.png"),
+        *(ran / "data/edits").glob("*/*/*.png"),
+        *(ran / "reports/samples").glob("*.png"),
+    ]
     assert len(made) > 30
     for path in made:
         assert np.abs(pixels(path) - pixels(project / path.relative_to(ran))).max() <= 2, path
