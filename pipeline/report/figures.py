@@ -220,9 +220,9 @@ def read_metrics(path: Path) -> Metrics:
         return metrics
 
 
-def table(metrics: Metrics) -> list[Row]:
-    """A row for each figure that at least one variant has."""
-    rows = [_row(figure, metrics) for figure in FIGURES]
+def table(metrics: Metrics, in_style: bool = False) -> list[Row]:
+    """A row for each figure that at least one variant has. in_style: the morph is in the style of another set."""
+    rows = [_row(figure, metrics, in_style) for figure in FIGURES]
     return [row for row in rows if any(cell != "–" for cell in row.cells)]
 
 
@@ -237,11 +237,13 @@ def is_foreign(strangeness: object) -> bool:
     return not isinstance(strangeness, int | float) or not strangeness < FOREIGN
 
 
-def _row(figure: Figure, metrics: Metrics) -> Row:
+def _row(figure: Figure, metrics: Metrics, in_style: bool) -> Row:
     made = [variant for variant in VARIANTS if variant.name in metrics]
     values = [metrics[variant.name].get(figure.name) for variant in made]
     known = {column: value for column, value in enumerate(values) if value is not None and math.isfinite(value)}
     cells = tuple(f"{known[column]:.{figure.digits}f}" if column in known else "–" for column in range(len(values)))
+    if figure.name == "naturalness" and known and in_style:
+        return Row(figure, cells, (), "Not ranked: the base alone does not know the style that this morph is in.")
     if figure.name == "naturalness" and known and is_foreign(metrics.get(MORPH.name, {}).get("keyframes_strangeness")):
         return Row(figure, cells, (), "Not ranked: these keyframes are not of the kind that the base knows.")
     rivals = {column: value for column, value in known.items() if figure.group != PACE or made[column] != CROSS_FADE}

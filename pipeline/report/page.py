@@ -134,7 +134,7 @@ def morph_part(key: str, metrics: Metrics) -> MorphPart:
         # apart and is still like a picture.
         initial=-(-stops[1] // 4),
         stops=stops,
-        rows=table(metrics),
+        rows=table(metrics, facts["style"] != "none"),
         alphas=tuple(
             (f"{label}, segment {number}", ", ".join(f"{alpha:g}" for alpha in segment))
             for label, segments in facts["alphas"].items()

@@ -31,6 +31,16 @@ def test_the_base_judges_only_pictures_that_it_knows(strangeness: float | None, 
     assert found.warning.startswith("Not ranked") is not bool(best)
 
 
+def test_the_base_does_not_judge_a_style_that_it_does_not_know() -> None:
+    figures = variants("naturalness", 1.7, 1.5, 1.3)
+    figures["morph"]["keyframes_strangeness"] = 1.0
+    plain, styled = (
+        next(each for each in table(figures, style) if each.figure.name == "naturalness") for style in (False, True)
+    )
+    assert plain.best == (2,) and not plain.warning
+    assert styled.best == () and "does not know the style" in styled.warning and styled.cells == plain.cells
+
+
 def test_a_cross_fade_does_not_win_by_its_pace() -> None:
     assert row("pdv", **variants("pdv", 4e-5, 9e-5, 5e-6)).best == (0,)
     assert row("neighbours_max_over_mean", **variants("neighbours_max_over_mean", 2.0, 1.5, 1.1)).best == (1,)
