@@ -75,6 +75,8 @@ def _missing_and_extra(folder: Path, entries: set[str], lines: Iterable[Line]) -
             yield Problem(line.where, f"the mask {escaped(mask)} is missing", "Correct the name, or put it there.")
         elif mask is not None and leaves_folder(folder, mask):
             yield Problem(line.where, *link_fault(mask))
+        elif mask is not None and not os.path.isfile(folder / mask):
+            yield Problem(line.where, f"the mask {escaped(mask)} is not a file", "Put the picture there.")
     for name in extra:
         if name not in suggested:
             fix = f'Add a row for it, {{"file_name": {json.dumps(name)}, "text": "..."}}, or move it away.'

@@ -36,8 +36,7 @@ class Row(BaseModel):
 
     focus: (x, y), the point that the crop is centred on; box: (left, top, right, bottom), the part that it keeps, and
     which wins over focus. Both in fractions of the picture as it is seen, EXIF rotation applied. mask: a picture beside
-    it, of its size, white where an edit may change it. Other columns, which
-    imagefolder users have, are ignored.
+    it, of its size, white where an edit may change it. Other columns, which imagefolder users have, are ignored.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)

@@ -184,6 +184,9 @@ def test_within_masks_everything_else_is_the_picture_itself(made: Path) -> None:
     (raw / "only right 1.png").unlink()
     (problem,) = checked()
     assert "the mask 'only right 1.png' is missing" in problem
+    (raw / "only right 1.png").mkdir()
+    (problem,) = checked()
+    assert "the mask 'only right 1.png' is not a file" in problem
 
 
 @pytest.mark.parametrize("seed", [None, 3])
