@@ -47,13 +47,14 @@ def usual_scheduler(prediction_type: str) -> DDIMScheduler:
     )
 
 
-def build_tiny(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusionPipeline:
+def build_tiny(prediction_type: str = "epsilon", seed: int = 0, takes: int = 4) -> StableDiffusionPipeline:
+    """takes: the UNet's channels, 9 for a base that fills holes."""
     torch.manual_seed(seed)
     tokenizer: CLIPTokenizer = build_tokenizer(["a", "red", "blue", "hill", "lake"])
     config = text_config(tokenizer, width=16, projection=16, layers=1)
     unet = UNet2DConditionModel(
         sample_size=8,
-        in_channels=4,
+        in_channels=takes,
         out_channels=4,
         block_out_channels=(16, 32),
         layers_per_block=1,
@@ -85,7 +86,7 @@ def build_tiny(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusi
     )
 
 
-def build_tiny_xl(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusionXLPipeline:
+def build_tiny_xl(prediction_type: str = "epsilon", seed: int = 0, takes: int = 4) -> StableDiffusionXLPipeline:
     """As `build_tiny`, with the second text encoder, pooled captions and sizes of an XL."""
     small = build_tiny(prediction_type, seed)
     torch.manual_seed(seed + 1)
@@ -93,7 +94,7 @@ def build_tiny_xl(prediction_type: str = "epsilon", seed: int = 0) -> StableDiff
     first = text_config(small.tokenizer, width=16, projection=16, layers=2)
     unet = UNet2DConditionModel(
         sample_size=8,
-        in_channels=4,
+        in_channels=takes,
         out_channels=4,
         block_out_channels=(16, 32),
         layers_per_block=1,

@@ -226,7 +226,7 @@ def _folder_problems(folder: Path, with_weights: bool = True) -> list[Problem]:
     if not os.path.isfile(index):
         fix = "A base is a diffusers folder; restore it, or choose another."
         return [Problem(str(folder), "model_index.json is missing", fix)]
-    problems = json_problems(index, _class_name=tuple(family.pipeline for family in FAMILIES))
+    problems = json_problems(index, _class_name=tuple(name for family in FAMILIES for name in family.pipelines))
     if problems:
         return problems
     family = family_of(folder)

@@ -55,6 +55,10 @@ class Conditioning:
             raise ValueError(f"one caption is repeated, found {len(self)}")
         return Conditioning({name: tensor.expand(count, *tensor.shape[1:]) for name, tensor in self.tensors.items()})
 
+    def beside(self, tensors: Mapping[str, torch.Tensor]) -> "Conditioning":
+        """With more tensors, or others in the place of those of the same name."""
+        return Conditioning({**self.tensors, **tensors})
+
     def to(self, target: torch.device | torch.dtype, non_blocking: bool = False) -> "Conditioning":
         """On a device, or in a precision."""
         return Conditioning({name: t.to(target, non_blocking=non_blocking) for name, t in self.tensors.items()})

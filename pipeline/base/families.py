@@ -17,11 +17,11 @@ ADAPTER_PREFIX = f"{DENOISER}."
 
 @dataclass(frozen=True)
 class Family:
-    """name: for people. pipeline: `_class_name` in model_index.json. configs: part to its config file and what that
-    must say. weights: part to the stem of its weights' file names."""
+    """name: for people. pipelines: `_class_name` in model_index.json, the second that of bases that fill holes. configs:
+    part to its config file and what that must say. weights: part to the stem of its weights' file names."""
 
     name: str
-    pipeline: str
+    pipelines: tuple[str, ...]
     configs: dict[str, tuple[str, Expected]]
     weights: dict[str, str]
 
@@ -46,10 +46,12 @@ _CONFIGS: dict[str, tuple[str, Expected]] = {
 }
 _WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 
-STABLE_DIFFUSION = Family("Stable Diffusion", "StableDiffusionPipeline", _CONFIGS, _WEIGHTS)
+STABLE_DIFFUSION = Family(
+    "Stable Diffusion", ("StableDiffusionPipeline", "StableDiffusionInpaintPipeline"), _CONFIGS, _WEIGHTS
+)
 STABLE_DIFFUSION_XL = Family(
     "Stable Diffusion XL",
-    "StableDiffusionXLPipeline",
+    ("StableDiffusionXLPipeline", "StableDiffusionXLInpaintPipeline"),
     {**_CONFIGS, "text_encoder_2": _TEXT_ENCODER, "tokenizer_2": ("tokenizer_config.json", {})},
     {**_WEIGHTS, "text_encoder_2": "model"},
 )
@@ -59,4 +61,4 @@ FAMILIES = (STABLE_DIFFUSION, STABLE_DIFFUSION_XL)
 def family_of(folder: Path) -> Family:
     """The family of a diffusers folder, by its model_index.json, which `check` has found to be one of ours."""
     name = read_json(folder / "model_index.json")["_class_name"]
-    return next(family for family in FAMILIES if family.pipeline == name)
+    return next(family for family in FAMILIES if name in family.pipelines)

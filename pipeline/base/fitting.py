@@ -159,10 +159,13 @@ def _size(shape: tuple[int, ...]) -> str:
 def _width_problems(root: Path, models: Mapping[str, Any]) -> list[Problem]:
     """Numbers that two parts must agree about, in words for people."""
     unet, vae = models["unet"].config, models["vae"].config
+    taken, taken_from = vae.latent_channels, "the autoencoder's latent_channels"
+    if unet.in_channels > taken:
+        taken, taken_from = 2 * taken + 1, "latents, a mask and the latents of what is seen"
     widths = [models[part].config.hidden_size for part in models if part.startswith("text_encoder")]
     rules = (
-        ("unet", "in_channels", unet.in_channels, vae.latent_channels, "the autoencoder's latent_channels"),
-        ("unet", "out_channels", unet.out_channels, unet.in_channels, "its in_channels"),
+        ("unet", "out_channels", unet.out_channels, vae.latent_channels, "the autoencoder's latent_channels"),
+        ("unet", "in_channels", unet.in_channels, taken, taken_from),
         ("unet", "cross_attention_dim", unet.cross_attention_dim, sum(widths), "the text encoders' hidden_size"),
         ("vae", "in_channels", vae.in_channels, 3, "red, green and blue"),
         ("vae", "out_channels", vae.out_channels, 3, "red, green and blue"),
@@ -172,7 +175,7 @@ def _width_problems(root: Path, models: Mapping[str, Any]) -> list[Problem]:
         Problem(
             str(root / part / "config.json"),
             f"{key} is {found}, and {whose} {'is' if key == 'shift_factor' else 'are'} {wanted}",
-            "Use a base whose parts belong together (inpainting bases and the like are not supported).",
+            "Use a base whose parts belong together.",
         )
         for part, key, found, wanted, whose in rules
         if found != wanted
@@ -213,8 +216,12 @@ def _trial_problems(root: Path, family: Family, models: Mapping[str, Any]) -> li
         mean = models["vae"].encode(torch.empty(1, 3, 64, 64, device="meta")).latent_dist.mean
         size = torch.empty(1, 6, device="meta")
         added = {"text_embeds": pooled, "time_ids": size} if family is STABLE_DIFFUSION_XL else None
+        around = [mean[:, :1], mean] if models["unet"].config.in_channels > mean.shape[1] else []
         predicted = models["unet"](
-            mean, torch.empty(1, device="meta"), torch.cat(states, dim=-1), added_cond_kwargs=added
+            torch.cat([mean, *around], dim=1),
+            torch.empty(1, device="meta"),
+            torch.cat(states, dim=-1),
+            added_cond_kwargs=added,
         ).sample
         decoded = models["vae"].decode(predicted).sample
         if predicted.shape != mean.shape or decoded.shape != (1, 3, 64, 64):

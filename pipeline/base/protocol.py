@@ -55,6 +55,11 @@ class Base(Protocol):
         """Pixels along a side of one latent."""
         ...
 
+    @property
+    def inpaints(self) -> bool:
+        """Whether it was trained to fill holes, and takes what `surroundings` gives beside a caption."""
+        ...
+
     def encode(self, pixels: torch.Tensor) -> Posterior:
         """Pictures (B, 3, H, W) float32 in [0, 1] to latents scaled to about unit variance."""
         ...
@@ -69,6 +74,11 @@ class Base(Protocol):
 
     def condition(self, captions: Sequence[str]) -> Conditioning:
         """Captions to what `predict` takes, float32, one row each."""
+        ...
+
+    def surroundings(self, pixels: torch.Tensor, masks: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What a base that fills holes takes beside captions, for pictures (B, 3, H, W) in [0, 1] and masks (B, 1, H,
+        W), 1 where they are to be filled. Without it such a base takes everything to be hidden."""
         ...
 
     def predict(

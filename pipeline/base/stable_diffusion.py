@@ -1,12 +1,13 @@
 """Stable Diffusion 1.x and 2.x as a `Base`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
+from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from pipeline.base.conditioning import Conditioning, Control
@@ -19,6 +20,10 @@ TILED_FROM = 1536
 
 RESIDUALS = ("down_block_additional_residuals", "mid_block_additional_residual")
 """What the UNet takes from a ControlNet."""
+MASK, SEEN = "mask", "seen"
+"""What the UNet of a base that fills holes takes after the latents: where they are hidden, and the latents of the rest."""
+GREY = 0.5
+"""What is put over the hidden part of a picture before it is encoded: 0 between -1 and 1."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class StableDiffusion:
     dtype: torch.dtype
     digest: str
     clip_skip: int
+    hidden: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict, kw_only=True, repr=False, compare=False)
+    """Latents (1, C, h, w) of a picture of which nothing is seen, by its size; filled as they are asked for."""
 
     @property
     def adapter_prefix(self) -> str:
@@ -43,7 +50,12 @@ class StableDiffusion:
     @property
     def latent_channels(self) -> int:
         """C of latents (B, C, h, w)."""
-        return int(self.denoiser.config.in_channels)
+        return int(self.vae.config.latent_channels)
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether it was trained to fill holes (Rombach et al. 2022, section 4.5): 9 channels in, of 4 latents."""
+        return int(self.denoiser.config.in_channels) > self.latent_channels
 
     @property
     def pixels_per_latent(self) -> int:
@@ -104,6 +116,14 @@ class StableDiffusion:
             embedding = self.text_encoder.final_layer_norm(encoded.hidden_states[-1 - skip])
         return Conditioning({"embedding": embedding.float().to(self.device)})
 
+    def surroundings(self, pixels: torch.Tensor, masks: torch.Tensor) -> dict[str, torch.Tensor]:
+        """`mask` (B, 1, h, w) and `seen` (B, C, h, w), for pictures (B, 3, H, W) in [0, 1] and masks (B, 1, H, W), 1
+        where they are to be filled. Hard masks, one pixel for each latent, are what such bases were trained on."""
+        holes = (masks >= 0.5).to(pixels)
+        seen = self.encode(torch.lerp(pixels, torch.full_like(pixels, GREY), holes)).mean
+        mask = functional.interpolate(holes, seen.shape[-2:], mode="nearest")
+        return {MASK: mask.to(self.device), SEEN: seen}
+
     def predict(
         self,
         latents: torch.Tensor,
@@ -115,6 +135,7 @@ class StableDiffusion:
 
         times: (B,) timesteps. Under a base of lower precision the adapters' float32 weights need autocast.
         """
+        around = self._around(latents, conditioning) if self.inpaints else []
         lower = self.dtype in (torch.float16, torch.bfloat16)
         with torch.autocast(self.device.type, self.dtype if lower else None, enabled=lower):
             times = times.to(latents.device, non_blocking=True)
@@ -131,8 +152,19 @@ class StableDiffusion:
                     **named,
                 )
                 named |= dict(zip(RESIDUALS, added, strict=True))
-            prediction = self.denoiser(latents, times, conditioning["embedding"], return_dict=False, **named)[0]
+            inputs = torch.cat([latents, *(tensor.to(latents) for tensor in around)], dim=1) if around else latents
+            prediction = self.denoiser(inputs, times, conditioning["embedding"], return_dict=False, **named)[0]
         return prediction.float() if lower else prediction
+
+    def _around(self, latents: torch.Tensor, conditioning: Conditioning) -> list[torch.Tensor]:
+        """What goes after latents (B, C, h, w): (B, 1, h, w) and (B, C, h, w). All is hidden where the conditioning does
+        not say what is seen."""
+        if MASK in conditioning.tensors:
+            return [conditioning[MASK], conditioning[SEEN]]
+        size = tuple(side * self.pixels_per_latent for side in latents.shape[-2:])
+        if size not in self.hidden:
+            self.hidden[size] = self.encode(torch.full((1, 3, *size), GREY)).mean
+        return [torch.ones_like(latents[:, :1]), self.hidden[size].expand_as(latents)]
 
     def _named_inputs(self, latents: torch.Tensor, conditioning: Conditioning) -> dict[str, Any]:
         """What the family's UNet and ControlNets take besides."""

@@ -22,7 +22,7 @@ from pipeline.sections import BaseSection, ControlSection
 
 STEM = "diffusion_pytorch_model"
 SHARED = (
-    "in_channels", "block_out_channels", "down_block_types", "layers_per_block", "cross_attention_dim",
+    "block_out_channels", "down_block_types", "layers_per_block", "cross_attention_dim",
     "addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim",
 )  # fmt: skip
 """Config keys in which a ControlNet is like the denoiser that it was made for."""
@@ -112,12 +112,13 @@ def _fit_problems(folder: Path, base: BaseSection) -> list[Problem]:
         return [net]
     denoiser = denoiser_without_weights(base)
     ours, theirs = (cast(Mapping[str, Any], model.config) for model in (denoiser, net))
-    if other := [key for key in SHARED if ours.get(key) != theirs.get(key)]:
-        what = ", ".join(f"{key} is {theirs.get(key)}, the base's {ours.get(key)}" for key in other[:3])
+    vae = read_json(config_folder(base, "vae") / "vae" / "config.json")
+    wanted = {key: ours.get(key) for key in SHARED} | {"in_channels": ours.get("out_channels")}
+    if other := [key for key, value in wanted.items() if value != theirs.get(key)]:
+        what = ", ".join(f"{key} is {theirs.get(key)}, the base's {wanted[key]}" for key in other[:3])
         return [Problem(str(folder), f"it is of another kind of base: {what}", "Use a ControlNet made for this base.")]
     problems = list(weights_fit_problems(folder, shapes_of(net), tensors))
-    blocks = read_json(config_folder(base, "vae") / "vae" / "config.json")["block_out_channels"]
-    return problems or _trial_problems(folder, net, denoiser, 2 ** (len(blocks) - 1))
+    return problems or _trial_problems(folder, net, denoiser, 2 ** (len(vae["block_out_channels"]) - 1))
 
 
 @torch.no_grad()
@@ -126,14 +127,16 @@ def _trial_problems(folder: Path, net: nn.Module, denoiser: nn.Module, pixels: i
     config: Any = denoiser.config
     try:
         with torch.device("meta"):
-            latents, time = torch.empty(1, config.in_channels, 8, 8), torch.empty(1)
+            latents, time = torch.empty(1, config.out_channels, 8, 8), torch.empty(1)
+            around = torch.empty(1, config.in_channels - config.out_channels, 8, 8)  # of a base that fills holes
             caption, edges = torch.empty(1, 4, config.cross_attention_dim), torch.empty(1, 3, 8 * pixels, 8 * pixels)
             named: dict[str, Any] = {}
             if config.addition_embed_type == "text_time":
                 pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
                 named["added_cond_kwargs"] = {"text_embeds": torch.empty(1, pooled), "time_ids": torch.empty(1, 6)}
             added = net(latents, time, caption, edges, return_dict=False, **named)
-            denoiser(latents, time, caption, **named, **dict(zip(RESIDUALS, added, strict=True)))
+            inputs = torch.cat([latents, around], dim=1)
+            denoiser(inputs, time, caption, **named, **dict(zip(RESIDUALS, added, strict=True)))
     except Exception as error:  # whatever two models meet that do not fit
         found = f"it does not work with the base ({reason_of(error)})"
         return [Problem(str(folder), found, "Use a ControlNet made for this base.")]

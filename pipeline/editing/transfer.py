@@ -123,7 +123,7 @@ def transferred(
         edges = None if control is None else control.take(chunk)
         if doubled:
             assert transfer.negative is not None
-            rows = Conditioning.stack([transfer.negative.repeat(some.shape[1]), rows])
+            rows = Conditioning.stack([rows.beside(transfer.negative.repeat(some.shape[1]).tensors), rows])
             weights = torch.cat([weights, weights], dim=1)
             edges = None if edges is None else edges.take([*range(some.shape[1])] * 2)
         predict, restarts = _switched(base, rows, edges, transfer)

@@ -94,17 +94,21 @@ def edited(base: Base, prepared: Path, spec: EditSpec, work: Work) -> Iterator[E
         pictures = read_pictures(prepared / row.file_name for row in rows)
         given = {"picture": pictures}
         masks, control, every = None, None, list(range(len(rows))) * len(columns)
+        beside = dict[str, torch.Tensor]()
         if settings.within_masks:
             given["its mask"] = read_pictures(mask_path(prepared, row.file_name) for row in rows)[:, :1]
-            masks = functional.avg_pool2d(given["its mask"], base.pixels_per_latent).to(base.device)[every]
+            beside = base.surroundings(pictures, given["its mask"]) if base.inpaints else {}
+            if not base.inpaints:  # one that does sees for itself what to keep
+                masks = functional.avg_pool2d(given["its mask"], base.pixels_per_latent).to(base.device)[every]
         if settings.control is not None and net is not None:
             given["its edges"] = edges_of(pictures, settings.control.sigma, settings.control.low, settings.control.high)
             control = Control(net, given["its edges"].to(base.device)[every], settings.control.scale)
         latents = drawn_latents(base.encode(pictures), pictures)
         noise = torch.stack([_noise(latents[0], settings.seed, row.file_name) for row in rows])
-        trail = trail_to_noise(base, latents, base.condition([row.text for row in rows]), noise, transfer, work)
+        shown = base.condition([row.text for row in rows]).beside(beside)
+        trail = trail_to_noise(base, latents, shown, noise, transfer, work)
         trail = trail if masks is not None else trail[-1:]
-        wanted = base.condition([caption_of(row, settings) for row in rows]).take(every)
+        wanted = base.condition([caption_of(row, settings) for row in rows]).beside(beside).take(every)
         adapters = [column for column in columns for _ in rows]
         changed = transferred(base, trail[:, every], wanted, adapters, transfer, work, control, masks)
         decoded = one_each(list(changed), lambda latent: base.decode(latent[None]).cpu(), work.accelerator)

@@ -17,6 +17,7 @@ from pipeline.base.protocol import Base
 from pipeline.editing.transfer import Transfer, Work, trail_to_noise, transferred
 from pipeline.sampling.captions import sample_captions
 from tests.paths import scheduler_like
+from tests.tiny import build_tiny, build_tiny_xl, open_tiny
 
 CAPTIONS = ["a red hill", "a blue lake"]
 
@@ -204,6 +205,50 @@ def test_within_a_mask_is_diffusers_inpainting(tiny: Base, guidance: float) -> N
     assert (ours - slow).abs().max() < 1e-5 * slow.abs().max().clamp(min=1)
 
 
+@pytest.fixture(params=["epsilon", "v_prediction"])
+def filler(request: pytest.FixtureRequest, tmp_path: Path) -> Base:
+    """A tiny base that was made to fill holes."""
+    build_tiny(request.param, takes=9).save_pretrained(tmp_path / "filler")
+    return open_tiny(tmp_path / "filler")
+
+
+@pytest.mark.parametrize(("strength", "guidance"), [(0.8, 1.0), (0.5, 3.0)])
+def test_a_base_that_fills_holes_does_as_in_diffusers(filler: Base, strength: float, guidance: float) -> None:
+    generator = torch.Generator().manual_seed(4)
+    pictures, holes = torch.rand(2, 3, 16, 16, generator=generator), masks(2).repeat_interleave(2, -1)
+    holes = holes.repeat_interleave(2, -2)
+    beside = filler.surroundings(pictures, holes)
+    latents, captions = noise_like((2, 4, 8, 8)), filler.condition(CAPTIONS).beside(beside)
+    transfer = Transfer(10, strength, "noise", guidance, filler.condition([""]), solver="ddim")
+    trail = trail_to_noise(filler, latents, captions, noise_like((2, 4, 8, 8), 1), transfer)
+    ours = transferred(filler, trail[-1:], captions, [()] * 2, transfer)
+    pipe = pipe_of(filler, StableDiffusionInpaintPipeline)
+    pipe.set_progress_bar_config(disable=True)
+    slow = pipe(
+        CAPTIONS,
+        image=latents,
+        mask_image=holes,
+        masked_image_latents=filler.encode(torch.where(holes.bool(), 0.5, pictures)).mean,
+        height=16,
+        width=16,
+        strength=strength,
+        num_inference_steps=10,
+        guidance_scale=guidance,
+        generator=torch.Generator().manual_seed(1),
+        output_type="latent",
+    ).images
+    assert (ours - slow).abs().max() < 1e-5 * slow.abs().max().clamp(min=1)
+    unseen = filler.condition(CAPTIONS)
+    assert not torch.allclose(ours, transferred(filler, trail[-1:], unseen, [()] * 2, transfer), atol=1e-2)
+
+
+def test_a_base_that_fills_holes_sees_nothing_unless_told(filler: Base) -> None:
+    latents, time = noise_like((2, 4, 8, 8)), torch.full((2,), 500)
+    captions = filler.condition(CAPTIONS)
+    hidden = filler.surroundings(torch.rand(2, 3, 16, 16), torch.ones(2, 1, 16, 16))
+    assert torch.equal(filler.predict(latents, time, captions), filler.predict(latents, time, captions.beside(hidden)))
+
+
 @pytest.mark.parametrize("start", ["noise", "inversion"])
 def test_outside_a_mask_latents_stay_and_inside_they_change(tiny: Base, start) -> None:
     latents, inside = noise_like((2, 4, 8, 8)), masks(2).bool().expand(2, 4, 8, 8)
@@ -227,8 +272,6 @@ def test_the_steps_taken_are_the_nearest(steps: int, strength: float, taken: int
 
 
 def test_an_xl_takes_control_too(tmp_path: Path) -> None:
-    from tests.tiny import build_tiny_xl, open_tiny
-
     build_tiny_xl().save_pretrained(tmp_path / "xl")
     base = open_tiny(tmp_path / "xl")
     latents = noise_like((2, 4, 8, 8))
