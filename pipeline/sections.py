@@ -187,7 +187,6 @@ class PocketSection(Section):
     caption_dropout: Fraction
     between: Fraction
     ema: float = Field(ge=0, lt=1)
-    compile: bool
 
 
 class ControlNetSection(Section):
@@ -199,7 +198,6 @@ class ControlNetSection(Section):
     batch: int = Field(ge=1, le=4096)
     rate: float = Field(gt=0, le=1)
     ema: float = Field(ge=0, lt=1)
-    compile: bool
 
 
 class MachineSection(Section):

@@ -17,8 +17,8 @@ ADAPTER_PREFIX = f"{DENOISER}."
 
 @dataclass(frozen=True)
 class Family:
-    """name: for people. pipelines: `_class_name` in model_index.json, the second that of bases that fill holes. configs:
-    part to its config file and what that must say. weights: part to the stem of its weights' file names."""
+    """name: for people. pipelines: `_class_name` in model_index.json, the second for filling holes. configs: part to
+    its config file and what that must say. weights: part to the stem of its weights' file names."""
 
     name: str
     pipelines: tuple[str, ...]

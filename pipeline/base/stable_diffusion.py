@@ -21,7 +21,7 @@ TILED_FROM = 1536
 RESIDUALS = ("down_block_additional_residuals", "mid_block_additional_residual")
 """What the UNet takes from a ControlNet."""
 MASK, SEEN = "mask", "seen"
-"""What the UNet of a base that fills holes takes after the latents: where they are hidden, and the latents of the rest."""
+"""What the UNet of a base that fills holes takes after the latents: where they are hidden, and what is seen."""
 GREY = 0.5
 """What is put over the hidden part of a picture before it is encoded: 0 between -1 and 1."""
 
@@ -157,8 +157,8 @@ class StableDiffusion:
         return prediction.float() if lower else prediction
 
     def _around(self, latents: torch.Tensor, conditioning: Conditioning) -> list[torch.Tensor]:
-        """What goes after latents (B, C, h, w): (B, 1, h, w) and (B, C, h, w). All is hidden where the conditioning does
-        not say what is seen."""
+        """What goes after latents (B, C, h, w): (B, 1, h, w) and (B, C, h, w). All is hidden where the conditioning
+        does not say what is seen."""
         if MASK in conditioning.tensors:
             return [conditioning[MASK], conditioning[SEEN]]
         size = tuple(side * self.pixels_per_latent for side in latents.shape[-2:])

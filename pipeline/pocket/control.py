@@ -92,7 +92,6 @@ def train_net(
         net.set_attn_processor(AttnProcessor())
     optimizers = muon_and_adamw(net, settings.rate, settings.rate / 2)
     training = Training(net, optimizers, settings.steps, settings.ema, work / "controlnet.pt")
-    predict = torch.compile(both, dynamic=False) if settings.compile else both
     alphas_cumprod = build_scheduler().alphas_cumprod
     indices = list(batches(len(means), settings.batch, settings.steps, settings.seed + 1))
 
@@ -109,7 +108,7 @@ def train_net(
         noisy, target = signal * clean + scale * noise, signal * noise - scale * clean
         drawn = torch.stack([edges[index] for index in chosen]).float()[:, None].repeat(1, 3, 1, 1)
         with torch.autocast(device.type, torch.bfloat16):
-            predicted = predict(
+            predicted = both(
                 noisy.to(device, memory_format=torch.channels_last),
                 times.to(device),
                 given.to(device),

@@ -13,6 +13,8 @@ from tqdm import tqdm
 
 LogMetrics = Callable[[dict[str, float], int], None]
 PREVIEW_EVERY = 1000
+LOOKED_AT = 9
+"""The step at which every weight must have a gradient: by then a ControlNet's zeros have moved, too."""
 
 
 @dataclass
@@ -52,6 +54,8 @@ class Training:
                 group["lr"] = group["peak"] * warmed_cosine(step, self.steps)
             loss = loss_at(step)
             loss.backward()
+            if step == LOOKED_AT:
+                self._require_gradients(label)
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             for optimizer in self.optimizers:
                 optimizer.step()
@@ -70,6 +74,19 @@ class Training:
                 with self.averaged():
                     preview(self.step)
         self.save()
+
+    def _require_gradients(self, label: str) -> None:
+        """Layers that get no gradient look as if they trained: weight decay moves them, and the loss falls by the rest.
+
+        `torch.compile` (2.13, inductor, on a CPU) left out the gradients of all inner layers of the UNet.
+        """
+        idle = [
+            name
+            for name, weight in self.model.named_parameters()
+            if weight.requires_grad and (weight.grad is None or not bool(weight.grad.any()))
+        ]
+        if idle:
+            raise RuntimeError(f"{label}: {len(idle)} weights get no gradient, {idle[0]} first")
 
     def _average(self, step: int) -> None:
         decay = min(self.ema_decay, (1 + step) / (10 + step))  # a young average forgets its random start

@@ -21,7 +21,7 @@ from pipeline.sections import PocketSection
 SETTINGS = PocketSection(
     seed=3, init_from=None, paintings=16, textures=0, autoencoder_steps=2, autoencoder_batch=2, autoencoder_rate=1e-3,
     decoder_steps=2, decoder_rate=1e-3, keep_encoder=False, latent_noise=0.1, unet_steps=2, unet_batch=2,
-    unet_rate=1e-3, caption_dropout=0.5, between=0.5, ema=0.9, compile=False,
+    unet_rate=1e-3, caption_dropout=0.5, between=0.5, ema=0.9,
 )  # fmt: skip
 CPU = torch.device("cpu")
 
@@ -200,3 +200,14 @@ def test_batches_take_everything_once_an_epoch() -> None:
     assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10))
     assert flat[:10] != flat[10:]
     assert all(torch.equal(a, b) for a, b in zip(made, batches(10, 4, 5, seed=0), strict=True))
+
+
+def test_a_layer_without_a_gradient_ends_the_training(tmp_path: Path) -> None:
+    model = nn.ModuleDict({"first": nn.Linear(2, 2), "second": nn.Linear(2, 1)})
+    training = Training(model, [adamw(list(model.parameters()), 1e-3)], 12, 0.9, tmp_path / "model.pt")
+
+    def cut_off(step: int) -> torch.Tensor:
+        return model["second"](model["first"](torch.ones(1, 2)).detach()).sum()
+
+    with pytest.raises(RuntimeError, match=r"2 weights get no gradient, first\.weight first"):
+        training.run(cut_off, ignore, "cut off")

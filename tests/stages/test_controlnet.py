@@ -16,7 +16,7 @@ from tests.project import with_values
 
 
 def test_the_stage_writes_a_controlnet_that_the_pocket_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    values = {"paintings": 16, "steps": 2, "batch": 2, "rate": 0.01, "ema": 0.0, "compile": "false"}
+    values = {"paintings": 16, "steps": 2, "batch": 2, "rate": 0.01, "ema": 0.0}
     text = with_values(
         (ROOT / "params.yaml").read_text(encoding="utf-8"), {f"controlnet.{k}": v for k, v in values.items()}
     )
