@@ -117,7 +117,7 @@ def test_films_with_every_option_run(
     captions = ["a red hill", "a blue lake", "a hill"]
 
     def frames(base: Base) -> torch.Tensor:
-        short = replace(recipe, steps=3, inversion_steps=3, negative=base.condition(["a lake"]))
+        short = replace(recipe, steps=3, inversion_steps=3, negative="a lake")
         given = [Keyframe(picture, caption) for picture, caption in zip(pictures, captions, strict=True)]
         made = Film(base, given, FilmSettings(short, frames=4, pacing_spare=2, **settings), batch=6)
         return torch.stack([frame.picture for frame in made])
