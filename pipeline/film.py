@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 
+from pipeline.adapters.conditioning import adapted_conditioning
 from pipeline.adapters.mixing import WeightedAdapter
 from pipeline.base.posterior import drawn_latents
 from pipeline.base.protocol import Base
@@ -100,9 +101,11 @@ class Film:
         self.base, self.settings = base, settings or FilmSettings()
         self.batch, self.progress, self.accelerator = batch, progress, accelerator
         latents = draw_latents(base, torch.stack([keyframe.picture for keyframe in keyframes]))
-        conditioning = base.condition([keyframe.caption for keyframe in keyframes])
+        captions = [keyframe.caption for keyframe in keyframes]
+        own = adapted_conditioning(base, captions, [keyframe.adapters for keyframe in keyframes])
+        styled = adapted_conditioning(base, captions, [(*keyframe.adapters, *keyframe.style) for keyframe in keyframes])
         self.keyframes = [
-            EncodedKeyframe(latents[row], conditioning.take([row]), keyframe.adapters, keyframe.style)
+            EncodedKeyframe(latents[row], own.take([row]), keyframe.adapters, keyframe.style, styled.take([row]))
             for row, keyframe in enumerate(keyframes)
         ]
         self.noise = invert_keyframes(base, self.keyframes, self.settings.recipe, batch, progress, accelerator)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from accelerate import Accelerator
 
+from pipeline.adapters.conditioning import adapted_conditioning
 from pipeline.adapters.mixing import Adapter
 from pipeline.base.posterior import keyed_seed
 from pipeline.base.protocol import Base
@@ -38,11 +39,10 @@ def sample_grid(
     )
     noise = noise.repeat_interleave(len(weights), dim=0).to(base.device)
     adapters = [[(adapter, weight)] for _ in seeds for weight in weights]
-    conditioning = base.condition([caption])
+    conditioning = adapted_conditioning(base, [caption] * len(adapters), adapters)
 
     def sampled(chunk: slice) -> torch.Tensor:
-        some = adapters[chunk]
-        captions = conditioning.repeat(len(some))
+        captions, some = conditioning.take(chunk), adapters[chunk]
         return sample_captions(base, noise[chunk], captions, some, steps=steps, guidance=guidance, progress=progress)
 
     most = None if batch is None else batch if guidance == 1 else batch // 2

@@ -21,8 +21,11 @@ CAPTIONS, STEPS = 4, 10
 
 
 @torch.no_grad()
-def preview_sheet(base: Base, jobs: Sequence[Job]) -> Frame:
-    """What the adapters in training make of their captions from fixed noise: a row for each, four captions at most."""
+def preview_sheet(base: Base, jobs: Sequence[Job], reads_text: bool = False) -> Frame:
+    """What the adapters in training make of their captions from fixed noise: a row for each, four captions at most.
+
+    reads_text: whether the text encoders are in training, too, and read the captions otherwise than they did at first.
+    """
     examples = [example for job in jobs for example in job.examples[:CAPTIONS]]
     noise = torch.cat(
         [
@@ -33,13 +36,16 @@ def preview_sheet(base: Base, jobs: Sequence[Job]) -> Frame:
             for example in examples
         ]
     ).to(base.device)
-    predict = predictor(base, Conditioning.stack([example.conditioning for example in examples]).to(base.device))
-    latents = sample(noise, predict, base.path, STEPS)
-    base.move_encoders(base.device)  # only for now: training needs the room
+    if reads_text:
+        captions = base.condition([example.caption for example in examples])
+    else:
+        captions = Conditioning.stack([example.conditioning for example in examples]).to(base.device)
+    latents = sample(noise, predictor(base, captions), base.path, STEPS)
+    base.move_encoders(base.device, text=not reads_text)  # only for now: training needs the room
     try:
         pictures = to_arrays(base.decode(latents))
     finally:
-        base.move_encoders(torch.device("cpu"))
+        base.move_encoders(torch.device("cpu"), text=not reads_text)
     columns = len(examples) // len(jobs)
     rows = [np.concatenate(pictures[first : first + columns], axis=1) for first in range(0, len(examples), columns)]
     return np.concatenate(rows)

@@ -21,6 +21,10 @@ def _different(scales: tuple[float, ...]) -> tuple[float, ...]:
     return scales
 
 
+def _off_at_zero(rate: float | None) -> float | None:
+    return rate or None  # one value for one meaning: the adapters of 0 and of null are the same files
+
+
 Alphas = Annotated[tuple[Fraction, ...], Field(strict=False, min_length=3), AfterValidator(_rising)]
 
 
@@ -79,6 +83,7 @@ class TrainSection(Section):
         | Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False, min_length=1)]
     )
     init: Literal["kaiming", "gaussian"]
+    text_rate: Annotated[Annotated[float, Field(ge=0, le=1)] | None, AfterValidator(_off_at_zero)]
     gradient_checkpointing: bool
     hold_out: int = Field(ge=0, le=1000)
     validate_every: Annotated[int, Field(ge=1, le=1_000_000)] | None

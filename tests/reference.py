@@ -253,7 +253,7 @@ def sample_one(
     def predict(latents: torch.Tensor, timestep: float) -> torch.Tensor:
         if recipe.guidance == 1:
             return unet(latents, timestep, caption[None]).sample
-        without = unet(latents, timestep, recipe.negative["embedding"]).sample
+        without = unet(latents, timestep, base.condition([recipe.negative])["embedding"].to(latents)).sample
         given = unet(latents, timestep, caption[None]).sample
         prediction = without + recipe.guidance * (given - without)
         back = prediction * given.std() / prediction.std()

@@ -12,11 +12,14 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
 
-from pipeline.adapters.mixing import Adapter, is_linear
+from pipeline.adapters.mixing import Adapter, is_linear, is_of_text
+from pipeline.base.protocol import Adaptable
 from pipeline.errors import Problem, UserError
 from pipeline.outputs import reading
 from pipeline.sections import TrainSection
 
+TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+"""The layers of text encoders that get factors where these learn, too, as in diffusers' scripts."""
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 PRESETS = {"attention": ATTENTION, "attention+feed-forward": (*ATTENTION, "ff.net.0.proj", "ff.net.2")}
 """Which layers get factors, by the ends of their names."""
@@ -44,10 +47,19 @@ def save_adapter(
 
     tensors: the factors as peft names them, `<module>.lora_A.weight` and so on. notes: anything JSON that says where
     the adapter comes from; nothing volatile, so that equal adapters are equal files. prefix: the base's
-    `adapter_prefix`.
+    `adapter_prefix`, for those of the denoiser; text encoders' names begin with their part already. config: of the
+    denoiser's; the text encoders' have the same, but for their layers.
     """
-    state = {prefix + key: value.detach().float().cpu().contiguous() for key, value in sorted(tensors.items())}
-    settings = {prefix + key: _plain(value) for key, value in config.to_dict().items()}
+    state = {
+        key if is_of_text(key) else prefix + key: value.detach().float().cpu().contiguous()
+        for key, value in sorted(tensors.items())
+    }
+    layers: dict[str, set[str]] = {}
+    for key in filter(is_of_text, tensors):
+        layers.setdefault(key.partition(".")[0] + ".", set()).add(key.rsplit(".", 3)[1])
+    configs = {prefix: config.to_dict()}
+    configs |= {part: {**config.to_dict(), "target_modules": ends} for part, ends in layers.items()}
+    settings = {part + key: _plain(value) for part, whole in configs.items() for key, value in whole.items()}
     metadata = {
         "format": "pt",
         CONFIG_KEY: json.dumps(settings, sort_keys=True),
@@ -98,8 +110,8 @@ def read_notes(path: Path) -> dict[str, Any]:
         raise UserError(Problem(str(path), f"not an adapter of morphline ({error})", fix)) from error
 
 
-def read_adapter(path: Path, base_digest: str, device: torch.device, denoiser: nn.Module | None = None) -> Adapter:
-    """The adapter in a file, for `mixed_adapters`. denoiser: the base's, whose layers it must fit; None: not looked at.
+def read_adapter(path: Path, base_digest: str, device: torch.device, base: Adaptable | None = None) -> Adapter:
+    """The adapter in a file, for `mixed_adapters`. base: the one whose layers it must fit; None: not looked at.
 
     Raises:
         UserError: when the file is not whole, does not fit, or was trained on another base.
@@ -115,31 +127,44 @@ def read_adapter(path: Path, base_digest: str, device: torch.device, denoiser: n
             module, letter, _ = key.rsplit(".", 2)
             factors.setdefault(module, {})[letter] = tensor.to(device)
         pairs = {module: (pair["lora_A"], pair["lora_B"]) for module, pair in factors.items()}
+        layers = None if base is None else layers_by_name(base)
         for module, pair in pairs.items():
-            check_pair(module, *pair, denoiser)
+            check_pair(module, *pair, layers)
         if not pairs:
             raise ValueError("it holds no tensors")
-        scale = float(config["lora_alpha"] / (config["r"] ** 0.5 if config["use_rslora"] else config["r"]))
-        return Adapter(pairs, scale)
+        return Adapter(pairs, _scale(config))
 
 
-def check_pair(module: str, down: torch.Tensor, up: torch.Tensor, denoiser: nn.Module | None) -> None:
-    """Raises ValueError for factors that have no product, or none for this layer."""
+def layers_by_name(base: Adaptable) -> dict[str, nn.Module]:
+    """Every module of a base that adapters could name, as they name it."""
+    return {**dict(base.denoiser.named_modules()), **dict(base.text_encoders.named_modules())}
+
+
+def _scale(config: Mapping[str, Any]) -> float:
+    """What B A is multiplied by, of peft's settings."""
+    if not (config["r"] > 0 and config["lora_alpha"] > 0 and isinstance(config["use_rslora"], bool)):
+        raise ValueError("its rank and scale are no positive numbers")
+    return float(config["lora_alpha"] / (config["r"] ** 0.5 if config["use_rslora"] else config["r"]))
+
+
+def check_pair(module: str, down: torch.Tensor, up: torch.Tensor, layers: Mapping[str, nn.Module] | None) -> None:
+    """Raises ValueError for factors that have no product, or none for this layer. layers: the base's, by name."""
     pixel = (1, 1) if down.ndim == 4 else ()
     shaped = down.ndim in (2, 4) and down.ndim == up.ndim and down.shape[2:] == up.shape[2:] == pixel
     if not shaped or not len(down) or len(down) != up.shape[1]:
         raise ValueError(f"{module}: factors of {tuple(down.shape)} and {tuple(up.shape)}")
     if not bool(down.isfinite().all() and up.isfinite().all()):
         raise ValueError(f"{module}: a factor that is not finite")
-    if denoiser is None:
+    if layers is None:
         return
-    layer = dict(denoiser.named_modules()).get(module)
+    layer = layers.get(module)
     if not is_linear(layer) or layer.weight.shape != (len(up), down.shape[1], *pixel):
         raise ValueError(f"{module}: no linear layer of this base, or one of another size")
 
 
 def read_config_and_tensors(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """peft's config and tensors of a file that `save_adapter` wrote, both without the base's prefix.
+    """peft's config and tensors of a file that `save_adapter` wrote, both without the base's prefix; text encoders'
+    tensors keep theirs.
 
     Raises:
         UserError: when the file is not whole.
@@ -148,8 +173,12 @@ def read_config_and_tensors(path: Path) -> tuple[dict[str, Any], dict[str, torch
         with safe_open(path, framework="pt") as file:
             whole = json.loads(file.metadata()[CONFIG_KEY])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        prefix = next((key for key in whole if key.endswith(".peft_type")), "").removesuffix("peft_type")
-        config = {key.removeprefix(prefix): value for key, value in whole.items()}
-        if not (config["r"] > 0 and config["lora_alpha"] > 0 and isinstance(config["use_rslora"], bool)):
-            raise ValueError("its rank and scale are no positive numbers")
+        of_parts = [key.removesuffix("peft_type") for key in whole if key.endswith(".peft_type")]
+        prefix = next((part for part in of_parts if not is_of_text(part)), "")
+        config = {key.removeprefix(prefix): value for key, value in whole.items() if not is_of_text(key)}
+        for part in sorted({key.partition(".")[0] for key in tensors if is_of_text(key)}):
+            own = {name: whole[f"{part}.{name}"] for name in ("r", "lora_alpha", "use_rslora")}
+            if _scale(own) != _scale(config):
+                raise ValueError(f"{part}: its scale is {_scale(own):g}, and the denoiser's {_scale(config):g}")
+        _scale(config)
         return config, {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}

@@ -11,15 +11,30 @@ from torch import nn
 Hook = Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor]
 
 
+TEXT_ENCODER = "text_encoder"
+"""How names of text encoders' layers begin, in adapters and their files; those of denoisers never do."""
+
+
+def is_of_text(name: str) -> bool:
+    """Whether a layer, or a factor of one, is a text encoder's: `text_encoder.` or `text_encoder_2.` and so on."""
+    return name.startswith(TEXT_ENCODER)
+
+
 @dataclass(frozen=True)
 class Adapter:
     """A trained adapter. factors: module name to A (r, in) and B (out, r); it adds scale B A to that weight.
 
-    Those of a convolution of one pixel are (r, in, 1, 1) and (out, r, 1, 1).
+    Those of a convolution of one pixel are (r, in, 1, 1) and (out, r, 1, 1). The denoiser's modules have their own
+    names, the text encoders' begin with their part.
     """
 
     factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
     scale: float
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it changes how captions are read."""
+        return any(map(is_of_text, self.factors))
 
 
 def is_linear(module: nn.Module | None) -> TypeGuard[nn.Linear | nn.Conv2d]:
@@ -50,16 +65,34 @@ def mixed_adapters(denoiser: nn.Module, adapters: Sequence[Adapter], weights: to
     weights: (adapters, B), on any device, B the batch that the denoiser is called with. Only the products B A are
     weighted, never the factors: to interpolate those apart is wrong by -alpha (1 - alpha) (B_0 - B_1) (A_0 - A_1). All
     adapters of a layer share one pair of matrix products: their A lie above each other, their B beside each other, and
-    what is weighted is the short vector in between. With no adapters nothing changes.
+    what is weighted is the short vector in between. With no adapters nothing changes. Factors for text encoders have no
+    say here, but in what those make of captions (`adapted_conditioning`).
 
     Raises:
         ValueError: when an adapter has factors for a module that is no linear layer of this denoiser.
     """
+    with _mixed(denoiser, adapters, weights, text=False):
+        yield
+
+
+@contextmanager
+def mixed_text_adapters(encoders: nn.Module, adapters: Sequence[Adapter], weights: torch.Tensor) -> Iterator[None]:
+    """The same for a base's `text_encoders`, with the adapters' factors for those alone: caption b of a batch.
+
+    Raises:
+        ValueError: when an adapter has factors for a module that is no linear layer of these encoders.
+    """
+    with _mixed(encoders, adapters, weights, text=True):
+        yield
+
+
+@contextmanager
+def _mixed(root: nn.Module, adapters: Sequence[Adapter], weights: torch.Tensor, text: bool) -> Iterator[None]:
     handles = []
     try:
-        for name in sorted({name for adapter in adapters for name in adapter.factors}):
+        for name in sorted({name for one in adapters for name in one.factors if is_of_text(name) == text}):
             try:
-                module = denoiser.get_submodule(name)
+                module = root.get_submodule(name)
             except AttributeError:
                 module = None
             if not is_linear(module):

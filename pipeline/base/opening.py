@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # notices about
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from pipeline.base.checking import (
@@ -31,6 +32,7 @@ from pipeline.base.protocol import Base
 from pipeline.base.schedule import FILE
 from pipeline.base.stable_diffusion import StableDiffusion
 from pipeline.base.stable_diffusion_xl import StableDiffusionXL
+from pipeline.base.text_encoders import named_text_encoders
 from pipeline.errors import Problem, UserError
 from pipeline.inputs import read_json
 from pipeline.sections import BaseSection
@@ -78,13 +80,42 @@ def _skip_problems(section: BaseSection, root: Path) -> list[Problem]:
     if not section.clip_skip:
         return []
     family = family_of(root)
-    encoders = [part for part in family.weights if part.startswith("text_encoder")]
-    layers = min(int(read_json(root / part / "config.json").get("num_hidden_layers", 12)) for part in encoders)
+    configs = [read_json(root / part / "config.json") for part in text_parts(family)]
+    layers = min(int(config.get("num_hidden_layers", 12)) for config in configs)
     most = layers - (2 if family is STABLE_DIFFUSION_XL else 1)
     if section.clip_skip <= most:
         return []
     found = f"{section.clip_skip}, and a text encoder has {layers} layers"
     return [Problem("params.yaml: base.clip_skip", found, f"It can be 0 to {most} for this base.")]
+
+
+@dataclass(frozen=True)
+class LayersWithoutWeights:
+    """A base's denoiser and text encoders as their configs describe them, on torch's meta device."""
+
+    denoiser: UNet2DConditionModel
+    text_encoders: nn.ModuleDict
+
+
+def layers_without_weights(section: BaseSection) -> LayersWithoutWeights:
+    """What adapters go on, for questions about whether they fit."""
+    root = cached(section) or fetch(section, ["model_index.json"]) if is_hub_id(section) else root_of(section)
+    encoders = {}
+    for part in text_parts(family_of(root)):
+        config = read_json(config_folder(section, part) / part / "config.json")
+        with torch.device("meta"):
+            encoders[part] = text_kind(part)(CLIPTextConfig.from_dict(config))
+    return LayersWithoutWeights(denoiser_without_weights(section), named_text_encoders(encoders))
+
+
+def text_parts(family: Family) -> list[str]:
+    """The parts of a base that read captions."""
+    return [part for part in family.weights if part.startswith("text_encoder")]
+
+
+def text_kind(part: str) -> type[CLIPTextModel] | type[CLIPTextModelWithProjection]:
+    """The class of such a part."""
+    return CLIPTextModelWithProjection if part == "text_encoder_2" else CLIPTextModel
 
 
 def denoiser_without_weights(section: BaseSection) -> nn.Module:
@@ -135,10 +166,9 @@ def _load_folder(section: BaseSection, dtype: torch.dtype) -> dict[str, Any]:
         for part, (kind, kept) in kinds.items()
     }
     parts["denoiser"] = parts.pop("unet")
-    # The caption is encoded once, so its precision costs nothing: text encoders are float32 always.
-    for part in (part for part in family.weights if part.startswith("text_encoder")):
-        kind = CLIPTextModelWithProjection if part == "text_encoder_2" else CLIPTextModel
-        parts[part] = kind.from_pretrained(
+    # Captions are short, so their precision costs next to nothing: text encoders are float32 always.
+    for part in text_parts(family):
+        parts[part] = text_kind(part).from_pretrained(
             root, subfolder=part, use_safetensors=True, dtype=torch.float32, **_variant(root / part, family)
         )
     for part in family.tokenizers:

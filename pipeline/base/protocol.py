@@ -6,23 +6,34 @@ from typing import Protocol
 import torch
 from diffusers import ModelMixin
 from diffusers.models.attention_processor import Attention
+from torch import nn
 
 from pipeline.base.conditioning import Conditioning, Control
 from pipeline.base.noise_path import NoisePath
 from pipeline.base.posterior import Posterior
 
 
-class Base(Protocol):
+class Adaptable(Protocol):
+    """What adapters go on: an opened base, or its layers without weights, for questions about them."""
+
+    @property
+    def denoiser(self) -> ModelMixin:
+        """The module whose layers adapters' files name after `adapter_prefix`."""
+        ...
+
+    @property
+    def text_encoders(self) -> nn.ModuleDict:
+        """Those that read captions, by part, such as `text_encoder`; adapters' files name their layers as they are
+        called in here (see `named_text_encoders`)."""
+        ...
+
+
+class Base(Adaptable, Protocol):
     """A frozen base on its device."""
 
     @property
     def path(self) -> NoisePath:
         """How it adds noise, and what it predicts."""
-        ...
-
-    @property
-    def denoiser(self) -> ModelMixin:
-        """The module that adapters go on."""
         ...
 
     @property
@@ -73,7 +84,8 @@ class Base(Protocol):
         ...
 
     def condition(self, captions: Sequence[str]) -> Conditioning:
-        """Captions to what `predict` takes, float32, one row each."""
+        """Captions to what `predict` takes, float32, one row each; with gradients where adapters on the text encoders
+        are in training."""
         ...
 
     def surroundings(self, pixels: torch.Tensor, masks: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -91,8 +103,11 @@ class Base(Protocol):
         """The denoiser's raw prediction (see `path`) for latents (B, C, h, w), float32. times: (B,)."""
         ...
 
-    def move_encoders(self, device: torch.device) -> None:
-        """Move autoencoder and text encoders: off an accelerator once all is encoded, back to decode."""
+    def move_encoders(self, device: torch.device, *, text: bool = True) -> None:
+        """Move autoencoder and text encoders: off an accelerator once all is encoded, back to decode.
+
+        text: False where the text encoders stay, because adapters on them are in training.
+        """
         ...
 
     def self_attention(self, blocks: Sequence[str]) -> list[Attention]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
+from torch import nn
 from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -14,6 +15,7 @@ from pipeline.base.conditioning import Conditioning, Control
 from pipeline.base.families import ADAPTER_PREFIX
 from pipeline.base.noise_path import NoisePath
 from pipeline.base.posterior import Posterior
+from pipeline.base.text_encoders import named_text_encoders
 
 TILED_FROM = 1536
 """Longer side in pixels from which the autoencoder works in overlapping tiles: its memory grows with the picture."""
@@ -48,6 +50,11 @@ class StableDiffusion:
         return ADAPTER_PREFIX
 
     @property
+    def text_encoders(self) -> nn.ModuleDict:
+        """The one there is."""
+        return named_text_encoders({"text_encoder": self.text_encoder})
+
+    @property
     def latent_channels(self) -> int:
         """C of latents (B, C, h, w)."""
         return int(self.vae.config.latent_channels)
@@ -62,10 +69,11 @@ class StableDiffusion:
         """Pixels along a side of one latent."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
-    def move_encoders(self, device: torch.device) -> None:
-        """Move autoencoder and text encoder: off an accelerator once all is encoded, back to decode."""
+    def move_encoders(self, device: torch.device, *, text: bool = True) -> None:
+        """Move autoencoder and text encoders: off an accelerator once all is encoded, back to decode."""
         self.vae.to(device)
-        self.text_encoder.to(device)
+        if text:
+            self.text_encoders.to(device)
 
     def self_attention(self, blocks: Sequence[str]) -> list[Attention]:
         """`attn1` of the transformers in the UNet's down, mid and up blocks."""
@@ -105,9 +113,11 @@ class StableDiffusion:
         pictures = [self.vae.decode(latent[None]).sample for latent in unscaled]
         return (torch.cat(pictures).float() / 2 + 0.5).clamp(0, 1)
 
-    @torch.no_grad()
     def condition(self, captions: Sequence[str]) -> Conditioning:
-        """Captions to `embedding` (B, L, D) float32. `check` has refused captions that would be cut off."""
+        """Captions to `embedding` (B, L, D) float32. `check` has refused captions that would be cut off.
+
+        With gradients where adapters on the text encoder are in training; its own weights are frozen.
+        """
         tokens = self.tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt").input_ids
         skip, tokens = self.clip_skip, tokens.to(self.text_encoder.device)
         encoded = self.text_encoder(tokens, output_hidden_states=skip > 0)

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from pipeline.base.conditioning import Conditioning
 from pipeline.base.stable_diffusion import StableDiffusion
+from pipeline.base.text_encoders import named_text_encoders
 
 
 @dataclass(frozen=True)
@@ -20,15 +22,15 @@ class StableDiffusionXL(StableDiffusion):
     tokenizer_2: CLIPTokenizer
     empty_is_zero: bool
 
-    def move_encoders(self, device: torch.device) -> None:
-        """Move autoencoder and both text encoders."""
-        super().move_encoders(device)
-        self.text_encoder_2.to(device)
+    @property
+    def text_encoders(self) -> nn.ModuleDict:
+        """Both."""
+        return named_text_encoders({"text_encoder": self.text_encoder, "text_encoder_2": self.text_encoder_2})
 
-    @torch.no_grad()
     def condition(self, captions: Sequence[str]) -> Conditioning:
         """Captions to `embedding` (B, L, D), both encoders' last but one layers (or earlier, see `clip_skip`) side by
-        side, and `pooled` (B, P), the second encoder's projection; both float32."""
+        side, and `pooled` (B, P), the second encoder's projection; both float32.
+        With gradients where adapters on the encoders are in training; their own weights are frozen."""
         states, pooled = [], torch.empty(0)
         for tokenizer, encoder in ((self.tokenizer, self.text_encoder), (self.tokenizer_2, self.text_encoder_2)):
             tokens = tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt").input_ids

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from pipeline.adapters.lora import read_adapter, read_notes
 from pipeline.adapters.mixing import WeightedAdapter
 from pipeline.adapters.store import find_adapter
 from pipeline.base.families import ADAPTER_PREFIX
+from pipeline.base.protocol import Adaptable
 from pipeline.errors import Problem, UserError
 from pipeline.exchange.foreign import is_foreign, read_foreign
 from pipeline.sections import BaseSection
@@ -62,20 +62,18 @@ def require_base(chosen: list[Chosen], section: BaseSection, digest: str) -> Non
             raise UserError(Problem(str(one.path), found, "Name adapters of that base, or set `base` to theirs."))
 
 
-def read_chosen(chosen: list[Chosen], denoiser: nn.Module | None) -> tuple[list[WeightedAdapter], list[str]]:
-    """The adapters with their weights, and remarks on what was left out. denoiser: the base's, whose layers they must
-    fit; None: not looked at, where all are ours."""
-    weighted, remarks = [], []
+def read_chosen(chosen: list[Chosen], base: Adaptable | None) -> list[WeightedAdapter]:
+    """The adapters with their weights. base: the one whose layers they must fit; None: not looked at, where all are
+    ours."""
+    weighted = []
     for one in chosen:
         if one.base:
-            adapter = read_adapter(one.path, one.base["digest"], torch.device("cpu"), denoiser)
+            adapter = read_adapter(one.path, one.base["digest"], torch.device("cpu"), base)
         else:
-            assert denoiser is not None
-            adapter, left_out = read_foreign(one.path, denoiser, ADAPTER_PREFIX)
-            if left_out:
-                remarks.append(f"{one.path}: {left_out} tensors are for text encoders, and were left out")
+            assert base is not None
+            adapter = read_foreign(one.path, base, ADAPTER_PREFIX)
         weighted.append((adapter, one.weight))
-    return weighted, remarks
+    return weighted
 
 
 def _choose(name: str) -> Chosen:

@@ -2,15 +2,18 @@
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pipeline.adapters.mixing import WeightedAdapter, is_of_text
 from pipeline.base.checking import base_digest, is_single_file
 from pipeline.base.families import DENOISER, family_of
 from pipeline.base.files import remove_local_path
 from pipeline.base.opening import load_single_file, open_base, root_of
+from pipeline.base.protocol import Base
 from pipeline.commands.chosen import choose, read_chosen, require_base
 from pipeline.errors import Problem, UserError
 from pipeline.exchange.combining import fuse
@@ -23,7 +26,7 @@ KEPT = (".json", ".txt", ".safetensors")
 
 
 def run(names: list[str], out: Path, force: bool) -> str:
-    """Write the base of params.yaml, with adapters fused into its denoiser, to the folder `out`; how to use it.
+    """Write the base of params.yaml, with adapters fused into its weights, to the folder `out`; how to use it.
 
     It is a fresh copy: taking an adapter out of weights again is not exact, so that is not offered.
 
@@ -37,18 +40,17 @@ def run(names: list[str], out: Path, force: bool) -> str:
     chosen = choose(names)
     base = open_base(section, torch.device("cpu"))
     require_base(chosen, section, base.digest)
-    adapters, remarks = read_chosen(chosen, base.denoiser)
+    adapters = read_chosen(chosen, base)
     try:
-        fuse(base.denoiser, adapters)
+        fuse(base, adapters)
     except ValueError as error:
         raise UserError(
             Problem(", ".join(names), str(error), "Use a smaller weight, or another `base.dtype`.")
         ) from None
     with atomic_folder(out) as partial:
-        write_base(section, base.denoiser, partial)
+        write_base(section, changed_parts(base, adapters), partial)
     digest = base_digest(section.model_copy(update={"source": str(out), "config": None}))
-    use = f"{out}: to use it, write in params.yaml, under `base`,\n  source: {out}\n  revision: {digest}\n  config:"
-    return "\n".join([*remarks, use])
+    return f"{out}: to use it, write in params.yaml, under `base`,\n  source: {out}\n  revision: {digest}\n  config:"
 
 
 def check_replaceable(out: Path, section: BaseSection) -> None:
@@ -65,19 +67,26 @@ def check_replaceable(out: Path, section: BaseSection) -> None:
         raise UserError(Problem(str(out), "it is the base itself", "Name another folder."))
 
 
-def write_base(section: BaseSection, denoiser: Any, folder: Path) -> None:
-    """Write the base with its denoiser replaced. folder: empty, or not there.
+def changed_parts(base: Base, adapters: Sequence[WeightedAdapter]) -> dict[str, Any]:
+    """The models that adapters have changed, by their part of the base: the denoiser, and text encoders they name."""
+    named = {name.partition(".")[0] for adapter, _ in adapters for name in adapter.factors if is_of_text(name)}
+    return {DENOISER: base.denoiser} | {part: getattr(base, part) for part in sorted(named)}
+
+
+def write_base(section: BaseSection, changed: Mapping[str, Any], folder: Path) -> None:
+    """Write the base with some of its parts replaced. folder: empty, or not there.
 
     Every other part is copied as it is; of a single file the parts become a folder first.
     """
     if is_single_file(section):
-        pipe = load_single_file(section, next(denoiser.parameters()).dtype)
-        setattr(pipe, DENOISER, denoiser)
+        pipe = load_single_file(section, next(changed[DENOISER].parameters()).dtype)
+        for part, model in changed.items():
+            setattr(pipe, part, model)
         pipe.save_pretrained(folder, safe_serialization=True)
     else:
         root = root_of(section)
         parts = family_of(root).parts
-        for part in (part for part in parts if part != DENOISER):
+        for part in (part for part in parts if part not in changed):
             for file in sorted((root / part).rglob("*")):
                 if file.is_file() and file.suffix in KEPT:
                     target = folder / file.relative_to(root)
@@ -88,6 +97,7 @@ def write_base(section: BaseSection, denoiser: Any, folder: Path) -> None:
         index |= {name: [None, None] for name, value in index.items() if isinstance(value, list) and name not in parts}
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        denoiser.save_pretrained(folder / DENOISER, safe_serialization=True)
+        for part, model in changed.items():
+            model.save_pretrained(folder / part, safe_serialization=True)
     for config in folder.rglob("*.json"):
         remove_local_path(config)

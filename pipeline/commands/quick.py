@@ -45,7 +45,7 @@ def run(
     prepared = from_arrays([_prepared(path, params.prepare) for path in pictures])
     base = open_base(params.base, choose_device(params.machine.device))
     keyframes = [Keyframe(picture, text) for picture, text in zip(prepared, texts, strict=True)]
-    film = Film(base, keyframes, settings_of(section, base), batch=params.machine.batch, progress=_bar)
+    film = Film(base, keyframes, settings_of(section), batch=params.machine.batch, progress=_bar)
     made = [to_arrays(frame.picture[None])[0] for frame in film]
     stops = [number * (film.settings.frames_per_segment - 1) for number in range(len(pictures))]
     fps, hold = section.fps if fps is None else fps, section.hold if hold is None else hold

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 
+from pipeline.adapters.conditioning import adapted_conditioning
 from pipeline.adapters.mixing import WeightedAdapter, mixed_adapters, mixing_weights
 from pipeline.base.conditioning import Conditioning, Control
 from pipeline.base.noise_path import Level
@@ -27,15 +28,15 @@ class Transfer:
     """How pictures are changed.
 
     strength: the share of the `steps` that is gone back, 0 (the picture stays) to 1 (from noise alone, or the picture's
-    own). start: where the noise comes from. negative: the caption (one row) that guidance
-    leads away from. control_from, control_until: the shares of the steps taken between which edges have a say.
+    own). start: where the noise comes from. negative: the caption that guidance leads away from.
+    control_from, control_until: the shares of the steps taken between which edges have a say.
     """
 
     steps: int = 10
     strength: float = 0.6
     start: Start = "inversion"
     guidance: float = 1.0
-    negative: Conditioning | None = None
+    negative: str = ""
     solver: Solver = "midpoint"
     control_from: float = 0.0
     control_until: float = 1.0
@@ -107,14 +108,13 @@ def transferred(
 ) -> torch.Tensor:
     """Clean latents (B, C, h, w) from the end of `trail_to_noise`, with the captions (B rows) and adapters of each.
 
+    captions: as the samples' adapters read them (`adapted_conditioning`).
     control: with a picture for each sample. masks: (B, 1, h, w) in [0, 1], 0 where after every step the sample is put
     back on its trail, as diffusers inpaints with ordinary bases; without them the end of the trail is enough.
     """
     if transfer.steps_taken == 0:
         return trail[0]
     doubled = transfer.guidance != 1
-    if doubled and transfer.negative is None:
-        raise ValueError("guidance needs a negative caption, if only the empty one")
     levels = base.path.levels(transfer.steps)
 
     def sampled(chunk: slice) -> torch.Tensor:
@@ -122,8 +122,8 @@ def transferred(
         loaded, weights = mixing_weights(adapters[chunk])
         edges = None if control is None else control.take(chunk)
         if doubled:
-            assert transfer.negative is not None
-            rows = Conditioning.stack([rows.beside(transfer.negative.repeat(some.shape[1]).tensors), rows])
+            negative = adapted_conditioning(base, [transfer.negative] * len(rows), adapters[chunk])
+            rows = Conditioning.stack([rows.beside(negative.tensors), rows])
             weights = torch.cat([weights, weights], dim=1)
             edges = None if edges is None else edges.take([*range(some.shape[1])] * 2)
         predict, restarts = _switched(base, rows, edges, transfer)

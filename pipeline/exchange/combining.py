@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
+from pipeline.adapters.lora import layers_by_name
 from pipeline.adapters.mixing import WeightedAdapter, is_linear
+from pipeline.base.protocol import Adaptable
 
 Factors = tuple[torch.Tensor, torch.Tensor]
 
@@ -54,14 +55,14 @@ def combine(adapters: Sequence[WeightedAdapter], rank: int | None = None) -> Com
 
 
 @torch.no_grad()
-def fuse(denoiser: nn.Module, adapters: Sequence[WeightedAdapter]) -> None:
-    """Add weighted adapters to a denoiser's own weights, for good. The sum is taken in float64.
+def fuse(base: Adaptable, adapters: Sequence[WeightedAdapter]) -> None:
+    """Add weighted adapters to the weights of a base's denoiser and text encoders, for good, summed in float64.
 
     Raises:
-        ValueError: when an adapter has factors for a module that is no linear layer of this denoiser, or the sum is not
-            finite in the denoiser's precision.
+        ValueError: when an adapter has factors for a module that is no linear layer of this base, or the sum is not
+            finite in the layer's precision.
     """
-    modules = dict(denoiser.named_modules())
+    modules = layers_by_name(base)
     for name in sorted({name for adapter, _ in adapters for name in adapter.factors}):
         module = modules.get(name)
         if not is_linear(module):

@@ -7,10 +7,10 @@ from typing import Any
 
 from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
-from torch import nn
 
-from pipeline.adapters.lora import CONFIG_KEY, OWN_KEY, check_pair
-from pipeline.adapters.mixing import Adapter
+from pipeline.adapters.lora import CONFIG_KEY, OWN_KEY, check_pair, layers_by_name
+from pipeline.adapters.mixing import Adapter, is_of_text
+from pipeline.base.protocol import Adaptable
 from pipeline.outputs import reading
 
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
@@ -26,11 +26,11 @@ def is_foreign(path: Path) -> bool:
         return OWN_KEY not in (file.metadata() or {})
 
 
-def read_foreign(path: Path, denoiser: nn.Module, prefix: str) -> tuple[Adapter, int]:
-    """The adapter in a file, at scale 1, and how many tensors for text encoders were left out.
+def read_foreign(path: Path, base: Adaptable, prefix: str) -> Adapter:
+    """The adapter in a file, at scale 1.
 
-    denoiser: the base's, also without weights. prefix: the base's `adapter_prefix`. Of convolutions those of one pixel
-    are read; alpha / rank is in the factors, layer by layer.
+    base: also without weights. prefix: the base's `adapter_prefix`. Of convolutions those of one pixel are read; alpha
+    / rank is in the factors, layer by layer.
 
     Raises:
         UserError: when the file is not whole, is no LoRA, or does not fit the base.
@@ -42,22 +42,35 @@ def read_foreign(path: Path, denoiser: nn.Module, prefix: str) -> tuple[Adapter,
         if dora := next((key for key in content if "dora_scale" in key), None):
             raise ValueError(f"{dora}: a DoRA, whose scales depend on the weights it was trained on")
         # diffusers knows the names, those of SDXL's original blocks included.
-        named, alphas = StableDiffusionPipeline.lora_state_dict(content, unet_config=denoiser.config)
-        own = {key.removeprefix(prefix): tensor for key, tensor in named.items() if key.startswith(prefix)}
+        named, alphas = StableDiffusionPipeline.lora_state_dict(content, unet_config=base.denoiser.config)
+        tensors = {
+            usual_name(key.removeprefix(prefix)): tensor
+            for key, tensor in named.items()
+            if key.startswith(prefix) or is_of_text(key)
+        }
+        if all(map(is_of_text, tensors)):
+            raise ValueError("it has no factors for the denoiser")
         scales = _scales(alphas or {}, prefix)
-        tensors = {usual_name(key): tensor for key, tensor in own.items()}
         config = json.loads(metadata.get(CONFIG_KEY, "{}"))
-        settings = {key.removeprefix(prefix): value for key, value in config.items()}
-        pairs = {}
+        layers, pairs = layers_by_name(base), {}
         for name in sorted(key.removesuffix(_DOWN) for key in tensors if key.endswith(_DOWN)):
             down, up = tensors.pop(name + _DOWN), tensors.pop(name + _UP)
-            check_pair(name, down, up, denoiser)
+            check_pair(name, down, up, layers)
+            settings = _settings(config, name, prefix)
             pairs[name] = (down, up * (_alpha(name, len(down), scales, settings) / _divisor(len(down), settings)))
         if tensors:
             raise ValueError(f"{len(tensors)} tensors are no LoRA factors, {sorted(tensors)[0]} first")
-        if not pairs:
-            raise ValueError("it has no factors for the denoiser")
-        return Adapter(pairs, 1.0), len(named) - len(own)
+        return Adapter(pairs, 1.0)
+
+
+def _settings(config: dict[str, Any], name: str, prefix: str) -> dict[str, Any]:
+    """What a file says of the part that a module belongs to, the names of modules within it in full."""
+    part = f"{name.partition('.')[0]}." if is_of_text(name) else prefix
+    own = {key.removeprefix(part): value for key, value in config.items() if key.startswith(part)}
+    if part != prefix:
+        patterns = own.get("alpha_pattern") or {}
+        own["alpha_pattern"] = {usual_name(part + module): alpha for module, alpha in patterns.items()}
+    return own
 
 
 def _scales(alphas: dict[str, Any], prefix: str) -> dict[str, float]:
@@ -68,7 +81,11 @@ def _scales(alphas: dict[str, Any], prefix: str) -> dict[str, float]:
 
 def usual_name(key: str) -> str:
     """A factor's name as peft has it, from diffusers' older ones: `<module>.lora.down.weight` and, oldest, those of
-    attention processors, `<attention>.processor.to_q_lora.down.weight`."""
+    attention processors, `<attention>.processor.to_q_lora.down.weight`. Those of text encoders were like these, or
+    `<module>.lora_linear_layer.down.weight`; today they come with and without `text_model`."""
+    if is_of_text(key):
+        key = re.sub(r"^(\w+)\.encoder\.", r"\1.text_model.encoder.", key)
+        key = re.sub(r"\.to_(q|k|v|out)_lora\.", r".\1_proj.lora.", key).replace(".lora_linear_layer.", ".lora.")
     key = re.sub(r"\.processor\.(to_[qkv]|to_out)_lora\.", r".\1.lora.", key)
     key = re.sub(r"\.to_out\.lora\.", ".to_out.0.lora.", key)
     return re.sub(r"\.lora\.(down|up)\.", lambda found: f".lora_{'A' if found[1] == 'down' else 'B'}.", key)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 
+from pipeline.adapters.conditioning import adapted_conditioning
 from pipeline.adapters.mixing import Adapter, WeightedAdapter, mixed_adapters, mixing_weights
 from pipeline.base.conditioning import Conditioning
 from pipeline.base.protocol import Base
@@ -32,18 +33,24 @@ class EncodedKeyframe:
     """A picture as the engine sees it: clean latents (C, h, w), its caption (one row), its weighted adapters.
 
     style: weighted adapters that frames have besides, and inversion does not: what is inverted with them comes back as
-    it was.
+    it was. styled: the caption as frames have it, where the style changes how it is read; None: as inversion has it.
     """
 
     latents: torch.Tensor
     conditioning: Conditioning
     adapters: tuple[WeightedAdapter, ...] = ()
     style: tuple[WeightedAdapter, ...] = ()
+    styled: Conditioning | None = None
+
+    @property
+    def of_frames(self) -> Conditioning:
+        """Its caption (one row) in frames."""
+        return self.conditioning if self.styled is None else self.styled
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How frames are made. negative: the caption (one row) that guidance leads away from, if it is not 1."""
+    """How frames are made. negative: the caption that guidance leads away from, if it is not 1."""
 
     steps: int = 10
     inversion_steps: int = 10
@@ -52,7 +59,7 @@ class Recipe:
     attention: KeyframeAttention | None = None
     guidance: float = 1.0
     rescale: float = 0.0
-    negative: Conditioning | None = None
+    negative: str = ""
 
 
 @torch.no_grad()
@@ -94,7 +101,8 @@ def morph_segment(
 ) -> torch.Tensor:
     """Clean latents (F, C, h, w) of the frames at `alphas` (F,) between two keyframes with inverted noise (2, C, h, w).
 
-    A frame has the slerp of the two noises, with AdaIN if asked, the lerp of the captions, the weights
+    A frame has the slerp of the two noises, with AdaIN if asked, the lerp of the captions (also of the negative one,
+    where adapters change how the ends read it), the weights
     W + (1 - alpha) D0 + alpha D1 and, if asked, its endpoints' self-attention (DiffMorpher, Zhang et al. 2024).
     At most `batch` samples go through the denoiser at once; None: all. Under guidance a frame is two, and attention
     needs the endpoints beside the frames every time. Raises ValueError where `batch` has no room for a frame.
@@ -135,13 +143,14 @@ def _sample_rows(
     start = slerp(noise[0], noise[1], alphas)
     if recipe.use_adain:
         start = adain(start, noise[0], noise[1], alphas)
-    conditioning = Conditioning.lerp(first.conditioning, second.conditioning, alphas)
+    conditioning = Conditioning.lerp(first.of_frames, second.of_frames, alphas)
     adapters, weights = adapter_weights_at(first, second, alphas)
     with_guidance = recipe.guidance != 1
     if with_guidance:
-        if recipe.negative is None:
-            raise ValueError("guidance needs a negative caption, if only the empty one")
-        conditioning = Conditioning.stack([recipe.negative.repeat(len(alphas)), conditioning])
+        acting = [(*one.adapters, *one.style) for one in (first, second)]
+        ends = adapted_conditioning(base, [recipe.negative] * 2, acting)
+        negative = Conditioning.lerp(ends.take([0]), ends.take([1]), alphas)
+        conditioning = Conditioning.stack([negative, conditioning])
         weights = torch.cat([weights, weights], dim=1)
     with ExitStack() as stack:
         stack.enter_context(mixed_adapters(base.denoiser, adapters, weights))

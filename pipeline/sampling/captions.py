@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from pipeline.adapters.conditioning import adapted_conditioning
 from pipeline.adapters.mixing import WeightedAdapter, mixed_adapters, mixing_weights
 from pipeline.base.conditioning import Conditioning
 from pipeline.base.noise_path import Level
@@ -35,13 +36,15 @@ def sample_captions(
 ) -> torch.Tensor:
     """Clean latents (B, C, h, w) from noise (B, C, h, w) and B captions.
 
-    adapters: those of each sample; () for none anywhere. At guidance 1 the empty caption is not evaluated at all.
+    adapters: those of each sample; () for none anywhere. conditioning: the captions as they read them
+    (`adapted_conditioning`). At guidance 1 the empty caption is not evaluated at all.
     """
-    loaded, weights = mixing_weights(adapters or [()] * len(noise))
+    adapters = adapters or [()] * len(noise)
+    loaded, weights = mixing_weights(adapters)
     if guidance == 1:
         predict = predictor(base, conditioning)
     else:
-        empty = base.condition([""]).repeat(len(noise))
+        empty = adapted_conditioning(base, [""] * len(noise), adapters)
         predict = guided(predictor(base, Conditioning.stack([empty, conditioning])), guidance)
         # Both halves of the doubled batch see the same adapters.
         weights = torch.cat([weights, weights], dim=1)

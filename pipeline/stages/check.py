@@ -108,6 +108,9 @@ def _train_problems(params: Params) -> list[Problem]:
         elif settings.hold_out and (pictures := len(_captions(key))) and settings.hold_out >= pictures:
             found = f"{settings.hold_out} of {pictures} pictures, so that none is left to learn from"
             problems.append(Problem(f"{where}.hold_out", found, f"Write at most {pictures - 1}."))
+        if settings.text_rate is not None and spec.adapter == "image":
+            found = f"{settings.text_rate:g}, of adapters of one picture each"
+            problems.append(Problem(f"{where}.text_rate", found, "Write null, or `adapter: set`."))
         if settings.optimizer == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
             problems.append(
                 Problem(
@@ -256,10 +259,10 @@ def _adapter_name_problems(params: Params, where: str, name: str) -> list[Proble
 
 def _file_problems(params: Params, name: str) -> list[Problem]:
     """A file of an adapter that is not there, not whole, or does not fit the base."""
-    from pipeline.base.opening import denoiser_without_weights
+    from pipeline.base.opening import layers_without_weights
     from pipeline.exchange.named import find_file_problems
 
-    return find_file_problems(name, params.base, denoiser_without_weights(params.base))
+    return find_file_problems(name, params.base, layers_without_weights(params.base))
 
 
 def _caption_length(params: Params) -> CaptionLength:

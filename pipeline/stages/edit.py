@@ -14,6 +14,7 @@ from PIL import Image
 from torch.nn import functional
 from tqdm import tqdm
 
+from pipeline.adapters.conditioning import adapted_conditioning
 from pipeline.adapters.store import is_file_name
 from pipeline.base.conditioning import Control
 from pipeline.base.device import choose_device
@@ -87,7 +88,7 @@ def edited(base: Base, prepared: Path, spec: EditSpec, work: Work) -> Iterator[E
     loaded = {name: open_named(name, base) for name in spec.adapters}
     columns = [[(loaded[name], weight * scale) for name, weight in spec.adapters.items()] for scale in scales_of(spec)]
     net = None if settings.control is None else open_control(settings.control, base.dtype, base.device)
-    transfer = transfer_of(settings, base)
+    transfer = transfer_of(settings)
     listed = read_prepared(prepared)
     for first in range(0, len(listed), TOGETHER):
         rows = listed[first : first + TOGETHER]
@@ -108,8 +109,9 @@ def edited(base: Base, prepared: Path, spec: EditSpec, work: Work) -> Iterator[E
         shown = base.condition([row.text for row in rows]).beside(beside)
         trail = trail_to_noise(base, latents, shown, noise, transfer, work)
         trail = trail if masks is not None else trail[-1:]
-        wanted = base.condition([caption_of(row, settings) for row in rows]).beside(beside).take(every)
         adapters = [column for column in columns for _ in rows]
+        wanted = adapted_conditioning(base, [caption_of(rows[number], settings) for number in every], adapters)
+        wanted = wanted.beside({name: tensor[every] for name, tensor in beside.items()})
         changed = transferred(base, trail[:, every], wanted, adapters, transfer, work, control, masks)
         decoded = one_each(list(changed), lambda latent: base.decode(latent[None]).cpu(), work.accelerator)
         made = torch.cat(list(decoded)).unflatten(0, (len(columns), len(rows)))
@@ -185,14 +187,14 @@ def column_labels(spec: EditSpec) -> list[str]:
     ]
 
 
-def transfer_of(settings: EditSection, base: Base) -> Transfer:
+def transfer_of(settings: EditSection) -> Transfer:
     """How pictures are changed, from the params."""
     return Transfer(
         steps=settings.steps,
         strength=settings.strength,
         start=settings.start,
         guidance=settings.guidance,
-        negative=base.condition([settings.negative]) if settings.guidance != 1 else None,
+        negative=settings.negative,
         control_from=settings.control.start if settings.control else 0.0,
         control_until=settings.control.end if settings.control else 1.0,
     )

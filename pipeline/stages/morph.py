@@ -44,7 +44,7 @@ OF_CLIPS = ("fps", "hold", "correct_ends", "without_adapters")
 OF_STYLES = ("style_from", "style_to")
 BASELINES = Path(".work/baselines")
 FRAMES = ("film.py", "base/*.py", "sampling/*.py", "morphing/*.py", "distances/*.py", "processes/chunks.py",
-          "adapters/mixing.py", "frames/tensors.py", "stages/morph.py")  # fmt: skip
+          "adapters/conditioning.py", "adapters/mixing.py", "frames/tensors.py", "stages/morph.py")  # fmt: skip
 
 
 def run(key: str) -> None:
@@ -70,7 +70,7 @@ def run(key: str) -> None:
         if spec.style != NONE:
             keyframes = with_style(keyframes, read_style(spec.style, base), settings)
         pictures = torch.stack([keyframe.picture for keyframe in keyframes])
-        film_settings = settings_of(settings, base)
+        film_settings = settings_of(settings)
         variants = (MORPH, WITHOUT_ADAPTERS) if settings.without_adapters else (MORPH,)
 
         def film_of(variant: Variant) -> Film:
@@ -167,7 +167,7 @@ def read_keyframes(base: Base, prepared: Path, adapters: Path, names: list[str])
         texts = [captions[name] for name in names]
     with reading(adapters / INDEX):
         own = [files[name] for name in names]
-    loaded = {file: read_adapter(adapters / file, base.digest, base.device, base.denoiser) for file in set(own)}
+    loaded = {file: read_adapter(adapters / file, base.digest, base.device, base) for file in set(own)}
     pictures = read_pictures(prepared / name for name in names)
     return [
         Keyframe(picture, text, ((loaded[file], 1.0),))
@@ -178,7 +178,7 @@ def read_keyframes(base: Base, prepared: Path, adapters: Path, names: list[str])
 def read_style(key: str, base: Base) -> Adapter:
     """The adapter of a set that has one for all."""
     require_output(ADAPTERS / key, f"train@{key}")
-    return read_adapter(find_adapter(key), base.digest, base.device, base.denoiser)
+    return read_adapter(find_adapter(key), base.digest, base.device, base)
 
 
 def with_style(keyframes: Sequence[Keyframe], style: Adapter, settings: MorphSection) -> list[Keyframe]:
@@ -187,7 +187,7 @@ def with_style(keyframes: Sequence[Keyframe], style: Adapter, settings: MorphSec
     return [replace(each, style=((style, weight),)) for each, weight in zip(keyframes, weights, strict=True)]
 
 
-def settings_of(settings: MorphSection, base: Base) -> FilmSettings:
+def settings_of(settings: MorphSection) -> FilmSettings:
     """The film's settings from the params."""
     attention = None
     if settings.attention and settings.attention_until > 0:
@@ -200,7 +200,7 @@ def settings_of(settings: MorphSection, base: Base) -> FilmSettings:
         attention=attention,
         guidance=settings.guidance,
         rescale=settings.rescale,
-        negative=base.condition([settings.negative]) if settings.guidance != 1 else None,
+        negative=settings.negative,
     )
     return FilmSettings(
         recipe=recipe,

@@ -45,7 +45,7 @@ def run(key: str) -> None:
             pictures = sample_grid(
                 base,
                 row.text,
-                read_adapter(adapters / file, base.digest, base.device, base.denoiser),
+                read_adapter(adapters / file, base.digest, base.device, base),
                 seeds=seeds,
                 weights=settings.weights,
                 size=(picture.shape[-2], picture.shape[-1]),

@@ -94,7 +94,8 @@ def train_missing(
     writing = own if accelerator.is_main_process or not together else []
 
     empty_caption = base.condition([""])
-    base.move_encoders(torch.device("cpu"))  # an accelerator's memory is for training from here on
+    # An accelerator's memory is for training from here on.
+    base.move_encoders(torch.device("cpu"), text=spec.train.text_rate is None)
     if spec.train.gradient_checkpointing:
         base.denoiser.enable_gradient_checkpointing()
     setup = TrainingSetup(
@@ -105,7 +106,7 @@ def train_missing(
         checkpoints,
         pack_size=machine.pack,
         checkpoint_every=machine.checkpoint_every,
-        callbacks=callbacks(base, tracker, params.tracking.pictures_every) if tracker else Callbacks(),
+        callbacks=callbacks(base, tracker, params.tracking.pictures_every, spec.train) if tracker else Callbacks(),
         accelerator=accelerator if together else None,
     )
     with training_locks([WORK / job.digest for job in writing]):
@@ -184,7 +185,7 @@ def digest_of(base: Base, examples: Sequence[Example], section: Mapping[str, Any
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
-def callbacks(base: Base, tracker: Tracker, pictures_every: int | None) -> Callbacks:
+def callbacks(base: Base, tracker: Tracker, pictures_every: int | None, settings: TrainSection) -> Callbacks:
     """Every step of every adapter, each picture's loss at fixed noise, and pictures on the way, to MLflow."""
 
     def step(name: str, step: int, values: Mapping[str, float]) -> None:
@@ -197,7 +198,7 @@ def callbacks(base: Base, tracker: Tracker, pictures_every: int | None) -> Callb
 
     def preview(jobs: Sequence[Job], step: int) -> None:
         try:
-            sheet = preview_sheet(base, jobs)
+            sheet = preview_sheet(base, jobs, reads_text=settings.text_rate is not None)
         except FloatingPointError as error:  # the training goes on: it says more, and for certain, where it diverges
             tqdm.write(f"no picture of step {step}: {error}")
             return

@@ -49,7 +49,7 @@ class AdapterCache:
 
         source: where the base comes from, for the file's notes.
         """
-        pack = AdapterPack(base.denoiser, [0], settings)
+        pack = AdapterPack(base, [0], settings)
         pack.down[0], pack.up[0] = state.tensors["weight/down"], state.tensors["weight/up"]
         notes = {
             "base": {**source, "digest": base.digest},

@@ -21,7 +21,8 @@ VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 @dataclass(frozen=True)
 class Batch:
-    """Clean latents and noise (B, C, h, w), times (B,) on the CPU, and B captions.
+    """Clean latents and noise (B, C, h, w), times (B,) on the CPU, and B captions: as they were encoded once, and their
+    texts, for text encoders in training.
 
     Times are in the path's own unit (timesteps 0 to 999, or 0 to 1 of a flow): for weights, take `path.snr(times)`.
     """
@@ -30,18 +31,20 @@ class Batch:
     noise: torch.Tensor
     times: torch.Tensor
     conditioning: Conditioning
+    captions: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.clean)
 
     def take(self, rows: torch.Tensor) -> "Batch":
         """Some of its samples, by their rows."""
-        return Batch(self.clean[rows], self.noise[rows], self.times[rows], self.conditioning.take(rows))
+        captions = tuple(self.captions[row] for row in rows.tolist())
+        return Batch(self.clean[rows], self.noise[rows], self.times[rows], self.conditioning.take(rows), captions)
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device, but for its times."""
         clean, noise = (tensor.to(device, non_blocking=True) for tensor in (self.clean, self.noise))
-        return Batch(clean, noise, self.times, self.conditioning.to(device, non_blocking=True))
+        return Batch(clean, noise, self.times, self.conditioning.to(device, non_blocking=True), self.captions)
 
     @staticmethod
     def concatenate(batches: Sequence["Batch"]) -> "Batch":
@@ -51,6 +54,7 @@ class Batch:
             torch.cat([batch.noise for batch in batches]),
             torch.cat([batch.times for batch in batches]),
             Conditioning.stack([batch.conditioning for batch in batches]),
+            tuple(caption for batch in batches for caption in batch.captions),
         )
 
 
@@ -82,7 +86,8 @@ def _draw(
     latents = posterior.sample(generator)
     noise = noise_like(latents, settings.noise_offset, generator)
     times = path.times_at(_spread(settings, step, place))
-    return Batch(latents, noise, times, empty_caption if dropped else example.conditioning)
+    conditioning, caption = (empty_caption, "") if dropped else (example.conditioning, example.caption)
+    return Batch(latents, noise, times, conditioning, (caption,))
 
 
 def _spread(settings: TrainSection, step: int, place: int) -> torch.Tensor:
@@ -124,4 +129,4 @@ def validation_batch(example: Example, path: NoisePath) -> Batch:
     latents = torch.cat([example.posterior.sample(generator) for _ in range(count)])
     noise = noise_like(latents, 0.0, generator)
     times = torch.tensor([path.time_at(share) for share in VALIDATION_TIMES])
-    return Batch(latents, noise, times, example.conditioning.repeat(count))
+    return Batch(latents, noise, times, example.conditioning.repeat(count), (example.caption,) * count)

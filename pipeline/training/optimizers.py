@@ -12,20 +12,30 @@ from pipeline.training.pack import AdapterPack
 class RowOptimizer:
     """AdamW (Loshchilov and Hutter 2019) over one adapter's two rows, each with its own rate.
 
-    LoRA+ (Hayou et al. 2024): B learns `b_rate` times as fast as A. The optimizer is an adapter's own, so that it can
-    be stopped, skipped and resumed without touching its neighbours.
+    LoRA+ (Hayou et al. 2024): B learns `b_rate` times as fast as A. The text encoders' part of a row, if there is one,
+    has a rate of its own. The optimizer is an adapter's own, so that it can be stopped, skipped and resumed without
+    touching its neighbours.
     """
 
     def __init__(self, pack: AdapterPack, place: int, settings: TrainSection) -> None:
-        self.rows = {"down": nn.Parameter(pack.down[place]), "up": nn.Parameter(pack.up[place])}
-        self.rows["down"].grad, self.rows["up"].grad = pack.down_grad[place], pack.up_grad[place]
+        down, up = pack.text_from
+        parts = {"down": slice(down), "up": slice(up)}
         self._ratios = {"down": 1.0, "up": settings.b_rate}
+        if settings.text_rate is not None:
+            parts |= {"text_down": slice(down, None), "text_up": slice(up, None)}
+            ratio = settings.text_rate / settings.learning_rate
+            self._ratios |= {"text_down": ratio, "text_up": ratio * settings.b_rate}
+        self.rows: dict[str, nn.Parameter] = {}
+        for name, part in parts.items():
+            values, grads = (pack.down, pack.down_grad) if name.endswith("down") else (pack.up, pack.up_grad)
+            self.rows[name] = nn.Parameter(values[place, part])
+            self.rows[name].grad = grads[place, part]
         groups = [{"params": [row], "name": name} for name, row in self.rows.items()]
         kind = torch.optim.AdamW if settings.optimizer == "adamw" else _eight_bit()
         self.optimizer = kind(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
     def set_rate(self, rate: float) -> None:
-        """The rate of the next step, for A."""
+        """The rate of the next step, for A of the denoiser."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate * self._ratios[group["name"]]
 

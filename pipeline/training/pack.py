@@ -1,4 +1,4 @@
-"""Several adapters over one frozen denoiser, side by side: in one batch each sample passes through its own alone.
+"""Several adapters over one frozen base, side by side: in one batch each sample passes through its own alone.
 
 All factors of all layers lie in two matrices, one row an adapter: clipping, checkpoints, the sum over processes and
 the optimizer see a few long rows instead of thousands of small tensors, and an adapter's row does not depend on the
@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from pipeline.adapters.lora import PRESETS
+from pipeline.adapters.lora import PRESETS, TEXT_ATTENTION
 from pipeline.adapters.mixing import Hook
+from pipeline.base.protocol import Adaptable
 from pipeline.errors import Problem, UserError
 from pipeline.sections import TrainSection
 
@@ -45,14 +46,19 @@ class AdapterPack:
                     a column of blocks: layer 1's A (N, r, in), the parameter that the denoiser is called with; its
                     .grad is the same column of down_grad, so that backward() adds straight into the rows
 
+    The denoiser's layers come first, then, where they learn, the text encoders': in a row up to `text_from` and after.
+
     A row is one adapter: the parameter of its own optimizer (RowOptimizer), whose .grad is its row of down_grad; also
     what is clipped, saved and summed over processes.
     """
 
-    def __init__(self, denoiser: nn.Module, seeds: Sequence[int], settings: TrainSection) -> None:
+    def __init__(self, base: Adaptable, seeds: Sequence[int], settings: TrainSection) -> None:
         self.rank = settings.rank
         self.scale = settings.alpha / (math.sqrt(settings.rank) if settings.rank_stabilised else settings.rank)
-        self.layers = layers_of(denoiser, settings.targets, settings.rank)
+        self.layers = layers_of(base.denoiser, settings.targets, settings.rank)
+        self.text_from = self.layers[-1].down.stop, self.layers[-1].up.stop
+        if settings.text_rate is not None:
+            self.layers += text_layers_of(base.text_encoders, settings.rank, self.layers[-1])
         first = self.layers[0].module.weight
         # In a lower precision than float32 most updates would round away.
         dtype = torch.promote_types(first.dtype, torch.float32)
@@ -92,7 +98,8 @@ class AdapterPack:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """While it lasts, the denoiser takes batches of N equal parts, one for each adapter, in their order."""
+        """While it lasts, the denoiser takes batches of N equal parts, one for each adapter, in their order; and so do
+        the text encoders, where they learn."""
         handles = [
             layer.module.register_forward_hook(self._hook(*factors))
             for layer, factors in zip(self.layers, self._factors, strict=True)
@@ -149,7 +156,6 @@ def layers_of(denoiser: nn.Module, targets: str | Sequence[str], rank: int) -> l
     """
     names = PRESETS[targets] if isinstance(targets, str) else tuple(targets)
     found: list[Layer] = []
-    down = up = 0
     unused = set(names)
     for name, module in denoiser.named_modules():
         fitting = [target for target in names if name == target or name.endswith(f".{target}")]
@@ -159,10 +165,23 @@ def layers_of(denoiser: nn.Module, targets: str | Sequence[str], rank: int) -> l
             fix = "Name linear layers, or take a preset: " + ", ".join(PRESETS) + "."
             raise UserError(Problem("params.yaml: train.targets", f"{name} is a {type(module).__name__}", fix))
         unused -= set(fitting)
-        widths = rank * module.in_features, rank * module.out_features
-        found.append(Layer(name, module, slice(down, down + widths[0]), slice(up, up + widths[1])))
-        down, up = down + widths[0], up + widths[1]
+        found.append(_layer_after(found[-1] if found else None, name, module, rank))
     if unused:
         fix = "Name ends of module names of this base's denoiser, or take a preset: " + ", ".join(PRESETS) + "."
         raise UserError(Problem("params.yaml: train.targets", f"no layer is called {', '.join(sorted(unused))}", fix))
     return found
+
+
+def text_layers_of(encoders: nn.Module, rank: int, last: Layer) -> list[Layer]:
+    """The attention layers of a base's `text_encoders`, in a row behind `last`."""
+    found = [last]
+    for name, module in encoders.named_modules():
+        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in TEXT_ATTENTION:
+            found.append(_layer_after(found[-1], name, module, rank))
+    return found[1:]
+
+
+def _layer_after(last: Layer | None, name: str, module: nn.Linear, rank: int) -> Layer:
+    down, up = (last.down.stop, last.up.stop) if last else (0, 0)
+    widths = rank * module.in_features, rank * module.out_features
+    return Layer(name, module, slice(down, down + widths[0]), slice(up, up + widths[1]))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
@@ -44,7 +45,7 @@ class PackTrainer:
         self.objective, self.accelerator = objective, accelerator
         self.empty_caption = empty_caption.to(torch.device("cpu"))  # beside the examples' captions
         seeds = [keyed_seed(settings.seed, *(example.digest for example in own)) for own in examples]
-        self.pack = AdapterPack(base.denoiser, seeds, settings)
+        self.pack = AdapterPack(base, seeds, settings)
         self.optimizers = [RowOptimizer(self.pack, row, settings) for row in range(len(examples))]
         self.scales = LossScales(len(examples), base.dtype == torch.float16, self.pack.down.device)
         self.history = History(states, settings.steps, self.pack.down.device)
@@ -81,7 +82,13 @@ class PackTrainer:
         """The samples of all adapters, those of the first first."""
         settings, path = self.settings, self.base.path
         drawn = [draw_batch(own, settings, path, self.empty_caption, step, places) for own in self.examples]
-        return Batch.concatenate(drawn).to(self.base.device)
+        return self._read(Batch.concatenate(drawn).to(self.base.device))
+
+    def _read(self, batch: Batch) -> Batch:
+        """With its captions as text encoders in training read them now, with gradients; else as it is."""
+        if self.settings.text_rate is None:
+            return batch
+        return replace(batch, conditioning=self.base.condition(batch.captions))
 
     def _own_share(self, places: range) -> list[int]:
         """The places of a step's samples that this process draws; all of them where it trains alone."""
@@ -121,12 +128,10 @@ class PackTrainer:
         for examples in zip(*self.measured, strict=True):
             whole = [validation_batch(example, self.base.path) for example in examples]
             # Never more at once than a training step has: who can train has the memory to validate.
-            chunks = [
-                denoising_errors(
-                    self.base, Batch.concatenate([batch.take(rows) for batch in whole]).to(self.base.device)
-                )
-                for rows in torch.arange(len(whole[0])).split(self.settings.batch)
-            ]
+            chunks = []
+            for rows in torch.arange(len(whole[0])).split(self.settings.batch):
+                some = Batch.concatenate([batch.take(rows) for batch in whole]).to(self.base.device)
+                chunks.append(denoising_errors(self.base, self._read(some)))
             by_example.append(torch.cat([chunk.view(len(whole), -1) for chunk in chunks], dim=1).mean(1))
         losses = torch.stack(by_example, dim=1)
         if self.accelerator is not None:

@@ -26,7 +26,7 @@ SETTINGS = TINY.model_copy(update={"alpha": 3.0, "rank": 2})
 
 def saved(base: Base, path: Path) -> torch.Tensor:
     """Save a random adapter of alpha 3 and rank 2; returns what the base predicts with it."""
-    pack = AdapterPack(base.denoiser, [1], SETTINGS)
+    pack = AdapterPack(base, [1], SETTINGS)
     pack.up.copy_(0.3 * torch.randn(pack.up.shape, generator=torch.Generator().manual_seed(2)))
     notes = {**NOTES, "base": {"source": "tiny", "digest": base.digest}}
     save_adapter(path, pack.tensors(0), lora_config(SETTINGS), notes, base.adapter_prefix)
@@ -72,7 +72,7 @@ def test_the_same_adapter_is_the_same_file_in_every_process(tmp_path: Path, tiny
         "from pipeline.adapters.lora import lora_config, save_adapter\n"
         "from pipeline.training.pack import AdapterPack\n"
         "from tests.training.settings import SETTINGS\n"
-        "pack = AdapterPack(open_tiny(Path(sys.argv[1])).denoiser, [1], SETTINGS)\n"
+        "pack = AdapterPack(open_tiny(Path(sys.argv[1])), [1], SETTINGS)\n"
         "notes = {'b': 1, 'a': {'z': 2, 'y': 3}}\n"
         "save_adapter(Path(sys.argv[2]), pack.tensors(0), lora_config(SETTINGS), notes, 'unet.')\n"
     )

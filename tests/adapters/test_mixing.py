@@ -88,7 +88,7 @@ def test_full_weight_is_the_adapter_as_it_was_saved(
 ) -> None:
     settings = SETTINGS.model_copy(update={"rank": 4, "alpha": 3.0, "rank_stabilised": stabilised})
     base = open_tiny(tiny_folders["epsilon"])
-    pack = AdapterPack(base.denoiser, [1], settings)
+    pack = AdapterPack(base, [1], settings)
     pack.up.copy_(0.3 * torch.randn(pack.up.shape, generator=torch.Generator().manual_seed(0)))
     notes = {"base": {"source": "x", "digest": base.digest}}
     save_adapter(tmp_path / "a", pack.tensors(0), lora_config(settings), notes, base.adapter_prefix)

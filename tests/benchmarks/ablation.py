@@ -109,8 +109,6 @@ def morphed(base: Base, pair: Pair, row: Row, frames: int) -> tuple[torch.Tensor
     if row.adapters == "none":
         first, second = replace(first, adapters=()), replace(second, adapters=())
     recipe = row.recipe
-    if recipe.guidance != 1:
-        recipe = replace(recipe, negative=base.condition([""]))
     counted = 0
 
     def count(module: object, inputs: tuple[torch.Tensor, ...]) -> None:

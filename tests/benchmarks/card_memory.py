@@ -108,14 +108,15 @@ def conditioning_of(shape: Shape, count: int) -> Conditioning:
 def batch_of(shape: Shape, count: int) -> Batch:
     """Samples of that shape, without values."""
     latents = torch.zeros(count, *shape.latents)
-    return Batch(latents, torch.zeros_like(latents), torch.full((count,), 500), conditioning_of(shape, count))
+    times, captions = torch.full((count,), 500), ("",) * count
+    return Batch(latents, torch.zeros_like(latents), times, conditioning_of(shape, count), captions)
 
 
 def training(shape: Shape, base: Base, settings: TrainSection, adapters: int) -> Callable[[], None]:
     """Two steps of so many adapters side by side, as the trainer does them."""
 
     def work() -> None:
-        pack = AdapterPack(base.denoiser, [0] * adapters, settings)
+        pack = AdapterPack(base, [0] * adapters, settings)
         optimizers = [RowOptimizer(pack, row, settings) for row in range(adapters)]
         base.denoiser.train()
         with pack.attached():

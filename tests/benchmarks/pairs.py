@@ -38,7 +38,7 @@ def trained_keyframes(base: Base, of: Sequence[Scene], settings: TrainSection) -
         weights = {name: state.tensors for name, state in train_adapters(setup, jobs).items()}
     keyframes = []
     for example, latents in zip(examples, draw_latents(base, pictures.float() / 255), strict=True):
-        pack = AdapterPack(base.denoiser, [0], settings)
+        pack = AdapterPack(base, [0], settings)
         pack.down[0], pack.up[0] = (weights[example.name][f"weight/{part}"].to(base.device) for part in ("down", "up"))
         tensors = pack.tensors(0)
         names = {key.rsplit(".", 2)[0] for key in tensors}

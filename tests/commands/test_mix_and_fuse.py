@@ -10,6 +10,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from pipeline.adapters.conditioning import adapted_conditioning
 from pipeline.adapters.lora import read_adapter, read_notes
 from pipeline.adapters.mixing import mixed_adapters
 from pipeline.base.checking import base_digest
@@ -65,11 +66,10 @@ def test_a_mixed_file_acts_as_its_parts_here_and_in_diffusers(trained: Path) -> 
     names = ["dots:0.7", "hills/blue:-0.4"]
     said = mix.run(names, Path("both.safetensors"), None, force=False)
     base = open_base(load_params().base, CPU)
-    parts, remarks = chosen.read_chosen(chosen.choose(names), base.denoiser)
-    assert not remarks
+    parts = chosen.read_chosen(chosen.choose(names), base)
     with mixed_adapters(base.denoiser, [adapter for adapter, _ in parts], torch.tensor([[0.7] * 3, [-0.4] * 3])):
         expected = predicted(base)
-    together = read_adapter(Path("both.safetensors"), base.digest, CPU, base.denoiser)
+    together = read_adapter(Path("both.safetensors"), base.digest, CPU, base)
     with mixed_adapters(base.denoiser, [together], torch.ones(1, 3)):
         assert torch.allclose(predicted(base), expected, atol=1e-5)
     assert not torch.allclose(predicted(base), expected, atol=1e-4)
@@ -114,7 +114,7 @@ def test_adapters_of_two_bases_have_no_sum(trained: Path) -> None:
 @torch.no_grad()
 def test_a_fused_base_is_whole_pinned_and_equals_the_mix(trained: Path) -> None:
     base = open_base(load_params().base, CPU)
-    ((adapter, _),), _ = chosen.read_chosen(chosen.choose(["dots"]), base.denoiser)
+    ((adapter, _),) = chosen.read_chosen(chosen.choose(["dots"]), base)
     with mixed_adapters(base.denoiser, [adapter], torch.full((1, 3), 0.8)):
         expected = predicted(base)
     said = fuse.run(["dots:0.8"], Path("fused"), force=False)
@@ -154,7 +154,7 @@ def test_a_checker_that_is_not_copied_is_not_looked_for(trained: Path, tmp_path:
     edit(source / "model_index.json", name_checker)
     section = load_params().base.model_copy(update={"source": str(source)})
     base = open_base(section.model_copy(update={"revision": base_digest(section)}), CPU)
-    fuse.write_base(section, base.denoiser, tmp_path / "out")
+    fuse.write_base(section, {"unet": base.denoiser}, tmp_path / "out")
     assert json.loads((tmp_path / "out/model_index.json").read_text())["safety_checker"] == [None, None]
 
 
@@ -163,20 +163,23 @@ def test_another_programs_file_is_mixed_and_fused_for_the_base_of_the_params(tra
     base = open_base(load_params().base, CPU)
     save_file(kohya_factors(base.denoiser) | TEXT_ENCODER, "foreign.safetensors")
     names = ["foreign.safetensors:0.5", "dots"]
-    parts, remarks = chosen.read_chosen(chosen.choose(names), base.denoiser)
-    assert remarks == ["foreign.safetensors: 2 tensors are for text encoders, and were left out"]
+    parts = chosen.read_chosen(chosen.choose(names), base)
     with mixed_adapters(base.denoiser, [adapter for adapter, _ in parts], torch.tensor([[0.5] * 3, [1.0] * 3])):
         expected = predicted(base)
-    said = mix.run(names, Path("both.safetensors"), None, force=False)
-    assert said.splitlines()[0] == remarks[0]
-    together = read_adapter(Path("both.safetensors"), base.digest, CPU, base.denoiser)
+    mix.run(names, Path("both.safetensors"), None, force=False)
+    together = read_adapter(Path("both.safetensors"), base.digest, CPU, base)
     with mixed_adapters(base.denoiser, [together], torch.ones(1, 3)):
         assert torch.allclose(predicted(base), expected, atol=1e-5)
     pipe = StableDiffusionPipeline.from_pretrained(load_params().base.source)
     pipe.load_lora_weights(".", weight_name="both.safetensors")
     assert torch.allclose(pipe.unet(*inputs()).sample, expected, atol=1e-5)
-    assert remarks[0] in fuse.run(names, Path("fused"), force=False)
-    assert torch.allclose(StableDiffusionPipeline.from_pretrained("fused").unet(*inputs()).sample, expected, atol=1e-5)
+    read = adapted_conditioning(base, ["a red hill"], [[(parts[0][0], 0.5), (parts[1][0], 1.0)]])["embedding"]
+    fuse.run(names, Path("fused"), force=False)
+    fused = StableDiffusionPipeline.from_pretrained("fused")
+    assert torch.allclose(fused.unet(*inputs()).sample, expected, atol=1e-5)
+    for by_diffusers in (pipe, fused):
+        assert torch.allclose(by_diffusers.encode_prompt("a red hill", "cpu", 1, False)[0], read, atol=1e-5)
+    assert not torch.allclose(read, base.condition(["a red hill"])["embedding"], atol=1e-2)
 
 
 def test_force_replaces_a_base_written_before_and_nothing_else(trained: Path) -> None:

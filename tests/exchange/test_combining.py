@@ -68,7 +68,7 @@ def test_fused_equals_mixed_and_merged(tiny: Base) -> None:
         assert torch.allclose(predicted(tiny), mixed, atol=1e-5)
     expected = merged(tiny.denoiser, weighted)(*inputs()).sample
     plain = predicted(tiny)
-    fuse(tiny.denoiser, weighted)
+    fuse(tiny, weighted)
     assert torch.allclose(predicted(tiny), mixed, atol=1e-5)
     assert torch.allclose(predicted(tiny), expected, atol=1e-5)
     assert not torch.allclose(predicted(tiny), plain, atol=1e-2)
@@ -80,7 +80,7 @@ def test_fusing_refuses_other_layers_and_what_is_not_finite(tiny: Base) -> None:
     before = weight.clone()
     down, up = torch.ones(1, weight.shape[1]), torch.full((len(weight), 1), 3e38)
     with pytest.raises(ValueError, match="not finite in torch.float32"):
-        fuse(tiny.denoiser, [(Adapter({name: (down, up)}, 10.0), 1.0)])
+        fuse(tiny, [(Adapter({name: (down, up)}, 10.0), 1.0)])
     assert torch.equal(weight, before)
     with pytest.raises(ValueError, match="conv_in, which is no linear layer"):
-        fuse(tiny.denoiser, [(Adapter({"conv_in": (down, up)}, 1.0), 1.0)])
+        fuse(tiny, [(Adapter({"conv_in": (down, up)}, 1.0), 1.0)])

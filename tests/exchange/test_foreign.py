@@ -1,6 +1,7 @@
 """Other programs' LoRA files, against what diffusers makes of them."""
 
 import copy
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import nn
 
+from pipeline.adapters.conditioning import adapted_conditioning
 from pipeline.adapters.lora import read_adapter
 from pipeline.adapters.mixing import mixed_adapters
 from pipeline.base.protocol import Base
@@ -27,8 +29,8 @@ TO_Q = f"unet.{ATTENTION}.to_q"
 TO = ("to_q", "to_k", "to_v", "to_out")
 TARGETS = ["to_q", "proj_in"]
 TEXT_ENCODER = {
-    f"lora_te_text_model_encoder_layers_0_self_attn_q_proj.{name}": torch.ones(shape)
-    for name, shape in (("lora_down.weight", (2, 16)), ("lora_up.weight", (16, 2)), ("alpha", ()))
+    f"lora_te_text_model_encoder_layers_0_self_attn_q_proj.{name}": torch.linspace(-1, 2, 32).view(shape)
+    for name, shape in (("lora_down.weight", (2, 16)), ("lora_up.weight", (16, 2)))
 }
 
 
@@ -51,7 +53,7 @@ def kohya_factors(denoiser: nn.Module, layers: Mapping[str, int] = LAYERS) -> di
 
 @torch.no_grad()
 def ours(base: Base, path: Path) -> torch.Tensor:
-    adapter, _ = read_foreign(path, base.denoiser, base.adapter_prefix)
+    adapter = read_foreign(path, base, base.adapter_prefix)
     with mixed_adapters(base.denoiser, [adapter], torch.ones(1, 3)):
         return predicted(base)
 
@@ -81,8 +83,73 @@ def test_kohyas_files_with_alphas_of_each_layers_own_and_convolutions_of_one_pix
     assert not torch.allclose(found, predicted(base), atol=1e-2)
     save_file(content | TEXT_ENCODER, path)
     assert is_foreign(path)
-    assert torch.equal(ours(base, path), found), "the text encoder's part is left out, and counted"
-    assert read_foreign(path, base.denoiser, base.adapter_prefix)[1] == 2
+    assert torch.equal(ours(base, path), found), "the text encoder's part is no part of the denoiser's"
+
+
+OLD, NEW = "text_encoder.text_model.encoder.layers.0.", "text_encoder.encoder.layers.0."
+
+
+@pytest.mark.parametrize(
+    ("names", "alpha"),
+    [
+        ("lora_te_text_model_encoder_layers_0_{kohya}.lora_{way}.weight", 5.0),
+        (f"{OLD}{{old}}_lora.{{way}}.weight", None),
+        (f"{OLD}{{new}}.lora_linear_layer.{{way}}.weight", None),
+        (f"{OLD}{{new}}.lora_{{letter}}.weight", None),
+        (f"{NEW}{{new}}.lora_{{letter}}.weight", None),
+    ],
+)
+@torch.no_grad()
+def test_text_encoders_factors_by_every_name_they_have_had_are_what_diffusers_makes_of_them(
+    fresh_tiny: Fresh, tiny_folders: dict[str, Path], tmp_path: Path, names: str, alpha: float | None
+) -> None:
+    base, path, generator = fresh_tiny(), tmp_path / "text.safetensors", torch.Generator().manual_seed(8)
+    content = {f"{TO_Q}.lora_A.weight": torch.ones(2, 16), f"{TO_Q}.lora_B.weight": torch.ones(16, 2)}
+    if alpha is not None:
+        content = kohya_factors(base.denoiser, {f"{ATTENTION}.to_q": int(2 * alpha - 2)})
+    layers = {"self_attn.q_proj": 16, "self_attn.out_proj": 16} | ({} if "{old}" in names else {"mlp.fc1": 32})
+    for new, high in layers.items():
+        old, kohya = re.sub(r"\.(\w+)_proj", r".to_\1", new), new.replace(".", "_")
+        for way, letter, shape in (("down", "A", (2, 16)), ("up", "B", (high, 2))):
+            key = names.format(way=way, letter=letter, new=new, old=old, kohya=kohya)
+            content[key] = torch.randn(shape, generator=generator)
+        if alpha is not None:
+            content[key.replace("lora_up.weight", "alpha")] = torch.tensor(alpha)
+    save_file(content, path)
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_folders["epsilon"])
+    pipe.load_lora_weights(tmp_path, weight_name=path.name)
+    expected = pipe.encode_prompt("a red hill", "cpu", 1, False)[0]
+    adapter = read_foreign(path, base, base.adapter_prefix)
+    found = adapted_conditioning(base, ["a red hill"], [[(adapter, 1.0)]])["embedding"]
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert not torch.allclose(found, base.condition(["a red hill"])["embedding"], atol=1e-2)
+
+
+@torch.no_grad()
+def test_a_text_encoders_alphas_are_its_own(fresh_tiny: Fresh, tiny_folders: dict[str, Path], tmp_path: Path) -> None:
+    """As diffusers' scripts save them: settings of each part, with alphas of single layers."""
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_folders["epsilon"])
+    config = LoraConfig(r=2, lora_alpha=3, target_modules=["to_q"], init_lora_weights=False)
+    text = LoraConfig(
+        r=2, lora_alpha=5, target_modules=["q_proj", "k_proj"], init_lora_weights=False, alpha_pattern={"k_proj": 7}
+    )
+    parts = {}
+    for module, own in ((pipe.unet, config), (pipe.text_encoder, text)):
+        module.add_adapter(own, "default")
+        parts[module] = get_peft_model_state_dict(module, adapter_name="default")
+    in_full = {"alpha_pattern": {"encoder.layers.0.self_attn.k_proj": 7}}
+    StableDiffusionPipeline.save_lora_weights(
+        tmp_path,
+        unet_lora_layers=parts[pipe.unet],
+        text_encoder_lora_layers=parts[pipe.text_encoder],
+        unet_lora_adapter_metadata=config.to_dict(),
+        text_encoder_lora_adapter_metadata=text.to_dict() | in_full,
+    )
+    path, base = tmp_path / "pytorch_lora_weights.safetensors", fresh_tiny()
+    expected = pipe.encode_prompt("a red hill", "cpu", 1, False)[0]
+    adapter = read_foreign(path, base, base.adapter_prefix)
+    found = adapted_conditioning(base, ["a red hill"], [[(adapter, 1.0)]])["embedding"]
+    assert torch.allclose(found, expected, atol=1e-5)
 
 
 def test_kohyas_files_of_one_alpha_are_what_diffusers_makes_of_them(
@@ -146,6 +213,9 @@ def test_older_names_become_those_that_diffusers_makes_of_them() -> None:
         ({"unet.conv_in.lora_A.weight": (2, 4, 3, 3), "unet.conv_in.lora_B.weight": (16, 2, 1, 1)}, "conv_in: factors"),
         ({f"{TO_Q}.lora_A.weight": (2, 16)}, "to_q.lora_B.weight"),
         ({f"text_encoder.{ATTENTION}.lora_A.weight": (2, 16)}, "no factors"),
+        ({f"{TO_Q}.lora_A.weight": (2, 16), f"{TO_Q}.lora_B.weight": (16, 2),
+          "text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_A.weight": (2, 16),
+          "text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_B.weight": (32, 2)}, "no linear layer of this base"),
         ({"model.weight": (2, 2)}, "no factors for the denoiser"),
         ({"lora_unet_conv_in.lora_down.weight": (2, 4), "lora_unet_conv_in.dora_scale": (16, 1)}, "a DoRA"),
     ],
@@ -156,7 +226,7 @@ def test_what_is_no_lora_of_this_base_is_refused(
     base, path = fresh_tiny(), tmp_path / "x.safetensors"
     save_file({name: torch.ones(shape) for name, shape in content.items()}, path)
     with pytest.raises(UserError, match=r"x\.safetensors") as refused:
-        read_foreign(path, base.denoiser, base.adapter_prefix)
+        read_foreign(path, base, base.adapter_prefix)
     assert said in str(refused.value), str(refused.value)
 
 

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from pipeline.adapters.lora import lora_config, save_adapter
 from pipeline.base.protocol import Base
 from pipeline.exchange.kohya import write_kohya
 from pipeline.training.pack import AdapterPack
+from tests.text_adapters import saved_adapter
+from tests.tiny import build_tiny, build_tiny_xl, open_tiny
 from tests.training.settings import SETTINGS
 
 Fresh = Callable[[], Base]
@@ -23,7 +26,7 @@ def test_kohyas_format_means_the_same_adapter(
     changes = {"alpha": 3.0, "targets": "attention+feed-forward", "rank_stabilised": stabilised}
     settings = SETTINGS.model_copy(update=changes)
     base = fresh_tiny()
-    pack = AdapterPack(base.denoiser, [1], settings)
+    pack = AdapterPack(base, [1], settings)
     pack.up.copy_(0.3 * torch.randn(pack.up.shape, generator=torch.Generator().manual_seed(0)))
     notes = {"base": {"source": "x", "digest": base.digest}}
     save_adapter(tmp_path / "ours.safetensors", pack.tensors(0), lora_config(settings), notes, base.adapter_prefix)
@@ -46,3 +49,27 @@ def test_kohyas_format_means_the_same_adapter(
     tensors = load_file(tmp_path / "kohya.safetensors")
     assert tensors[f"{module}.lora_down.weight"].shape == (2, 16)
     assert float(tensors[f"{module}.alpha"]) == pytest.approx(3.0 * (2**0.5 if stabilised else 1))
+
+
+@pytest.mark.parametrize(("build", "starts"), [(build_tiny, {"te"}), (build_tiny_xl, {"te1", "te2"})])
+@torch.no_grad()
+def test_text_encoders_are_read_from_it_as_from_ours(build: Any, starts: set[str], tmp_path: Path) -> None:
+    """By diffusers, from both files."""
+    build().save_pretrained(tmp_path / "base")
+    base, captions = open_tiny(tmp_path / "base"), []
+    saved_adapter(base, tmp_path / "ours.safetensors")
+    write_kohya(tmp_path / "ours.safetensors", tmp_path / "kohya.safetensors")
+    for file in ("ours", "kohya"):
+        pipe = type(build()).from_pretrained(tmp_path / "base")
+        pipe.load_lora_weights(tmp_path, weight_name=f"{file}.safetensors")
+        captions.append(
+            pipe.encode_prompt("a red hill", device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)[
+                0
+            ]
+        )
+    assert torch.allclose(captions[0], captions[1], atol=1e-5)
+    assert not torch.allclose(captions[0], base.condition(["a red hill"])["embedding"], atol=1e-2)
+    keys = load_file(tmp_path / "kohya.safetensors").keys()
+    assert {key.split("_")[1] for key in keys} == {"unet", *starts}
+    for start in starts:
+        assert f"lora_{start}_text_model_encoder_layers_0_self_attn_out_proj.lora_down.weight" in keys

@@ -17,8 +17,11 @@ from safetensors.torch import save_file
 
 from pipeline.adapters.lora import CONFIG_KEY, read_adapter, read_notes
 from pipeline.adapters.store import read_index
+from pipeline.base.protocol import Base
 from pipeline.commands import clip, export
 from pipeline.errors import UserError
+from pipeline.exchange import kohya
+from pipeline.exchange.foreign import read_foreign
 from pipeline.frames.prepared import read_prepared
 from pipeline.frames.variants import read_facts
 from pipeline.report.figures import read_metrics
@@ -73,6 +76,30 @@ def rank_zero(tensors: dict[str, torch.Tensor], config: Any) -> None:
     config.update({key: 0 for key in config if key.endswith(".r")})
 
 
+def with_text(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
+    """As if the text encoder had learned, too."""
+    layer = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+    tensors |= {f"{layer}.lora_A.weight": torch.ones(2, 16), f"{layer}.lora_B.weight": torch.ones(16, 2)}
+    config |= {key.replace("unet.", "text_encoder."): value for key, value in config.items()}
+
+
+def text_of_another_scale(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
+    with_text(tensors, config)
+    config["text_encoder.lora_alpha"] *= 2
+
+
+def text_without_settings(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
+    with_text(tensors, config)
+    del config["text_encoder.r"]
+
+
+def text_of_another_base(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
+    with_text(tensors, config)
+    for key in [key for key in tensors if key.startswith("text_encoder.")]:
+        tensors[key.replace("text_encoder.", "text_encoder_2.")] = tensors.pop(key)
+    config |= {key.replace("unet.", "text_encoder_2."): value for key, value in config.items()}
+
+
 def shrink(path: str) -> None:
     with Image.open(path) as picture:
         small = picture.resize((64, 64))
@@ -102,6 +129,9 @@ STAGES: dict[str, Callable[[], object]] = {
         ("sample", lambda: adapter(without_half), ADAPTER, "train@dots"),
         ("sample", lambda: adapter(other_layer), ADAPTER, "train@dots"),
         ("sample", lambda: rewrite(INDEX, lambda index: {}), "adapters.json", "train@dots"),
+        ("sample", lambda: adapter(text_of_another_scale), ADAPTER, "train@dots"),
+        ("morph", lambda: adapter(text_without_settings), ADAPTER, "train@dots"),
+        ("edit", lambda: adapter(text_of_another_base), ADAPTER, "train@dots"),
         ("morph", lambda: adapter(other_size), ADAPTER, "train@dots"),
         ("morph", lambda: adapter(rank_zero), ADAPTER, "train@dots"),
         ("morph", lambda: rewrite(INDEX, lambda index: [1]), "adapters.json", "train@dots"),
@@ -153,6 +183,32 @@ def readers(project: Path) -> dict[str, tuple[Path, Callable[[Path], object]]]:
         "adapter": (project / ADAPTER, lambda path: read_adapter(path, digest, device)),
         "rows": (project / "data/prepared/hills/metadata.jsonl", lambda path: read_prepared(path.parent)),
     }
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_any_bytes_of_an_adapter_that_reads_text_are_read_or_refused(
+    made: Path, fresh_tiny: Callable[[], Base], foreign: bool
+) -> None:
+    """Ours with a text encoder's part, and the same with kohya's names, on a base that they must fit."""
+    adapter(with_text)
+    base, path = fresh_tiny(), made / "x.safetensors"
+    kohya.write_kohya(Path(ADAPTER), path)
+    source = path.read_bytes() if foreign else Path(ADAPTER).read_bytes()
+    prefix = base.adapter_prefix
+
+    def read(path: Path) -> object:
+        return read_foreign(path, base, prefix) if foreign else read_adapter(path, base.digest, base.device, base)
+
+    path.write_bytes(source)
+    assert read(path).reads_text  # type: ignore[attr-defined]
+
+    @hostile(60)
+    @given(content=damaged(source))
+    def check(content: bytes) -> None:
+        path.write_bytes(content)
+        attempt(read, path)
+
+    check()
 
 
 @pytest.mark.parametrize("kind", ["facts", "index", "metrics", "curves", "adapter", "rows"])

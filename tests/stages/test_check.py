@@ -212,6 +212,19 @@ def test_layers_by_name_and_stopping_with_losses_are_valid(project: Path) -> Non
     assert CliRunner().invoke(app, ["check"]).exit_code == 0
 
 
+def test_text_encoders_learn_for_sets_with_one_adapter(project: Path) -> None:
+    """A rate of 0 is none at all; the set that may have one has it among its own values."""
+    params = project / "params.yaml"
+    edit(params, lambda text: with_values(text, {"train.text_rate": 0.5}))
+    assert checked() == [
+        "params.yaml: sets.hills: train.text_rate: 0.5, of adapters of one picture each. Write null, or `adapter: set`."
+    ]
+    edit(params, lambda text: with_values(text, {"train.text_rate": 0}))
+    assert CliRunner().invoke(app, ["check"]).exit_code == 0
+    edit(params, lambda text: text.replace("train: {steps: 4}", "train: {steps: 4, text_rate: 0.5}"))
+    assert CliRunner().invoke(app, ["check"]).exit_code == 0
+
+
 def test_pictures_to_hold_out_that_are_not_there_are_reported(project: Path) -> None:
     edit(project / "params.yaml", lambda text: with_values(text, {"train.hold_out": 4}))
     assert checked() == [

@@ -23,11 +23,12 @@ def morphline(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("key", ["hills", "dots"])
-def test_two_processes_train_what_one_trains(project: Path, database: str, key: str) -> None:
-    """Three adapters shared out, and one trained on halves of each batch."""
+@pytest.mark.parametrize(("key", "text_rate"), [("hills", None), ("dots", None), ("dots", 0.01)])
+def test_two_processes_train_what_one_trains(project: Path, database: str, key: str, text_rate: float | None) -> None:
+    """Three adapters shared out, and one trained on halves of each batch, also with its text encoder."""
     prepare.run(key)
-    edit(project / "params.yaml", lambda text: with_values(text, {"machine.reuse": "false"}))
+    values = {"machine.reuse": "false"} | ({} if text_rate is None else {"train.text_rate": text_rate})
+    edit(project / "params.yaml", lambda text: with_values(text, values))
     train.run(key)
     folder = project / "models/adapters" / key
     one = {path.name: load_file(path) for path in folder.glob("*.safetensors")}
@@ -35,6 +36,7 @@ def test_two_processes_train_what_one_trains(project: Path, database: str, key: 
     done = morphline("train", key)
     assert done.returncode == 0, done.stderr
     two = {path.name: load_file(path) for path in folder.glob("*.safetensors")}
+    assert any(tensor.startswith("text_encoder.") for tensors in two.values() for tensor in tensors) is bool(text_rate)
     assert one.keys() == two.keys()
     for name, tensors in one.items():
         close = torch.cat([torch.isclose(tensors[k], two[name][k], atol=1e-4).flatten() for k in tensors])

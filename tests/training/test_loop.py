@@ -197,7 +197,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_the_adapter_and_the_pictu
 def test_lora_plus_lets_b_learn_faster(tiny: Base) -> None:
     """AdamW's first step moves every weight by its rate."""
     settings = SETTINGS.model_copy(update={"b_rate": 16.0, "weight_decay": 0.0})
-    pack = AdapterPack(tiny.denoiser, [0], settings)
+    pack = AdapterPack(tiny, [0], settings)
     before = pack.down.clone()
     optimizer = RowOptimizer(pack, 0, settings)
     pack.down_grad.fill_(0.5)
@@ -226,7 +226,7 @@ def test_gradient_checkpointing_changes_no_number(fresh_tiny: Fresh, tmp_path: P
 
 
 def test_loss_scales_follow_each_adapter_by_itself(tiny: Base) -> None:
-    pack = AdapterPack(tiny.denoiser, [1, 2], SETTINGS)
+    pack = AdapterPack(tiny, [1, 2], SETTINGS)
     scales = LossScales(2, True, torch.device("cpu"))
     assert scales.scaled(torch.tensor([1.0, 2.0])).tolist() == [65536, 131072]
     pack.down_grad.fill_(65536.0)

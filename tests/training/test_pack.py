@@ -34,12 +34,14 @@ def batch(count: int, dtype: torch.dtype = torch.float32) -> Batch:
         return torch.randn(shape, generator=generator).to(dtype)
 
     timesteps = torch.randint(1000, (count,), generator=generator)
-    return Batch(noise(count, 4, 8, 8), noise(count, 4, 8, 8), timesteps, caption_of(noise(count, 64, 16)))
+    return Batch(
+        noise(count, 4, 8, 8), noise(count, 4, 8, 8), timesteps, caption_of(noise(count, 64, 16)), ("",) * count
+    )
 
 
 def test_each_part_of_a_batch_sees_its_own_adapter_as_peft_computes_it(fresh_tiny: Fresh, tmp_path: Path) -> None:
     base, inputs = fresh_tiny(), batch(6)
-    pack = randomised(AdapterPack(base.denoiser, [1, 2, 3], SETTINGS))
+    pack = randomised(AdapterPack(base, [1, 2, 3], SETTINGS))
     with torch.no_grad(), pack.attached():
         together = base.predict(inputs.clean, inputs.times, inputs.conditioning)
     for place in range(3):
@@ -61,7 +63,7 @@ def test_the_scale_is_alpha_over_rank_or_its_root(fresh_tiny: Fresh, tmp_path: P
     """Kalajdzievski 2023, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA"."""
     settings = SETTINGS.model_copy(update={"rank": 4, "alpha": 3.0, "rank_stabilised": stabilised})
     base, inputs = fresh_tiny(), batch(1)
-    pack = randomised(AdapterPack(base.denoiser, [1], settings))
+    pack = randomised(AdapterPack(base, [1], settings))
     assert pack.scale == pytest.approx(3 / 2 if stabilised else 3 / 4)
     path = tmp_path / "a.safetensors"
     notes = {"base": {"source": "x", "digest": base.digest}}
@@ -77,12 +79,12 @@ def test_the_scale_is_alpha_over_rank_or_its_root(fresh_tiny: Fresh, tmp_path: P
 def test_gradients_side_by_side_are_those_of_each_alone(fresh_tiny: Fresh) -> None:
     base, inputs = in_double(fresh_tiny()), batch(6, torch.float64)
     settings = SETTINGS.model_copy(update={"targets": "attention+feed-forward"})
-    together = randomised(AdapterPack(base.denoiser, [1, 2, 3], settings))
+    together = randomised(AdapterPack(base, [1, 2, 3], settings))
     with together.attached():
         denoising_errors(base, inputs).view(3, 2).mean(1).sum().backward()
     assert together.down.dtype == torch.float64
     for place in range(3):
-        alone = AdapterPack(base.denoiser, [place], settings)
+        alone = AdapterPack(base, [place], settings)
         alone.down[0], alone.up[0] = together.down[place], together.up[place]
         own = inputs.take(torch.arange(2 * place, 2 * place + 2))
         with alone.attached():
@@ -94,7 +96,7 @@ def test_gradients_side_by_side_are_those_of_each_alone(fresh_tiny: Fresh) -> No
 
 def test_a_start_depends_on_its_seed_alone_and_changes_nothing(tiny: Base) -> None:
     inputs = batch(2)
-    first, second = AdapterPack(tiny.denoiser, [5, 6], SETTINGS), AdapterPack(tiny.denoiser, [6], SETTINGS)
+    first, second = AdapterPack(tiny, [5, 6], SETTINGS), AdapterPack(tiny, [6], SETTINGS)
     assert torch.equal(first.down[1], second.down[0]) and not torch.equal(first.down[0], first.down[1])
     with torch.no_grad():
         plain = tiny.predict(inputs.clean, inputs.times, inputs.conditioning)
@@ -107,7 +109,7 @@ def test_a_start_depends_on_its_seed_alone_and_changes_nothing(tiny: Base) -> No
 @pytest.mark.parametrize("init", ["kaiming", "gaussian"])
 def test_a_starts_with_the_spread_of_its_name(tiny: Base, init: str) -> None:
     settings = SETTINGS.model_copy(update={"init": init, "rank": 8})
-    pack = AdapterPack(tiny.denoiser, range(64), settings)
+    pack = AdapterPack(tiny, range(64), settings)
     for layer in pack.layers:
         start = pack.down[:, layer.down]
         if init == "gaussian":
@@ -120,7 +122,7 @@ def test_a_starts_with_the_spread_of_its_name(tiny: Base, init: str) -> None:
 
 
 def test_clipping_shortens_each_adapter_to_the_norm_by_itself(tiny: Base) -> None:
-    pack = AdapterPack(tiny.denoiser, [1, 2, 3], SETTINGS)
+    pack = AdapterPack(tiny, [1, 2, 3], SETTINGS)
     generator = torch.Generator().manual_seed(0)
     for grads in (pack.down_grad, pack.up_grad):
         grads.copy_(torch.randn(grads.shape, generator=generator))
