@@ -171,7 +171,7 @@ def test_an_experiment_changes_nothing_of_the_file_but_its_value(tmp_path: Path)
     changed = SHIPPED
     for old, new in (
         ("  learning_rate: 4.0e-3\n", "  learning_rate: 3e-05\n"),
-        ("  revision:\n", "  revision: abc\n"),
+        ("  revision:\n  # A", "  revision: abc\n  # A"),
         ("  suffix: ''\n", "  suffix: a b\n"),
         ("      steps: 250\n", "      steps: 9\n"),
     ):

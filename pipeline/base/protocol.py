@@ -71,6 +71,10 @@ class Base(Protocol):
         """Captions to what `predict` takes, float32, one row each."""
         ...
 
+    def condition_negative(self, captions: Sequence[str]) -> Conditioning:
+        """The same of captions that guidance leads away from."""
+        ...
+
     def predict(
         self,
         latents: torch.Tensor,

@@ -104,6 +104,10 @@ class StableDiffusion:
             embedding = self.text_encoder.final_layer_norm(encoded.hidden_states[-1 - skip])
         return Conditioning({"embedding": embedding.float().to(self.device)})
 
+    def condition_negative(self, captions: Sequence[str]) -> Conditioning:
+        """Captions that guidance leads away from: as any others."""
+        return self.condition(captions)
+
     def predict(
         self,
         latents: torch.Tensor,

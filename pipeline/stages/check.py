@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from pipeline.adapters.store import is_file_name
-from pipeline.base.checking import base_warnings, cached, config_folder, find_base_problems, is_hub_id
+from pipeline.base.checking import base_warnings, config_folder, find_base_problems
 from pipeline.base.device import choose_device, find_dtype_problems
 from pipeline.base.schedule import FILE, timesteps_of
 from pipeline.errors import Problem, UserError
@@ -28,7 +28,7 @@ def run() -> None:
         UserError: with every problem of the params, the sets, the morphs and the base.
     """
     params = load_params()
-    problems = find_base_problems(params.base) or _fit_problems(params)
+    problems = find_base_problems(params.base) or _model_problems(params)
     caption_length = None if problems else _caption_length(params)
     problems += [] if problems else [*_target_problems(params), *_steps_problems(params)]
     problems += [] if problems else _edit_problems(params, caption_length)
@@ -55,13 +55,17 @@ def run() -> None:
         print(f"Warning: {warning}", file=sys.stderr)
 
 
-def _fit_problems(params: Params) -> list[Problem]:
-    """Parts of the base that do not belong together. One of the Hub is compared once it is downloaded."""
-    if is_hub_id(params.base) and not cached(params.base):
-        return []
-    from pipeline.base.opening import fit_problems
+def _model_problems(params: Params) -> list[Problem]:
+    """Parts of the base that do not belong together, and a refiner that does not fit it or has nothing to do."""
+    from pipeline.base.opening import fit_problems_here
+    from pipeline.editing.transfer import Transfer
+    from pipeline.refiner import Asked, find_refiner_problems
 
-    return fit_problems(params.base)
+    asked = {f"sets.{key}: sample.steps": Asked(spec.sample.steps) for key, spec in params.sets.items()}
+    for key, spec in params.edits.items():
+        taken = Transfer(spec.edit.steps, spec.edit.strength).steps_taken
+        asked[f"edits.{key}: edit.steps"] = Asked(spec.edit.steps, taken, bool(spec.adapters))
+    return fit_problems_here(params.base) or find_refiner_problems(params.refiner, params.base, asked)
 
 
 def _steps_problems(params: Params) -> list[Problem]:

@@ -200,7 +200,7 @@ def settings_of(settings: MorphSection, base: Base) -> FilmSettings:
         attention=attention,
         guidance=settings.guidance,
         rescale=settings.rescale,
-        negative=base.condition([settings.negative]) if settings.guidance != 1 else None,
+        negative=base.condition_negative([settings.negative]) if settings.guidance != 1 else None,
     )
     return FilmSettings(
         recipe=recipe,

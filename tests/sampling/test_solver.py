@@ -6,7 +6,7 @@ from diffusers import DDIMInverseScheduler, DDIMScheduler
 
 from pipeline.base.noise_path import Level, NoisePath, VariancePreserving
 from pipeline.base.protocol import Base
-from pipeline.sampling.captions import predictor
+from pipeline.sampling.guidance import predictor
 from pipeline.sampling.solver import Predict, Solver, invert, sample
 from tests.paths import CONFIG, PATHS, diffusion_path, scheduler_like
 from tests.reference import ddim_sample, midpoint_rule, points
