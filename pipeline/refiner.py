@@ -9,7 +9,7 @@ import torch
 from pipeline.base.checking import base_family, config_folder, find_base_problems, is_single_file
 from pipeline.base.families import STABLE_DIFFUSION_XL
 from pipeline.base.noise_path import VariancePreserving
-from pipeline.base.opening import fit_problems_here, open_base
+from pipeline.base.opening import fit_problems, open_base
 from pipeline.base.schedule import FILE
 from pipeline.errors import Problem, UserError
 from pipeline.inputs import read_json
@@ -31,11 +31,11 @@ class Asked:
 
 
 def find_refiner_problems(
-    section: RefinerSection, base: BaseSection, asked: Mapping[str, Asked] | None = None
+    section: RefinerSection, base: BaseSection, asked: Mapping[str, Asked] | None = None, download: bool = False
 ) -> list[Problem]:
     """Everything that would keep this refiner from ending the steps of this base, which is in order itself.
 
-    asked: steps by their place in params.yaml.
+    asked: steps by their place in params.yaml. download: a refiner of the Hub, to look at its weights, too.
     """
     own = section.as_base(base)
     if own is None:
@@ -47,7 +47,7 @@ def find_refiner_problems(
     if is_single_file(own):
         fix = "Name a diffusers folder or a Hub id."
         return [Problem(f"{PLACE}.source", "a single .safetensors file contains no configs", fix)]
-    problems = find_base_problems(own) or fit_problems_here(own) or _latent_problems(own, base)
+    problems = find_base_problems(own) or fit_problems(own, download) or _latent_problems(own, base)
     return problems or _step_problems(section.start, _path(base), asked or {})
 
 
@@ -57,7 +57,7 @@ def open_refiner(section: RefinerSection, base: BaseSection, device: torch.devic
     Raises:
         UserError: when it is not there, not whole, not the pinned one, or does not fit the base.
     """
-    if problems := find_refiner_problems(section, base):
+    if problems := find_refiner_problems(section, base, download=True):
         raise UserError(*problems)
     own = section.as_base(base)
     return None if own is None else Refiner(open_base(own, device), section.start)

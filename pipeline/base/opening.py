@@ -70,19 +70,18 @@ def adapters_digest(section: BaseSection) -> str:
     return base_digest(section) + (f" clip_skip {section.clip_skip}" if section.clip_skip else "")
 
 
-def fit_problems_here(section: BaseSection) -> list[Problem]:
-    """As `fit_problems`, without a download: a base of the Hub is compared once it is there."""
-    return [] if is_hub_id(section) and not cached(section) else fit_problems(section)
-
-
-def fit_problems(section: BaseSection) -> list[Problem]:
+def fit_problems(section: BaseSection, download: bool = True) -> list[Problem]:
     """What keeps the parts of a base, whose files are whole, from working together; a Hub base is downloaded for that.
+
+    download: False for its configs alone, as long as its weights are not there.
 
     Raises:
         UserError: when the Hub refuses or cannot be reached.
     """
-    root = root_of(section)
-    return find_fit_problems(root, with_weights=not is_single_file(section)) or _skip_problems(section, root)
+    there = not is_hub_id(section) or cached(section) is not None
+    root = root_of(section) if there or download else config_folder(section, "*")
+    whole = (there or download) and not is_single_file(section)
+    return find_fit_problems(root, with_weights=whole) or _skip_problems(section, root)
 
 
 def _skip_problems(section: BaseSection, root: Path) -> list[Problem]:

@@ -57,7 +57,7 @@ def run() -> None:
 
 def _model_problems(params: Params) -> list[Problem]:
     """Parts of the base that do not belong together, and a refiner that does not fit it or has nothing to do."""
-    from pipeline.base.opening import fit_problems_here
+    from pipeline.base.opening import fit_problems
     from pipeline.editing.transfer import Transfer
     from pipeline.refiner import Asked, find_refiner_problems
 
@@ -65,7 +65,7 @@ def _model_problems(params: Params) -> list[Problem]:
     for key, spec in params.edits.items():
         taken = Transfer(spec.edit.steps, spec.edit.strength).steps_taken
         asked[f"edits.{key}: edit.steps"] = Asked(spec.edit.steps, taken, bool(spec.adapters))
-    return fit_problems_here(params.base) or find_refiner_problems(params.refiner, params.base, asked)
+    return fit_problems(params.base, download=False) or find_refiner_problems(params.refiner, params.base, asked)
 
 
 def _steps_problems(params: Params) -> list[Problem]:
