@@ -11,6 +11,7 @@ from pipeline.base.posterior import keyed_seed
 from pipeline.base.protocol import Base
 from pipeline.processes.chunks import in_chunks, one_each
 from pipeline.sampling.captions import sample_captions
+from pipeline.sampling.refining import Refiner
 from pipeline.sampling.solver import Progress
 
 
@@ -24,13 +25,15 @@ def sample_grid(
     size: tuple[int, int],
     steps: int,
     guidance: float,
+    refiner: Refiner | None = None,
     batch: int | None = None,
     progress: Progress = iter,
     accelerator: Accelerator | None = None,
 ) -> torch.Tensor:
     """Pictures (seeds, weights, 3, H, W) of one caption. Weight 0 is the base alone; a row starts from one noise.
 
-    size: (H, W) in pixels. batch: samples that go through the denoiser at once, of which a picture takes two under
+    size: (H, W) in pixels. refiner: for the last steps, without the adapter.
+    batch: samples that go through the denoiser at once, of which a picture takes two under
     guidance; None: all. accelerator: of the processes that share the work; their pictures lie on the CPU.
     """
     shape = (base.latent_channels, *(side // base.pixels_per_latent for side in size))
@@ -40,10 +43,20 @@ def sample_grid(
     noise = noise.repeat_interleave(len(weights), dim=0).to(base.device)
     adapters = [[(adapter, weight)] for _ in seeds for weight in weights]
     conditioning = adapted_conditioning(base, [caption] * len(adapters), adapters)
+    refinement = None if refiner is None else refiner.refinement([caption], None if guidance == 1 else "")
 
     def sampled(chunk: slice) -> torch.Tensor:
-        captions, some = conditioning.take(chunk), adapters[chunk]
-        return sample_captions(base, noise[chunk], captions, some, steps=steps, guidance=guidance, progress=progress)
+        some = adapters[chunk]
+        return sample_captions(
+            base,
+            noise[chunk],
+            conditioning.take(chunk),
+            some,
+            steps=steps,
+            guidance=guidance,
+            progress=progress,
+            refinement=None if refinement is None else refinement.take([0] * len(some)),
+        )
 
     most = None if batch is None else batch if guidance == 1 else batch // 2
     latents = torch.cat(in_chunks(len(noise), most, sampled, accelerator)).to(base.device)

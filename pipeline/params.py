@@ -23,6 +23,7 @@ from pipeline.sections import (
     MorphSection,
     PocketSection,
     PrepareSection,
+    RefinerSection,
     SampleSection,
     Section,
     TrackingSection,
@@ -83,6 +84,7 @@ class Params(Section):
     """All of params.yaml."""
 
     base: BaseSection
+    refiner: RefinerSection
     sets: dict[Key, SetSpec] = Field(min_length=1)
     morphs: dict[Key, MorphSpec]
     edits: dict[Key, EditSpec]

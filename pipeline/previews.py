@@ -13,7 +13,7 @@ from pipeline.base.conditioning import Conditioning
 from pipeline.base.posterior import keyed_seed
 from pipeline.base.protocol import Base
 from pipeline.frames.tensors import Frame, to_arrays
-from pipeline.sampling.captions import predictor
+from pipeline.sampling.guidance import predictor
 from pipeline.sampling.solver import sample
 from pipeline.training.loop import Job
 

@@ -1,7 +1,7 @@
 """The sections of params.yaml as frozen models, plain values that all of the code may take."""
 
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -35,7 +35,9 @@ class Section(BaseModel):
 
 
 class BaseSection(Section):
-    """The frozen diffusion model that adapters are trained on."""
+    """The frozen diffusion model that adapters are trained on. KEY: its place in params.yaml, for messages."""
+
+    KEY: ClassVar[str] = "base"
 
     source: str = Field(min_length=1)
     revision: str | None
@@ -46,6 +48,30 @@ class BaseSection(Section):
     def tags(self) -> dict[str, str]:
         """Which base it is, for tracking."""
         return {"base.source": self.source, "base.revision": self.revision or "as in the repository"}
+
+
+class RefinerBase(BaseSection):
+    """A refiner as the base that it is, opened and checked as one."""
+
+    KEY: ClassVar[str] = "refiner"
+
+
+class RefinerSection(Section):
+    """A second base, for the last steps of samples and edits; none where `source` is null."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    source: Annotated[str, Field(min_length=1)] | None
+    revision: str | None
+    start: float = Field(gt=0, lt=1, alias="from")
+
+    def as_base(self, base: BaseSection) -> RefinerBase | None:
+        """What is opened, in the precision of the base whose steps it ends and with its captions; None: no refiner."""
+        if self.source is None:
+            return None
+        return RefinerBase(
+            source=self.source, revision=self.revision, config=None, dtype=base.dtype, clip_skip=base.clip_skip
+        )
 
 
 class PrepareSection(Section):

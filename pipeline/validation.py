@@ -48,7 +48,7 @@ def _locate(location: KeyPath, model: type[BaseModel]) -> tuple[KeyPath, Fields]
         if get_origin(annotation) is dict:
             annotation, fields = get_args(annotation)[1], {}
         elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            fields = annotation.model_fields
+            fields = {field.alias or name: field for name, field in annotation.model_fields.items()}
             annotation = fields[str(part)].annotation if part in fields else None
         elif isinstance(part, int):
             fields = {}

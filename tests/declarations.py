@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-SECTIONS = ("base", "prepare", "train", "sample", "morph", "edit", "evaluate", "pocket", "controlnet")
+SECTIONS = ("base", "refiner", "prepare", "train", "sample", "morph", "edit", "evaluate", "pocket", "controlnet")
 MERGED = {"sets": ("prepare", "train", "sample"), "morphs": ("morph",), "edits": ("edit",)}
 # By the design: cli, params, state and tracking cannot change a stage's bytes; errors only say why there are none,
 # inputs give a file's bytes or none, outputs and parallel put what a stage makes in its place as it is, and

@@ -33,6 +33,9 @@ class Flow(NoisePath):
     def time_at(self, share: float) -> float:
         return share
 
+    def handover(self, done: float) -> float:
+        return 1 - done
+
     def target_coefficients(self, a: torch.Tensor, s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return -torch.ones_like(a), torch.ones_like(s)
 

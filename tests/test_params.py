@@ -65,6 +65,10 @@ def test_a_rate_arrives_as_a_float_however_it_is_written(written: str, tmp_path:
         ("weights:\n  - 0.0\n  - 0.5\n  - 1.0", "weights: []", "params.yaml: sample.weights: found []. It should have at least 1 item, not 0."),  # noqa: E501
         ("      steps: 250", "      stepz: 250", "params.yaml: sets.woodcut.train.stepz: unknown key. Did you mean 'steps'?"),
         ("    adapter: set\n    prepare: {}", "    adapter: set", "params.yaml: sets.woodcut.prepare: the key is missing. Write `prepare: {}`"),  # noqa: E501
+        ("  from: 0.8", "  from: 1.0", "params.yaml: refiner.from: found 1.0. It should be less than 1."),
+        ("  from: 0.8", "  from: 0", "params.yaml: refiner.from: found 0. It should be greater than 0."),
+        ("  from: 0.8", "  form: 0.8", "params.yaml: refiner.form: unknown key. Did you mean 'from'? Allowed here: source, revision, from."),
+        ("  from: 0.8", "  start: 0.8", "params.yaml: refiner.from: the key is missing. Add it;"),
         ("  woodcut:", "  Wood cut:", "params.yaml: sets.Wood cut: found 'Wood cut'. It should have only lower-case letters, digits and (not first) hyphens."),  # noqa: E501
         ("  woodcut:", "  -x:", "params.yaml: sets.-x: found '-x'. It should have only lower-case letters, digits and (not first) hyphens."),  # noqa: E501
         ("  alps:\n    set: alps\n", "  alps:\n    set: alpz\n", "params.yaml: morphs.alps.set: there is no set 'alpz'. Choose one of alps, woodcut"),
@@ -171,7 +175,7 @@ def test_an_experiment_changes_nothing_of_the_file_but_its_value(tmp_path: Path)
     changed = SHIPPED
     for old, new in (
         ("  learning_rate: 4.0e-3\n", "  learning_rate: 3e-05\n"),
-        ("  revision:\n", "  revision: abc\n"),
+        ("  revision:\n  # A", "  revision: abc\n  # A"),
         ("  suffix: ''\n", "  suffix: a b\n"),
         ("      steps: 250\n", "      steps: 9\n"),
     ):

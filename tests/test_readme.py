@@ -3,6 +3,7 @@
 import re
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
@@ -25,20 +26,24 @@ def test_ci_runs_the_two_commands_of_the_readme(command: str) -> None:
     assert re.search(rf"^{re.escape(command)} \|\| exit 1\b", CI, re.MULTILINE)
 
 
+def keys_of(section: Any) -> set[str]:
+    return {field.alias or name for name, field in section.model_fields.items()}
+
+
 def test_every_param_is_in_the_table() -> None:
     for name, field in Params.model_fields.items():
         if name in ("sets", "morphs", "edits"):
             continue
-        for key in field.annotation.model_fields:  # type: ignore[union-attr]
+        for key in keys_of(field.annotation):
             assert f"`{name}.{key}`" in PAGES["params"], f"{name}.{key} is not in docs/params.md"
 
 
 def test_no_param_in_the_table_is_made_up() -> None:
     for section, key in re.findall(
-        r"`(base|prepare|train|sample|morph|edit|evaluate|pocket|machine|tracking)\.(\w+)`",
+        r"`(base|refiner|prepare|train|sample|morph|edit|evaluate|pocket|machine|tracking)\.(\w+)`",
         README + "".join(text for page, text in PAGES.items() if page != "architecture"),  # that names code
     ):
-        assert key in Params.model_fields[section].annotation.model_fields, f"{section}.{key}"  # type: ignore[union-attr]
+        assert key in keys_of(Params.model_fields[section].annotation), f"{section}.{key}"
 
 
 def test_the_stable_diffusion_block_changes_keys_that_are_there_to_valid_values() -> None:

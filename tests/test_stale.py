@@ -29,6 +29,7 @@ EXPECTED = {
     "machine.*": "",
     "tracking.*": "",
     "base.*": "check train@* sample@* morph@* evaluate@* edit@* report",
+    "refiner.*": "check sample@* edit@*",
     "sets.*.adapter": "check train@{} report",
     "sets.*.prepare": "check prepare@{} report",
     "sets.*.train*": "check train@{} report",

@@ -7,6 +7,7 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -92,7 +93,39 @@ def build_tiny_xl(prediction_type: str = "epsilon", seed: int = 0, takes: int = 
     torch.manual_seed(seed + 1)
     config = text_config(small.tokenizer, width=24, projection=20, layers=2)
     first = text_config(small.tokenizer, width=16, projection=16, layers=2)
-    unet = UNet2DConditionModel(
+    return StableDiffusionXLPipeline(
+        vae=small.vae,
+        text_encoder=CLIPTextModel(first),
+        text_encoder_2=CLIPTextModelWithProjection(config),
+        tokenizer=small.tokenizer,
+        tokenizer_2=build_tokenizer(["a", "red", "blue", "hill", "lake"]),
+        unet=xl_unet(width=16 + 24, numbers=6, takes=takes),
+        scheduler=small.scheduler,
+        add_watermarker=False,
+    )
+
+
+def build_tiny_refiner(prediction_type: str = "epsilon", seed: int = 7) -> StableDiffusionXLImg2ImgPipeline:
+    """SDXL's refiner: the second text encoder alone, and five numbers with an aesthetic score."""
+    small = build_tiny(prediction_type, seed)
+    torch.manual_seed(seed + 1)
+    return StableDiffusionXLImg2ImgPipeline(
+        vae=small.vae,
+        text_encoder=None,
+        text_encoder_2=CLIPTextModelWithProjection(text_config(small.tokenizer, width=24, projection=20, layers=2)),
+        tokenizer=None,
+        tokenizer_2=small.tokenizer,
+        unet=xl_unet(width=24, numbers=5),
+        scheduler=small.scheduler,
+        requires_aesthetics_score=True,
+        force_zeros_for_empty_prompt=False,
+        add_watermarker=False,
+    )
+
+
+def xl_unet(width: int, numbers: int, takes: int = 4) -> UNet2DConditionModel:
+    """width: of a caption's embedding. numbers: of a picture, that it takes besides. takes: channels in."""
+    return UNet2DConditionModel(
         sample_size=8,
         in_channels=takes,
         out_channels=4,
@@ -100,24 +133,14 @@ def build_tiny_xl(prediction_type: str = "epsilon", seed: int = 0, takes: int = 
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=16 + 24,
+        cross_attention_dim=width,
         attention_head_dim=(2, 4),
         transformer_layers_per_block=(1, 2),
         use_linear_projection=True,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=6 * 8 + 20,
+        projection_class_embeddings_input_dim=numbers * 8 + 20,
         norm_num_groups=8,
-    )
-    return StableDiffusionXLPipeline(
-        vae=small.vae,
-        text_encoder=CLIPTextModel(first),
-        text_encoder_2=CLIPTextModelWithProjection(config),
-        tokenizer=small.tokenizer,
-        tokenizer_2=build_tokenizer(["a", "red", "blue", "hill", "lake"]),
-        unet=unet,
-        scheduler=small.scheduler,
-        add_watermarker=False,
     )
 
 

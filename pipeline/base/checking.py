@@ -3,18 +3,19 @@
 import functools
 import hashlib
 import http.client
+import json
 import os
 import re
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from pipeline.base.digests import file_sha256
-from pipeline.base.families import FAMILIES, family_of
+from pipeline.base.families import FAMILIES, FAMILIES_AT, Family, family_of
 from pipeline.base.files import RESTORE, json_problems, single_file_problems, weights_problems
 from pipeline.base.schedule import FILE
 from pipeline.errors import Problem, UserError, redacted
@@ -47,15 +48,27 @@ def find_base_problems(section: BaseSection) -> list[Problem]:
     if is_single_file(section):
         problems = _single_file_problems(section)
     elif os.path.isdir(source):
-        problems = _folder_problems(source)
+        problems = _folder_problems(source, FAMILIES_AT[section.KEY])
     elif is_hub_id(section):
         return _hub_problems(section)
     else:
         found = f"there is no folder {section.source!r}, and it is not a Hub id (owner/name)"
-        return [Problem("params.yaml: base.source", found, "Correct the path, or `git checkout models/pocket`.")]
+        shipped = ", or `git checkout models/pocket`" if section.KEY == "base" else ", or write null"
+        return [Problem(_place(section, "source"), found, f"Correct the path{shipped}.")]
     if not problems and source != SHIPPED:
         problems += _pin_problems(section)
     return problems
+
+
+def _place(section: BaseSection, name: str) -> str:
+    return f"params.yaml: {section.KEY}.{name}"
+
+
+def inpaints(section: BaseSection) -> bool:
+    """Whether a base that is in order was made to fill holes: it takes more than latents."""
+    root = config_folder(section, "unet")
+    channels = read_json(root / "unet/config.json").get("in_channels", 4)
+    return bool(channels > read_json(config_folder(section, "vae") / "vae/config.json").get("latent_channels", 4))
 
 
 def base_warnings(section: BaseSection) -> list[str]:
@@ -75,6 +88,13 @@ def config_folder(section: BaseSection, part: str) -> Path:
     if is_hub_id(section):
         return cached(section) or fetch(section, [f"{part}/*.json", f"{part}/*.txt"])
     return Path(section.config or section.source) if is_single_file(section) else Path(section.source)
+
+
+def base_family(section: BaseSection) -> Family:
+    """The family of a base whose files are in order."""
+    if is_hub_id(section):
+        return family_of(cached(section) or fetch(section, ["model_index.json"]))
+    return family_of(Path(section.config or "") if is_single_file(section) else Path(section.source))
 
 
 def base_digest(section: BaseSection) -> str:
@@ -101,15 +121,16 @@ def _pin_problems(section: BaseSection) -> list[Problem]:
     if section.revision == digest:
         return []
     found = "a base of your own must be pinned" if section.revision is None else f"{section.source} has changed"
-    return [Problem("params.yaml: base.revision", found, f"If its files are right, write `revision: {digest}`.")]
+    return [Problem(_place(section, "revision"), found, f"If its files are right, write `revision: {digest}`.")]
 
 
 def _hub_problems(section: BaseSection) -> list[Problem]:
     if section.revision is None or not re.fullmatch(r"[0-9a-f]{40}", section.revision):
         # More often a mistyped path than a Hub id.
         found = f"there is no folder {section.source!r}, and for a Hub id {section.revision!r} is not a commit"
-        fix = "Correct the path; or write a Hub id's commit, 40 hex digits, in base.revision (a branch can change)."
-        return [Problem("params.yaml: base.source", found, fix)]
+        what = f"{section.KEY}.revision (a branch can change)"
+        fix = f"Correct the path; or write a Hub id's commit, 40 hex digits, in {what}."
+        return [Problem(_place(section, "source"), found, fix)]
     if cached(section):
         return []
     try:
@@ -119,7 +140,7 @@ def _hub_problems(section: BaseSection) -> list[Problem]:
         files = _list_files(section)
     except UserError as error:
         return list(error.problems)
-    problems = _folder_problems(config, with_weights=False)
+    problems = _folder_problems(config, FAMILIES_AT[section.KEY], with_weights=False)
     weights = family_of(config).weights if not problems else {}
     for component, stem in weights.items():
         if not any(re.fullmatch(rf"{component}/{stem}(-\d.*)?(\.fp16)?\.safetensors", name) for name in files):
@@ -138,7 +159,7 @@ def cached(section: BaseSection) -> Path | None:
         root = Path(snapshot_download(section.source, revision=section.revision, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, OSError):
         return None
-    return None if _folder_problems(root) else root
+    return None if _folder_problems(root, FAMILIES_AT[section.KEY]) else root
 
 
 def fetch(section: BaseSection, patterns: list[str]) -> Path:
@@ -168,7 +189,7 @@ def _query_hub(section: BaseSection, query: Callable[..., Response]) -> Response
         commit = (section.revision or "")[:12]
         found = f"the Hub has no {section.source} at {commit}, or cannot be reached ({_first_line(error)})"
         fix = "Correct the id and the revision, log in with `hf auth login`, or use a local folder."
-        raise UserError(Problem("params.yaml: base.source", found, fix)) from None
+        raise UserError(Problem(_place(section, "source"), found, fix)) from None
 
 
 @functools.cache
@@ -212,24 +233,28 @@ def _single_file_problems(section: BaseSection) -> list[Problem]:
     if os.path.isfile(source):
         problems = single_file_problems(source)
     else:
-        problems = [Problem("params.yaml: base.source", f"there is no file {source}", "Correct the path.")]
+        problems = [Problem(_place(section, "source"), f"there is no file {source}", "Correct the path.")]
     if section.config is None:
         fix = "Name a diffusers folder of the same architecture (its weights are not needed)."
         problems.append(Problem("params.yaml: base.config", "a single .safetensors file contains no configs", fix))
     else:
-        problems += _folder_problems(Path(section.config), with_weights=False)
+        problems += _folder_problems(Path(section.config), FAMILIES_AT[section.KEY], with_weights=False)
     return problems
 
 
-def _folder_problems(folder: Path, with_weights: bool = True) -> list[Problem]:
+def _folder_problems(folder: Path, families: Sequence[Family], with_weights: bool = True) -> list[Problem]:
     index = folder / "model_index.json"
     if not os.path.isfile(index):
         fix = "A base is a diffusers folder; restore it, or choose another."
         return [Problem(str(folder), "model_index.json is missing", fix)]
-    problems = json_problems(index, _class_name=tuple(name for family in FAMILIES for name in family.pipelines))
+    problems = json_problems(index, _class_name=tuple(name for family in families for name in family.pipelines))
     if problems:
         return problems
-    family = family_of(folder)
+    family, told = family_of(folder), read_json(index)
+    for key, value in family.index.items():
+        if told.get(key) != value:
+            fix = f"{family.name} has {json.dumps(value)} there: use that model's own folder."
+            return [Problem(str(index), f"{key} is {told.get(key)!r}", fix)]
     for component, (config, expected) in family.configs.items():
         part = folder / component
         if not part.is_dir():

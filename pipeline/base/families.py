@@ -1,7 +1,8 @@
 """The families of bases that can be opened: of which parts their diffusers folders consist."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pipeline.inputs import read_json
 
@@ -18,12 +19,15 @@ ADAPTER_PREFIX = f"{DENOISER}."
 @dataclass(frozen=True)
 class Family:
     """name: for people. pipelines: `_class_name` in model_index.json, the second for filling holes. configs: part to
-    its config file and what that must say. weights: part to the stem of its weights' file names."""
+    its config file and what that must say. weights: part to the stem of its weights' file names. size_numbers: of a
+    picture, which an XL's denoiser takes beside the caption. index: what model_index.json must say besides."""
 
     name: str
     pipelines: tuple[str, ...]
     configs: dict[str, tuple[str, Expected]]
     weights: dict[str, str]
+    size_numbers: int = 0
+    index: dict[str, Any] = field(default_factory=dict)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -54,8 +58,22 @@ STABLE_DIFFUSION_XL = Family(
     ("StableDiffusionXLPipeline", "StableDiffusionXLInpaintPipeline"),
     {**_CONFIGS, "text_encoder_2": _TEXT_ENCODER, "tokenizer_2": ("tokenizer_config.json", {})},
     {**_WEIGHTS, "text_encoder_2": "model"},
+    size_numbers=6,
 )
-FAMILIES = (STABLE_DIFFUSION, STABLE_DIFFUSION_XL)
+STABLE_DIFFUSION_XL_REFINER = Family(
+    "Stable Diffusion XL's refiner",
+    ("StableDiffusionXLImg2ImgPipeline",),
+    {part: config for part, config in STABLE_DIFFUSION_XL.configs.items() if part not in ("text_encoder", "tokenizer")},
+    {part: stem for part, stem in STABLE_DIFFUSION_XL.weights.items() if part != "text_encoder"},
+    size_numbers=5,
+    index={"text_encoder": [None, None], "requires_aesthetics_score": True},
+)
+FAMILIES = (STABLE_DIFFUSION, STABLE_DIFFUSION_XL, STABLE_DIFFUSION_XL_REFINER)
+FAMILIES_AT = {
+    "base": (STABLE_DIFFUSION, STABLE_DIFFUSION_XL),
+    "refiner": (STABLE_DIFFUSION_XL, STABLE_DIFFUSION_XL_REFINER),
+}
+"""Key of params.yaml to the families that can stand there."""
 
 
 def family_of(folder: Path) -> Family:

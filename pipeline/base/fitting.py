@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from pipeline.base.families import STABLE_DIFFUSION_XL, Family, family_of
+from pipeline.base.families import Family, family_of
 from pipeline.base.files import RESTORE, find_weights
 from pipeline.base.noise_path import VariancePreserving
 from pipeline.base.schedule import FILE, schedule_problems
@@ -201,7 +201,7 @@ def _trial_problems(root: Path, family: Family, models: Mapping[str, Any]) -> li
             return [Problem(str(root / tokenizer), f"cannot be used ({reason_of(error)})", fix)]
         try:
             encoded = models[part](ids.to("meta"), output_hidden_states=True)
-            states.append(encoded.hidden_states[-2] if family is STABLE_DIFFUSION_XL else encoded.last_hidden_state)
+            states.append(encoded.hidden_states[-2] if family.size_numbers else encoded.last_hidden_state)
             pooled = encoded[0]
         except Exception as error:
             return [Problem(str(root / part), f"cannot encode a caption ({reason_of(error)})", fix)]
@@ -214,8 +214,8 @@ def _trial_problems(root: Path, family: Family, models: Mapping[str, Any]) -> li
         return [Problem(str(root / "scheduler" / FILE), f"no noise schedule ({reason_of(error)})", fix)]
     try:
         mean = models["vae"].encode(torch.empty(1, 3, 64, 64, device="meta")).latent_dist.mean
-        size = torch.empty(1, 6, device="meta")
-        added = {"text_embeds": pooled, "time_ids": size} if family is STABLE_DIFFUSION_XL else None
+        size = torch.empty(1, family.size_numbers, device="meta")
+        added = {"text_embeds": pooled, "time_ids": size} if family.size_numbers else None
         around = [mean[:, :1], mean] if models["unet"].config.in_channels > mean.shape[1] else []
         predicted = models["unet"](
             torch.cat([mean, *around], dim=1),

@@ -25,7 +25,7 @@ class Pair(NamedTuple):
 
 
 class NoisePath(Protocol):
-    """A noising path. A new one gives `levels`, `at`, `times_at`, `time_at`, `target_coefficients`; the rest follows.
+    """A noising path. A new one gives `levels`, `at`, `times_at`, `time_at`, `handover`, `target_coefficients`.
 
     The network predicts y = c x0 + d e, with c and d as `target_coefficients` gives them for a and s: the noise (0, 1),
     v (-s, a), or a flow's velocity (-1, 1). Others write alpha_t, sigma_t and epsilon for a, s and e. Times are in the
@@ -50,6 +50,11 @@ class NoisePath(Protocol):
 
     def time_at(self, share: float) -> float:
         """The time at a share of the path, 0 (clean) to below 1 (noise)."""
+        ...
+
+    def handover(self, done: float) -> float:
+        """The time below which a second base takes over that has its turn once a share `done`, 0 to 1, of the way from
+        noise lies behind."""
         ...
 
     def target_coefficients(self, a: torch.Tensor, s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -186,6 +191,10 @@ class VariancePreserving(NoisePath):
     def time_at(self, share: float) -> int:
         """The timestep at that share of the table."""
         return int(share * len(self))
+
+    def handover(self, done: float) -> int:
+        """As diffusers' `denoising_end` and `denoising_start` count it."""
+        return round(len(self) - done * len(self))
 
     def target_coefficients(self, a: torch.Tensor, s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The noise, or v."""

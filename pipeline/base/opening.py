@@ -16,6 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from pipeline.base.checking import (
     base_digest,
+    base_family,
     cached,
     config_folder,
     fetch,
@@ -24,18 +25,24 @@ from pipeline.base.checking import (
     is_single_file,
 )
 from pipeline.base.device import find_dtype_problems, torch_dtype
-from pipeline.base.families import STABLE_DIFFUSION_XL, Family, family_of
+from pipeline.base.families import STABLE_DIFFUSION, STABLE_DIFFUSION_XL, STABLE_DIFFUSION_XL_REFINER, Family, family_of
 from pipeline.base.files import RESTORE, find_weights
 from pipeline.base.fitting import find_fit_problems
 from pipeline.base.noise_path import VariancePreserving
 from pipeline.base.protocol import Base
 from pipeline.base.schedule import FILE
 from pipeline.base.stable_diffusion import StableDiffusion
-from pipeline.base.stable_diffusion_xl import StableDiffusionXL
+from pipeline.base.stable_diffusion_xl import StableDiffusionXL, StableDiffusionXLRefiner
 from pipeline.base.text_encoders import named_text_encoders
 from pipeline.errors import Problem, UserError
 from pipeline.inputs import read_json
 from pipeline.sections import BaseSection
+
+_KINDS = {
+    STABLE_DIFFUSION.name: StableDiffusion,
+    STABLE_DIFFUSION_XL.name: StableDiffusionXL,
+    STABLE_DIFFUSION_XL_REFINER.name: StableDiffusionXLRefiner,
+}
 
 
 def open_base(section: BaseSection, device: torch.device) -> Base:
@@ -55,7 +62,7 @@ def open_base(section: BaseSection, device: torch.device) -> Base:
         model.to(device).eval().requires_grad_(False)
     if dtype == torch.float16 and parts["vae"].config.force_upcast:
         parts["vae"].float()  # the XL autoencoder overflows in float16, and pictures come out black
-    kind = StableDiffusionXL if "text_encoder_2" in parts else StableDiffusion
+    kind = _KINDS[base_family(section).name]
     digest = adapters_digest(section)
     return kind(**parts, path=path, device=device, dtype=dtype, digest=digest, clip_skip=section.clip_skip)
 
@@ -65,24 +72,28 @@ def adapters_digest(section: BaseSection) -> str:
     return base_digest(section) + (f" clip_skip {section.clip_skip}" if section.clip_skip else "")
 
 
-def fit_problems(section: BaseSection) -> list[Problem]:
+def fit_problems(section: BaseSection, download: bool = True) -> list[Problem]:
     """What keeps the parts of a base, whose files are whole, from working together; a Hub base is downloaded for that.
+
+    download: False for its configs alone, as long as its weights are not there.
 
     Raises:
         UserError: when the Hub refuses or cannot be reached.
     """
-    root = root_of(section)
-    return find_fit_problems(root, with_weights=not is_single_file(section)) or _skip_problems(section, root)
+    there = not is_hub_id(section) or cached(section) is not None
+    root = root_of(section) if there or download else config_folder(section, "*")
+    whole = (there or download) and not is_single_file(section)
+    return find_fit_problems(root, with_weights=whole) or _skip_problems(section, root)
 
 
 def _skip_problems(section: BaseSection, root: Path) -> list[Problem]:
     """More layers left out than the text encoders have to spare: of SDXL's, the last is never used."""
-    if not section.clip_skip:
-        return []
     family = family_of(root)
+    if not section.clip_skip or family is STABLE_DIFFUSION_XL_REFINER:
+        return []  # the refiner never leaves out any
     configs = [read_json(root / part / "config.json") for part in text_parts(family)]
     layers = min(int(config.get("num_hidden_layers", 12)) for config in configs)
-    most = layers - (2 if family is STABLE_DIFFUSION_XL else 1)
+    most = layers - (2 if family.size_numbers else 1)
     if section.clip_skip <= most:
         return []
     found = f"{section.clip_skip}, and a text encoder has {layers} layers"
@@ -173,8 +184,10 @@ def _load_folder(section: BaseSection, dtype: torch.dtype) -> dict[str, Any]:
         )
     for part in family.tokenizers:
         parts[part] = CLIPTokenizer.from_pretrained(root, subfolder=part)
+    if "text_encoder" not in parts:  # the refiner's only one
+        parts["text_encoder"], parts["tokenizer"] = parts.pop("text_encoder_2"), parts.pop("tokenizer_2")
     parts["scheduler_config"] = read_json(root / "scheduler" / FILE)
-    if family is STABLE_DIFFUSION_XL:
+    if family.size_numbers:
         index = read_json(root / "model_index.json")
         parts["empty_is_zero"] = bool(index.get("force_zeros_for_empty_prompt", True))
     return parts
@@ -206,7 +219,7 @@ def load_single_file(section: BaseSection, dtype: torch.dtype) -> Any:
     """The diffusers pipeline of a single file. Raises whatever the libraries raise."""
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-    large = family_of(Path(section.config or "")) is STABLE_DIFFUSION_XL
+    large = base_family(section) is STABLE_DIFFUSION_XL
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         return (StableDiffusionXLPipeline if large else StableDiffusionPipeline).from_single_file(

@@ -93,6 +93,10 @@ class Base(Adaptable, Protocol):
         W), 1 where they are to be filled. Without it such a base takes everything to be hidden."""
         ...
 
+    def condition_negative(self, captions: Sequence[str]) -> Conditioning:
+        """The same of captions that guidance leads away from."""
+        ...
+
     def predict(
         self,
         latents: torch.Tensor,

@@ -134,6 +134,10 @@ class StableDiffusion:
         mask = functional.interpolate(holes, seen.shape[-2:], mode="nearest")
         return {MASK: mask.to(self.device), SEEN: seen}
 
+    def condition_negative(self, captions: Sequence[str]) -> Conditioning:
+        """Captions that guidance leads away from: as any others."""
+        return self.condition(captions)
+
     def predict(
         self,
         latents: torch.Tensor,

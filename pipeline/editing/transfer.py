@@ -16,9 +16,9 @@ from pipeline.base.conditioning import Conditioning, Control
 from pipeline.base.noise_path import Level
 from pipeline.base.protocol import Base
 from pipeline.processes.chunks import in_chunks
-from pipeline.sampling.captions import predictor
-from pipeline.sampling.guidance import guided
-from pipeline.sampling.solver import Predict, Progress, Solver, invert, sample
+from pipeline.sampling.guidance import guided, predictor
+from pipeline.sampling.refining import Refinement, steps_before
+from pipeline.sampling.solver import Predict, Progress, Solver, falling_levels, invert, sample, step_at
 
 Start = Literal["inversion", "noise"]
 
@@ -105,17 +105,21 @@ def transferred(
     work: Work = DEFAULT,
     control: Control | None = None,
     masks: torch.Tensor | None = None,
+    refinement: Refinement | None = None,
 ) -> torch.Tensor:
     """Clean latents (B, C, h, w) from the end of `trail_to_noise`, with the captions (B rows) and adapters of each.
 
     captions: as the samples' adapters read them (`adapted_conditioning`).
     control: with a picture for each sample. masks: (B, 1, h, w) in [0, 1], 0 where after every step the sample is put
     back on its trail, as diffusers inpaints with ordinary bases; without them the end of the trail is enough.
+    refinement: of the last steps, for each sample; adapters and control have no part in those.
     """
     if transfer.steps_taken == 0:
         return trail[0]
     doubled = transfer.guidance != 1
     levels = base.path.levels(transfer.steps)
+    falling = falling_levels(base.path, transfer.steps, transfer.steps_taken)
+    own = transfer.steps_taken if refinement is None else steps_before(refinement.start, base.path, falling)
 
     def sampled(chunk: slice) -> torch.Tensor:
         some, rows = trail[:, chunk], captions.take(chunk)
@@ -126,9 +130,11 @@ def transferred(
             rows = Conditioning.stack([rows.beside(negative.tensors), rows])
             weights = torch.cat([weights, weights], dim=1)
             edges = None if edges is None else edges.take([*range(some.shape[1])] * 2)
-        predict, restarts = _switched(base, rows, edges, transfer)
+        predict, restarts = _switched(base, rows, edges, transfer, falling, own)
         if doubled:
             predict = guided(predict, transfer.guidance)
+        if refinement is not None:
+            predict = refinement.take(chunk).taking_over(predict, base.path, falling, transfer.guidance)
 
         def put_back(x: torch.Tensor, level: Level) -> torch.Tensor:
             return x if masks is None else torch.lerp(some[levels.index(level)], x, masks[chunk].to(x))
@@ -151,25 +157,31 @@ def transferred(
 
 
 def _switched(
-    base: Base, captions: Conditioning, control: Control | None, transfer: Transfer
+    base: Base,
+    captions: Conditioning,
+    control: Control | None,
+    transfer: Transfer,
+    levels: Sequence[Level],
+    own: int,
 ) -> tuple[Predict, list[int]]:
-    """The prediction with control in its share of the steps, and the steps before which that begins or ends."""
+    """The prediction with control in its share of the steps, and the steps before which that begins or ends.
+
+    levels: of the steps taken, from the noise down. own: so many of them are the base's, the first ones.
+    """
     without = predictor(base, captions)
     if control is None or control.scale == 0:
         return without, []
     with_control = _controlled(base, captions, control)
-    levels = base.path.levels(transfer.steps)[: transfer.steps_taken + 1][::-1]
     # A step counts where all of it lies within, as diffusers counts them.
     inside = [
-        transfer.control_from <= number / transfer.steps_taken
+        number < own
+        and transfer.control_from <= number / transfer.steps_taken
         and (number + 1) / transfer.steps_taken <= transfer.control_until
         for number in range(transfer.steps_taken)
     ]
 
     def predict(latents: torch.Tensor, level: Level) -> torch.Tensor:
-        # A step asks at its own level, or at its midpoint.
-        number = sum(noisier.time >= level.time for noisier in levels) - 1
-        return (with_control if inside[number] else without)(latents, level)
+        return (with_control if inside[step_at(level, levels)] else without)(latents, level)
 
     changes = [number for number in range(1, len(inside)) if inside[number] != inside[number - 1]]
     return predict, changes

@@ -20,8 +20,7 @@ from pipeline.morphing.attention import cached_captions
 from pipeline.morphing.diffmorpher import KeyframeAttention, above, adain, endpoint_attention
 from pipeline.morphing.interpolation import lerp, slerp
 from pipeline.processes.chunks import in_chunks
-from pipeline.sampling.captions import predictor
-from pipeline.sampling.guidance import guided
+from pipeline.sampling.guidance import guided, predictor
 from pipeline.sampling.solver import Progress, Solver, invert, sample
 
 Bars = Callable[[str], Progress]

@@ -187,3 +187,11 @@ def _misspelt_column_problems(lines: Iterable[Line]) -> Iterator[Problem]:
                 reported.add(column)
                 fix = f"Rename it to {meant!r}, which is {ALLOWED[meant]}, or to something less like it."
                 yield Problem(line.where, f"the column {escaped(column)} is not read", fix)
+
+
+def captions_of(folder: Path) -> list[str]:
+    """The captions of a set; none where they cannot be read, which `find_problems` reports."""
+    try:
+        return [row.text for row in read_rows(folder)]
+    except UserError:
+        return []

@@ -7,19 +7,10 @@ import torch
 from pipeline.adapters.conditioning import adapted_conditioning
 from pipeline.adapters.mixing import WeightedAdapter, mixed_adapters, mixing_weights
 from pipeline.base.conditioning import Conditioning
-from pipeline.base.noise_path import Level
 from pipeline.base.protocol import Base
-from pipeline.sampling.guidance import guided
-from pipeline.sampling.solver import Predict, Progress, Solver, sample
-
-
-def predictor(base: Base, conditioning: Conditioning) -> Predict:
-    """The base's prediction for a batch that always has these captions."""
-
-    def predict(latents: torch.Tensor, level: Level) -> torch.Tensor:
-        return base.predict(latents, torch.full((len(latents),), level.time), conditioning)
-
-    return predict
+from pipeline.sampling.guidance import guided, predictor
+from pipeline.sampling.refining import Refinement
+from pipeline.sampling.solver import Progress, Solver, falling_levels, sample
 
 
 @torch.no_grad()
@@ -33,11 +24,13 @@ def sample_captions(
     guidance: float = 1.0,
     solver: Solver = "midpoint",
     progress: Progress = iter,
+    refinement: Refinement | None = None,
 ) -> torch.Tensor:
     """Clean latents (B, C, h, w) from noise (B, C, h, w) and B captions.
 
     adapters: those of each sample; () for none anywhere. conditioning: the captions as they read them
-    (`adapted_conditioning`). At guidance 1 the empty caption is not evaluated at all.
+    (`adapted_conditioning`). At guidance 1 the empty caption is not evaluated at all. refinement: of the last steps,
+    without the adapters; None: all are the base's.
     """
     adapters = adapters or [()] * len(noise)
     loaded, weights = mixing_weights(adapters)
@@ -48,5 +41,7 @@ def sample_captions(
         predict = guided(predictor(base, Conditioning.stack([empty, conditioning])), guidance)
         # Both halves of the doubled batch see the same adapters.
         weights = torch.cat([weights, weights], dim=1)
+    if refinement is not None:
+        predict = refinement.taking_over(predict, base.path, falling_levels(base.path, steps), guidance)
     with mixed_adapters(base.denoiser, loaded, weights):
         return sample(noise, predict, base.path, steps, progress, solver)

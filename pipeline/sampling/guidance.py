@@ -1,9 +1,20 @@
-"""Classifier-free guidance (Ho and Salimans 2022) over any prediction. Tensors in, tensors out."""
+"""A base's prediction for captions, and classifier-free guidance (Ho and Salimans 2022). Tensors in, tensors out."""
 
 import torch
 
+from pipeline.base.conditioning import Conditioning
 from pipeline.base.noise_path import Level
+from pipeline.base.protocol import Base
 from pipeline.sampling.solver import Predict
+
+
+def predictor(base: Base, conditioning: Conditioning) -> Predict:
+    """The base's prediction for a batch that always has these captions."""
+
+    def predict(latents: torch.Tensor, level: Level) -> torch.Tensor:
+        return base.predict(latents, torch.full((len(latents),), level.time), conditioning)
+
+    return predict
 
 
 def guided(predict: Predict, guidance: float, rescale: float = 0.0) -> Predict:

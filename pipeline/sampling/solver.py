@@ -23,6 +23,19 @@ def _untouched(latents: torch.Tensor, level: Level) -> torch.Tensor:
     return latents
 
 
+def falling_levels(path: NoisePath, steps: int, taken: int | None = None) -> tuple[Level, ...]:
+    """The levels that `sample` goes through, from the noise to the clean end. taken: as there."""
+    return path.levels(steps)[: None if taken is None else taken + 1][::-1]
+
+
+def step_at(level: Level, levels: Sequence[Level]) -> int:
+    """The number of the step along `levels`, from the noise down, that asks at a level: where it begins, or midway.
+
+    By the noise: at the clean end two levels may have one time.
+    """
+    return min(sum(noisier.s >= level.s for noisier in levels), len(levels) - 1) - 1
+
+
 def sample(
     noise: torch.Tensor,
     predict: Predict,
@@ -40,7 +53,7 @@ def sample(
     midpoint of the step before them says nothing about them. taken: so many of the steps only, the last ones, from
     latents with as much noise as is left there; None: all. after: changes the latents after each step.
     """
-    levels = path.levels(steps)[: None if taken is None else taken + 1][::-1]
+    levels = falling_levels(path, steps, taken)
     if solver == "midpoint":
         return _midpoint(noise, predict, path, levels, progress, restarts, after)
     x = noise

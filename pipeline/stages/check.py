@@ -4,16 +4,16 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from pipeline.adapters.store import is_file_name
-from pipeline.base.checking import base_warnings, cached, config_folder, find_base_problems, is_hub_id
+from pipeline.base.checking import base_warnings, config_folder, find_base_problems, inpaints
 from pipeline.base.device import choose_device, find_dtype_problems
 from pipeline.base.schedule import FILE, timesteps_of
+from pipeline.edits import find_edit_problems, find_style_problems
 from pipeline.errors import Problem, UserError
 from pipeline.inputs import read_json
 from pipeline.outputs import atomic_file
-from pipeline.params import NONE, Params, load_params
+from pipeline.params import Params, load_params
 from pipeline.pictures.imagefolder import CaptionLength, find_problems
-from pipeline.pictures.metadata import read_rows
+from pipeline.pictures.metadata import captions_of, read_rows
 from pipeline.tracking import check_ran
 
 CHECKED = Path("data/checked.txt")
@@ -28,10 +28,10 @@ def run() -> None:
         UserError: with every problem of the params, the sets, the morphs and the base.
     """
     params = load_params()
-    problems = find_base_problems(params.base) or _fit_problems(params)
+    problems = find_base_problems(params.base) or _model_problems(params)
     caption_length = None if problems else _caption_length(params)
     problems += [] if problems else [*_target_problems(params), *_steps_problems(params)]
-    problems += [] if problems else _edit_problems(params, caption_length)
+    problems += [] if problems else [*find_edit_problems(params, caption_length), *_inpainting_problems(params)]
     problems += _device_problems(params)
     for key, spec in params.sets.items():
         problems += find_problems(
@@ -42,7 +42,7 @@ def run() -> None:
             memory=MEMORY / f"{key}.txt",
         )
     problems += _train_problems(params)
-    problems += _style_problems(params)
+    problems += find_style_problems(params)
     problems += _batch_problems(params)
     problems += _lpips_problems(params)
     problems += _keyframe_problems(params)
@@ -55,13 +55,17 @@ def run() -> None:
         print(f"Warning: {warning}", file=sys.stderr)
 
 
-def _fit_problems(params: Params) -> list[Problem]:
-    """Parts of the base that do not belong together. One of the Hub is compared once it is downloaded."""
-    if is_hub_id(params.base) and not cached(params.base):
-        return []
+def _model_problems(params: Params) -> list[Problem]:
+    """Parts of the base that do not belong together, and a refiner that does not fit it or has nothing to do."""
     from pipeline.base.opening import fit_problems
+    from pipeline.editing.transfer import Transfer
+    from pipeline.refiner import Asked, find_refiner_problems
 
-    return fit_problems(params.base)
+    asked = {f"sets.{key}: sample.steps": Asked(spec.sample.steps) for key, spec in params.sets.items()}
+    for key, spec in params.edits.items():
+        taken = Transfer(spec.edit.steps, spec.edit.strength).steps_taken
+        asked[f"edits.{key}: edit.steps"] = Asked(spec.edit.steps, taken, bool(spec.adapters))
+    return fit_problems(params.base, download=False) or find_refiner_problems(params.refiner, params.base, asked)
 
 
 def _steps_problems(params: Params) -> list[Problem]:
@@ -76,6 +80,14 @@ def _steps_problems(params: Params) -> list[Problem]:
         for where, steps in asked.items()
         if steps > timesteps
     ]
+
+
+def _inpainting_problems(params: Params) -> list[Problem]:
+    """Morphs by a base that was made to fill holes: it would be told that all is hidden, and find no way to invert."""
+    if not params.morphs or not inpaints(params.base):
+        return []
+    found = f"a base made for inpainting, which makes no morphs ({', '.join(params.morphs)})"
+    return [Problem("params.yaml: base.source", found, "Use an ordinary base, or write morphs: {}.")]
 
 
 def _path_problems() -> list[Problem]:
@@ -105,7 +117,7 @@ def _train_problems(params: Params) -> list[Problem]:
         if settings.hold_out and spec.adapter == "image":
             found = f"{settings.hold_out}, of adapters of one picture each"
             problems.append(Problem(f"{where}.hold_out", found, "Write 0, or `adapter: set`."))
-        elif settings.hold_out and (pictures := len(_captions(key))) and settings.hold_out >= pictures:
+        elif settings.hold_out and (pictures := len(captions_of(RAW / key))) and settings.hold_out >= pictures:
             found = f"{settings.hold_out} of {pictures} pictures, so that none is left to learn from"
             problems.append(Problem(f"{where}.hold_out", found, f"Write at most {pictures - 1}."))
         if settings.text_rate is not None and spec.adapter == "image":
@@ -123,14 +135,6 @@ def _train_problems(params: Params) -> list[Problem]:
             found = f"{settings.warmup} steps of warm-up in a training of {settings.steps}"
             problems.append(Problem(f"{where}.warmup", found, "Write fewer, or more train.steps."))
     return problems
-
-
-def _captions(key: str) -> list[str]:
-    """The captions of a set; none where that cannot be read, which is reported elsewhere."""
-    try:
-        return [row.text for row in read_rows(RAW / key)]
-    except UserError:
-        return []
 
 
 def _batch_problems(params: Params) -> list[Problem]:
@@ -175,94 +179,6 @@ def _target_problems(params: Params) -> list[Problem]:
         except UserError as error:
             problems |= {str(problem): problem for problem in error.problems}
     return list(problems.values())
-
-
-def _edit_problems(params: Params, caption_length: CaptionLength | None) -> list[Problem]:
-    """Edits whose values do not go together, or that name an adapter or a ControlNet which is not there."""
-    if not params.edits:
-        return []
-    from pipeline.editing.control import find_control_problems
-    from pipeline.editing.transfer import Transfer
-
-    problems = []
-    for key, spec in params.edits.items():
-        where, settings = f"params.yaml: edits.{key}", spec.edit
-        if settings.strength and Transfer(settings.steps, settings.strength).steps_taken == 0:
-            found = f"{settings.strength:g} of {settings.steps} steps is none at all"
-            problems.append(Problem(f"{where}: edit.strength", found, "Write 0, or more of either."))
-        for name in spec.adapters:
-            problems += _adapter_name_problems(params, f"{where}.adapters", name)
-        if caption_length and (settings.caption is not None or settings.suffix):
-            texts = _captions(spec.set) if settings.caption is None else [settings.caption]
-            tokens, allowed = max((caption_length(text + settings.suffix) for text in texts), default=(0, 0))
-            if tokens > allowed:
-                found = f"a caption has {tokens} tokens with the suffix, the base reads {allowed}"
-                name = "suffix" if settings.caption is None else "caption"
-                problems.append(Problem(f"{where}: edit.{name}", found, f"Shorten it by {tokens - allowed} or more."))
-        if settings.within_masks:
-            problems += _mask_problems(where, spec.set)
-        if (control := settings.control) is not None:
-            at = f"{where}: edit.control"
-            if control.low > control.high:
-                problems.append(Problem(f"{at}.low", f"{control.low:g} lies above high", "Write at most `high`."))
-            if control.start >= control.end:
-                found = f"{control.start:g} does not lie before end"
-                problems.append(Problem(f"{at}.start", found, "Write less than `end`, or control: null."))
-            problems += find_control_problems(control, params.base, at)
-    return problems
-
-
-def _style_problems(params: Params) -> list[Problem]:
-    """Morphs in the style of a set that has no one adapter."""
-    return [
-        Problem(
-            f"params.yaml: morphs.{key}.style",
-            f"the set {spec.style} has an adapter for each picture",
-            "Name a set with `adapter: set`, or none.",
-        )
-        for key, spec in params.morphs.items()
-        if spec.style != NONE and params.sets[spec.style].adapter != "set"
-    ]
-
-
-def _mask_problems(where: str, key: str) -> list[Problem]:
-    """An edit within masks, of pictures that have none."""
-    try:
-        lacking = [row.file_name for row in read_rows(RAW / key) if row.mask is None]
-    except UserError:
-        return []  # the set's own problems are reported already
-    if not lacking:
-        return []
-    found = f"{len(lacking)} of the set's pictures have no mask, {lacking[0]} first"
-    fix = f'Write "mask": "..." into their rows in {RAW / key}/metadata.jsonl, or false.'
-    return [Problem(f"{where}: edit.within_masks", found, fix)]
-
-
-def _adapter_name_problems(params: Params, where: str, name: str) -> list[Problem]:
-    """The name of an adapter that the set will not have, or that could be several of its."""
-    if is_file_name(name):
-        return _file_problems(params, name)
-    key, slash, picture = name.partition("/")
-    try:
-        stems = [Path(row.file_name).stem for row in read_rows(RAW / key)]
-    except UserError:
-        return []  # the set's own problems are reported already
-    if params.sets[key].adapter == "set":
-        return [Problem(where, f"{name!r}: the set {key} has one adapter for all", f"Write {key}.")] if slash else []
-    if not slash and len(stems) > 1:
-        found = f"{name!r}: the set {key} has an adapter for each of {len(stems)} pictures"
-        return [Problem(where, found, f"Name one, such as {key}/{stems[0]}.")]
-    if slash and picture not in stems:
-        return [Problem(where, f"{name!r}: the set {key} has no such picture", f"Choose from: {', '.join(stems[:8])}.")]
-    return []
-
-
-def _file_problems(params: Params, name: str) -> list[Problem]:
-    """A file of an adapter that is not there, not whole, or does not fit the base."""
-    from pipeline.base.opening import layers_without_weights
-    from pipeline.exchange.named import find_file_problems
-
-    return find_file_problems(name, params.base, layers_without_weights(params.base))
 
 
 def _caption_length(params: Params) -> CaptionLength:

@@ -33,7 +33,9 @@ from pipeline.outputs import atomic_folder, require_output
 from pipeline.params import EditSpec, load_params
 from pipeline.processes.chunks import one_each
 from pipeline.processes.joining import all_processes
+from pipeline.refiner import open_refiner
 from pipeline.report.plots import edit_plot
+from pipeline.sampling.refining import Refiner
 from pipeline.sections import EditSection
 from pipeline.tracking import Tracker, track
 
@@ -62,27 +64,29 @@ def run(key: str) -> None:
     spec = params.get_edit(key)
     prepared = require_output(Path("data/prepared", spec.set), f"prepare@{spec.set}")
     require_output(Path("data/styles", f"{key}.json"), "styles")
-    section = {"base": params.base.model_dump(), **spec.model_dump()}
+    models = {"base": params.base.model_dump(), "refiner": params.refiner.model_dump()}
+    section = {**models, **spec.model_dump()}
     tracked: AbstractContextManager[Tracker | None] = nullcontext()
     if accelerator.is_main_process:
         tracked = track(f"edit@{key}", params.tracking, section, datasets={spec.set: prepared}, tags=params.base.tags())
     with tracked as tracker:
         base = open_base(params.base, accelerator.device)
+        refiner = open_refiner(params.refiner, params.base, accelerator.device)
         work = Work(params.machine.batch, partial(tqdm, desc=key, unit="step", disable=tracker is None), accelerator)
-        parts = edited(base, prepared, spec, work)
+        parts = edited(base, prepared, spec, work, refiner)
         if tracker is None:
             deque(parts, maxlen=0)
             return
         out = Path("data/edits", key)
         with atomic_folder(out) as folder:
-            labels, figures = write_outputs(folder, parts, spec, base.digest)
+            labels, figures = write_outputs(folder, parts, spec, base.digest, refiner)
         tracker.picture("sheet", out / "sheet.png")
         tracker.show(out / "sheet.png", f"{key}: {', '.join(labels)}")
         for number, at in enumerate(figures):
             tracker.metrics({name: value for name, value in at.items() if value is not None}, number)
 
 
-def edited(base: Base, prepared: Path, spec: EditSpec, work: Work) -> Iterator[Edited]:
+def edited(base: Base, prepared: Path, spec: EditSpec, work: Work, refiner: Refiner | None = None) -> Iterator[Edited]:
     """The pictures of a prepared set, changed, some at a time."""
     settings = spec.edit
     loaded = {name: open_named(name, base) for name in spec.adapters}
@@ -110,9 +114,12 @@ def edited(base: Base, prepared: Path, spec: EditSpec, work: Work) -> Iterator[E
         trail = trail_to_noise(base, latents, shown, noise, transfer, work)
         trail = trail if masks is not None else trail[-1:]
         adapters = [column for column in columns for _ in rows]
-        wanted = adapted_conditioning(base, [caption_of(rows[number], settings) for number in every], adapters)
-        wanted = wanted.beside({name: tensor[every] for name, tensor in beside.items()})
-        changed = transferred(base, trail[:, every], wanted, adapters, transfer, work, control, masks)
+        texts = [caption_of(row, settings) for row in rows]
+        wanted = adapted_conditioning(base, [texts[number] for number in every], adapters)
+        wanted, refinement = wanted.beside({name: tensor[every] for name, tensor in beside.items()}), None
+        if refiner is not None:
+            refinement = refiner.refinement(texts, None if settings.guidance == 1 else settings.negative).take(every)
+        changed = transferred(base, trail[:, every], wanted, adapters, transfer, work, control, masks, refinement)
         decoded = one_each(list(changed), lambda latent: base.decode(latent[None]).cpu(), work.accelerator)
         made = torch.cat(list(decoded)).unflatten(0, (len(columns), len(rows)))
         if settings.within_masks:
@@ -121,7 +128,7 @@ def edited(base: Base, prepared: Path, spec: EditSpec, work: Work) -> Iterator[E
 
 
 def write_outputs(
-    folder: Path, parts: Iterable[Edited], spec: EditSpec, base_digest: str
+    folder: Path, parts: Iterable[Edited], spec: EditSpec, base_digest: str, refiner: Refiner | None = None
 ) -> tuple[list[str], list[dict[str, float | None]]]:
     """Write the edited pictures as they come, then their sheet, the curve and edit.json, into an empty folder.
 
@@ -163,6 +170,7 @@ def write_outputs(
     facts = {
         "set": spec.set,
         "base": base_digest,
+        "refiner": None if refiner is None else {"digest": refiner.base.digest, "from": refiner.start},
         "adapters": spec.adapters,
         "steps_taken": Transfer(spec.edit.steps, spec.edit.strength).steps_taken,
         "pictures": [{"file_name": row.file_name, "text": text} for row, text in zip(rows, captions, strict=True)],

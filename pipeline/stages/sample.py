@@ -17,6 +17,7 @@ from pipeline.grid import sample_grid
 from pipeline.outputs import atomic_file, reading, require_output
 from pipeline.params import load_params
 from pipeline.processes.joining import all_processes
+from pipeline.refiner import open_refiner
 from pipeline.tracking import Tracker, track
 
 
@@ -29,12 +30,14 @@ def run(key: str) -> None:
     accelerator = all_processes(["sample", key], params.machine.processes, choose_device(params.machine.device))
     settings = params.get_set(key).sample
     prepared, adapters = require_output(Path("data/prepared", key), f"prepare@{key}"), Path("models/adapters", key)
-    section = {"base": params.base.model_dump(), "sample": settings.model_dump()}
+    models = {"base": params.base.model_dump(), "refiner": params.refiner.model_dump()}
+    section = {**models, "sample": settings.model_dump()}
     tracked: AbstractContextManager[Tracker | None] = nullcontext()
     if accelerator.is_main_process:
         tracked = track(f"sample@{key}", params.tracking, section, datasets={key: prepared}, tags=params.base.tags())
     with tracked as tracker:
         base = open_base(params.base, accelerator.device)
+        refiner = open_refiner(params.refiner, params.base, accelerator.device)
         files = read_index(adapters)
         seeds = range(settings.seed, settings.seed + settings.seeds)
         rows, labels = [], []
@@ -51,6 +54,7 @@ def run(key: str) -> None:
                 size=(picture.shape[-2], picture.shape[-1]),
                 steps=settings.steps,
                 guidance=settings.guidance,
+                refiner=refiner,
                 batch=params.machine.batch,
                 progress=partial(tqdm, desc=row.text[:40], unit="step", disable=tracker is None),
                 accelerator=accelerator,

@@ -114,16 +114,17 @@ def note_stage(state: PipelineState, stage: str) -> None:
 def params_of(params: Params) -> dict[str, str]:
     """Every stage's params under its name, as the stages themselves log them, whichever of them run."""
     base = {"base": params.base.model_dump()}
+    both = {**base, "refiner": params.refiner.model_dump()}
     sections: dict[str, dict[str, object]] = {}
     for key, part in params.sets.items():
         sections[f"prepare@{key}"] = part.prepare.model_dump()
         sections[f"train@{key}"] = {**base, "train": part.train.model_dump(), "adapter": part.adapter}
-        sections[f"sample@{key}"] = {**base, "sample": part.sample.model_dump()}
+        sections[f"sample@{key}"] = {**both, "sample": part.sample.model_dump()}
     for key, morph in params.morphs.items():
         sections[f"morph@{key}"] = {**base, **morph.model_dump()}
         sections[f"evaluate@{key}"] = {**base, **params.evaluate.model_dump()}
     for key, edit in params.edits.items():
-        sections[f"edit@{key}"] = {**base, **edit.model_dump()}
+        sections[f"edit@{key}"] = {**both, **edit.model_dump()}
     return {parent_param(name, key): text for name, part in sections.items() for key, text in flatten(part).items()}
 
 

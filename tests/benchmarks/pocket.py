@@ -27,7 +27,7 @@ from pipeline.evaluation.fidelity import psnr
 from pipeline.landscapes.painter import paint_between
 from pipeline.landscapes.world import HELD_OUT, Scene, caption
 from pipeline.pocket.sheet import sample_scenes, sample_sheet
-from pipeline.sampling.captions import predictor
+from pipeline.sampling.guidance import predictor
 from pipeline.sampling.solver import Progress, invert, sample
 from tests.benchmarks.bands import RINGS, change_shares, coherences, power_shares, spectra
 from tests.benchmarks.classifier import accuracies, features, frechet_distance, train_reader

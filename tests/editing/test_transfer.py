@@ -17,7 +17,7 @@ from pipeline.base.conditioning import Control
 from pipeline.base.protocol import Base
 from pipeline.editing.transfer import Transfer, Work, trail_to_noise, transferred
 from pipeline.sampling.captions import sample_captions
-from tests.paths import scheduler_like
+from tests.paths import diffusion_path, scheduler_like
 from tests.tiny import build_tiny, build_tiny_xl, open_tiny
 
 CAPTIONS = ["a red hill", "a blue lake"]
@@ -135,6 +135,14 @@ def test_control_acts_from_and_until_its_shares_of_the_steps(tiny: Base) -> None
     levels = tiny.path.levels(8)[::-1]
     assert all(levels[6].time <= time <= levels[2].time for time in asked)
     assert len(asked) == 5  # four steps, and the first of them asks twice
+
+
+def test_control_acts_to_the_end_of_a_path_without_any_noise_left(tiny: Base) -> None:
+    base = replace(tiny, path=diffusion_path(tiny.path.prediction_type, set_alpha_to_one=True))
+    latents, control = noise_like((1, 4, 8, 8)), Control(a_net(tiny, seed=5), edges(1), 1.0)
+    transfer = Transfer(8, 1.0, "noise")
+    whole, shorter = (edit(base, latents, replace(transfer, control_until=until), control) for until in (1.0, 7 / 8))
+    assert bool(whole.isfinite().all()) and (whole - shorter).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("start", ["noise", "inversion"])

@@ -17,7 +17,7 @@ from pipeline.morphing.engine import (
     invert_keyframes,
     morph_segment,
 )
-from pipeline.sampling.captions import predictor
+from pipeline.sampling.guidance import predictor
 from pipeline.sampling.solver import sample
 from tests.reference import FrameByFrame, random_adapters
 from tests.tiny import in_double, open_tiny

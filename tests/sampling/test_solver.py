@@ -6,8 +6,8 @@ from diffusers import DDIMInverseScheduler, DDIMScheduler
 
 from pipeline.base.noise_path import Level, NoisePath, VariancePreserving
 from pipeline.base.protocol import Base
-from pipeline.sampling.captions import predictor
-from pipeline.sampling.solver import Predict, Solver, invert, sample
+from pipeline.sampling.guidance import predictor
+from pipeline.sampling.solver import Predict, Solver, falling_levels, invert, sample, step_at
 from tests.paths import CONFIG, PATHS, diffusion_path, scheduler_like
 from tests.reference import ddim_sample, midpoint_rule, points
 
@@ -194,3 +194,17 @@ def test_a_step_that_starts_afresh_forgets_the_midpoint_before() -> None:
     expected = _midpoint(halfway, lambda x, level: torch.cos(3 * x), path, levels[4::-1], iter)
     assert torch.allclose(fresh, expected, atol=1e-12)
     assert not torch.allclose(sample(noise, switched, path, 8), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("path", [*NESTED.values(), diffusion_path("epsilon", set_alpha_to_one=True, steps_offset=0)])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_step_is_known_by_the_level_at_which_it_asks(path: NoisePath, solver: Solver) -> None:
+    """Also at a clean end without any noise, where midpoint and end have one time, 0."""
+    levels, asked = falling_levels(path, 8, 5), list[int]()
+
+    def predict(x: torch.Tensor, level: Level) -> torch.Tensor:
+        asked.append(step_at(level, levels))
+        return x
+
+    sample(torch.ones(1, 1, 1, 1), predict, path, 8, solver=solver, taken=5)
+    assert asked == ([0, 1, 2, 3, 4] if solver == "ddim" else [0, 0, 1, 2, 3, 4])
