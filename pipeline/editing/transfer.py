@@ -10,13 +10,12 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 
-from pipeline.adapters.conditioning import adapted_conditioning
 from pipeline.adapters.mixing import WeightedAdapter, mixed_adapters, mixing_weights
 from pipeline.base.conditioning import Conditioning, Control
 from pipeline.base.noise_path import Level
 from pipeline.base.protocol import Base
 from pipeline.processes.chunks import in_chunks
-from pipeline.sampling.captions import predictor
+from pipeline.sampling.captions import adapted_conditioning, predictor
 from pipeline.sampling.guidance import guided
 from pipeline.sampling.solver import Predict, Progress, Solver, invert, sample
 

@@ -14,7 +14,6 @@ from PIL import Image
 from torch.nn import functional
 from tqdm import tqdm
 
-from pipeline.adapters.conditioning import adapted_conditioning
 from pipeline.adapters.store import is_file_name
 from pipeline.base.conditioning import Control
 from pipeline.base.device import choose_device
@@ -34,6 +33,7 @@ from pipeline.params import EditSpec, load_params
 from pipeline.processes.chunks import one_each
 from pipeline.processes.joining import all_processes
 from pipeline.report.plots import edit_plot
+from pipeline.sampling.captions import adapted_conditioning
 from pipeline.sections import EditSection
 from pipeline.tracking import Tracker, track
 
