@@ -12,7 +12,6 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 
-from pipeline.adapters.conditioning import adapted_conditioning
 from pipeline.adapters.mixing import WeightedAdapter
 from pipeline.base.posterior import drawn_latents
 from pipeline.base.protocol import Base
@@ -20,6 +19,7 @@ from pipeline.distances.features import Features, extract, feature_distance
 from pipeline.morphing.engine import Bars, EncodedKeyframe, Recipe, invert_keyframes, morph_segment
 from pipeline.morphing.pacing import even_alphas, paced_frames
 from pipeline.processes.chunks import decided, one_each
+from pipeline.sampling.adapted import adapted_conditioning
 
 MOST_SEEN = 256 * 2**20
 """Bytes of pictures of a segment that are kept between pacing, which looks at them, and their turn in the film."""

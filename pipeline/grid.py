@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from accelerate import Accelerator
 
-from pipeline.adapters.conditioning import adapted_conditioning
 from pipeline.adapters.mixing import Adapter
 from pipeline.base.posterior import keyed_seed
 from pipeline.base.protocol import Base
 from pipeline.processes.chunks import in_chunks, one_each
+from pipeline.sampling.adapted import adapted_conditioning
 from pipeline.sampling.captions import sample_captions
 from pipeline.sampling.refining import Refiner
 from pipeline.sampling.solver import Progress

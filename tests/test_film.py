@@ -142,8 +142,8 @@ def test_keyframes_of_two_sizes_are_refused(tiny: Base) -> None:
         Film(tiny, [keyframes(tiny)[0], small], SETTINGS)
 
 
-def test_unasked_a_film_is_made_as_params_yaml_ships(tiny: Base) -> None:
+def test_unasked_a_film_is_made_as_params_yaml_ships() -> None:
     from pipeline.params import load_params
     from pipeline.stages.morph import settings_of
 
-    assert FilmSettings() == settings_of(load_params(ROOT / "params.yaml").morph, tiny)
+    assert FilmSettings() == settings_of(load_params(ROOT / "params.yaml").morph)

@@ -10,12 +10,12 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 
-from pipeline.adapters.conditioning import adapted_conditioning
 from pipeline.adapters.mixing import WeightedAdapter, mixed_adapters, mixing_weights
 from pipeline.base.conditioning import Conditioning, Control
 from pipeline.base.noise_path import Level
 from pipeline.base.protocol import Base
 from pipeline.processes.chunks import in_chunks
+from pipeline.sampling.adapted import adapted_conditioning
 from pipeline.sampling.guidance import guided, predictor
 from pipeline.sampling.refining import Refinement, steps_before
 from pipeline.sampling.solver import Predict, Progress, Solver, falling_levels, invert, sample, step_at

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 
-from pipeline.adapters.conditioning import adapted_conditioning
 from pipeline.adapters.mixing import Adapter, WeightedAdapter, mixed_adapters, mixing_weights
 from pipeline.base.conditioning import Conditioning
 from pipeline.base.protocol import Base
@@ -20,6 +19,7 @@ from pipeline.morphing.attention import cached_captions
 from pipeline.morphing.diffmorpher import KeyframeAttention, above, adain, endpoint_attention
 from pipeline.morphing.interpolation import lerp, slerp
 from pipeline.processes.chunks import in_chunks
+from pipeline.sampling.adapted import adapted_conditioning
 from pipeline.sampling.guidance import guided, predictor
 from pipeline.sampling.solver import Progress, Solver, invert, sample
 

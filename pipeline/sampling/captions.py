@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import torch
 
-from pipeline.adapters.conditioning import adapted_conditioning
 from pipeline.adapters.mixing import WeightedAdapter, mixed_adapters, mixing_weights
 from pipeline.base.conditioning import Conditioning
 from pipeline.base.protocol import Base
+from pipeline.sampling.adapted import adapted_conditioning
 from pipeline.sampling.guidance import guided, predictor
 from pipeline.sampling.refining import Refinement
 from pipeline.sampling.solver import Progress, Solver, falling_levels, sample

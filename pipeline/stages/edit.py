@@ -14,7 +14,6 @@ from PIL import Image
 from torch.nn import functional
 from tqdm import tqdm
 
-from pipeline.adapters.conditioning import adapted_conditioning
 from pipeline.adapters.store import is_file_name
 from pipeline.base.conditioning import Control
 from pipeline.base.device import choose_device
@@ -35,6 +34,7 @@ from pipeline.processes.chunks import one_each
 from pipeline.processes.joining import all_processes
 from pipeline.refiner import open_refiner
 from pipeline.report.plots import edit_plot
+from pipeline.sampling.adapted import adapted_conditioning
 from pipeline.sampling.refining import Refiner
 from pipeline.sections import EditSection
 from pipeline.tracking import Tracker, track

@@ -44,7 +44,7 @@ OF_CLIPS = ("fps", "hold", "correct_ends", "without_adapters")
 OF_STYLES = ("style_from", "style_to")
 BASELINES = Path(".work/baselines")
 FRAMES = ("film.py", "base/*.py", "sampling/*.py", "morphing/*.py", "distances/*.py", "processes/chunks.py",
-          "adapters/conditioning.py", "adapters/mixing.py", "frames/tensors.py", "stages/morph.py")  # fmt: skip
+          "adapters/mixing.py", "frames/tensors.py", "stages/morph.py")  # fmt: skip
 
 
 def run(key: str) -> None:

@@ -102,7 +102,7 @@ def main() -> None:
         noise = invert_keyframes(base, (first, second), recipe)
         return paced_segment(base, (first, second), noise, arguments.frames, spare, recipe)[1]
 
-    settings = settings_of(params.morph, base)
+    settings = settings_of(params.morph)
     ours(replace(recipe, steps=2, inversion_steps=2), 0)  # warm up
     ways: tuple[Callable[[], torch.Tensor], ...] = (
         reference,

@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     params, base = load_params(), open_pocket(arguments.base)
-    settings = replace(settings_of(params.morph, base), frames=arguments.frames)
+    settings = replace(settings_of(params.morph), frames=arguments.frames)
     chosen = scenes(1)
     pictures = paintings(chosen).float() / 255
 

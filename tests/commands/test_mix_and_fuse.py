@@ -10,7 +10,6 @@ from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from pipeline.adapters.conditioning import adapted_conditioning
 from pipeline.adapters.lora import read_adapter, read_notes
 from pipeline.adapters.mixing import mixed_adapters
 from pipeline.base.checking import base_digest
@@ -18,6 +17,7 @@ from pipeline.base.opening import open_base
 from pipeline.commands import chosen, fuse, mix
 from pipeline.errors import UserError
 from pipeline.params import load_params
+from pipeline.sampling.adapted import adapted_conditioning
 from tests.adapters.test_mixing import inputs, predicted
 from tests.exchange.test_foreign import TEXT_ENCODER, kohya_factors
 from tests.project import edit

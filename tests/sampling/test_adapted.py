@@ -6,9 +6,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 
-from pipeline.adapters.conditioning import adapted_conditioning
 from pipeline.adapters.mixing import Adapter
 from pipeline.base.protocol import Base
+from pipeline.sampling.adapted import adapted_conditioning
 from pipeline.sampling.captions import sample_captions
 from tests.reference import random_adapters
 from tests.text_adapters import random_text_adapters, read_alone, saved_adapter
