@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from pipeline.base.digests import file_sha256
 from pipeline.base.families import FAMILIES, family_of
-from pipeline.base.files import RESTORE, json_problems, single_file_problems, weights_problems
+from pipeline.base.files import RESTORE, json_problems, safetensors_problems, single_file_problems, weights_problems
 from pipeline.base.schedule import FILE
 from pipeline.errors import Problem, UserError, redacted
 from pipeline.inputs import read_json
@@ -209,15 +209,17 @@ def _first_line(error: BaseException) -> str:
 
 def _single_file_problems(section: BaseSection) -> list[Problem]:
     source = Path(section.source)
-    if os.path.isfile(source):
-        problems = single_file_problems(source)
-    else:
-        problems = [Problem("params.yaml: base.source", f"there is no file {source}", "Correct the path.")]
     if section.config is None:
         fix = "Name a diffusers folder of the same architecture (its weights are not needed)."
-        problems.append(Problem("params.yaml: base.config", "a single .safetensors file contains no configs", fix))
+        problems = [Problem("params.yaml: base.config", "a single .safetensors file contains no configs", fix)]
     else:
-        problems += _folder_problems(Path(section.config), with_weights=False)
+        problems = _folder_problems(Path(section.config), with_weights=False)
+    if not os.path.isfile(source):
+        problems.append(Problem("params.yaml: base.source", f"there is no file {source}", "Correct the path."))
+    elif section.config is None or problems:
+        problems += safetensors_problems(source)
+    else:
+        problems += single_file_problems(source, family_of(Path(section.config)))
     return problems
 
 
