@@ -128,9 +128,12 @@ def _hub_problems(section: BaseSection) -> list[Problem]:
     return problems
 
 
-def cached(section: BaseSection) -> Path | None:
+def cached(section: BaseSection, problems_of: Callable[[Path], list[Problem]] | None = None) -> Path | None:
     """The folder of a Hub base in this machine's cache, if all of it is there: a commit never changes, so nothing needs
-    to be asked, and nodes without a network can work."""
+    to be asked, and nodes without a network can work.
+
+    problems_of: says what a folder lacks, for what is no base.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -138,7 +141,7 @@ def cached(section: BaseSection) -> Path | None:
         root = Path(snapshot_download(section.source, revision=section.revision, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, OSError):
         return None
-    return None if _folder_problems(root) else root
+    return None if (problems_of or _folder_problems)(root) else root
 
 
 def fetch(section: BaseSection, patterns: list[str]) -> Path:

@@ -11,6 +11,7 @@ from pipeline.base import checking
 from pipeline.base.checking import base_digest, cached, config_folder, find_base_problems
 from pipeline.errors import Problem
 from pipeline.sections import BaseSection
+from tests.hub import in_cache
 from tests.tiny import section
 
 
@@ -114,21 +115,6 @@ def test_a_hub_id_needs_a_commit() -> None:
         (problem,) = find_base_problems(hub)
         assert problem.where == "params.yaml: base.source" and "no folder 'owner/name'" in problem.found
         assert "40 hex digits, in base.revision" in problem.fix
-
-
-def in_cache(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> BaseSection:
-    """A base as the Hub's client keeps it, on a machine without a network."""
-    from huggingface_hub import constants
-
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    shutil.copytree(folder, cache / "models--owner--name/snapshots" / commit)
-
-    def unreachable(*arguments: object, **keywords: object) -> None:
-        raise AssertionError("the network was asked")
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr(socket.socket, "connect", unreachable)
-    return BaseSection(source="owner/name", revision=commit, config=None, dtype="float32", clip_skip=0)
 
 
 def test_a_pinned_hub_base_in_the_cache_needs_no_network(
