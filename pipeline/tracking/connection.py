@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -94,6 +95,8 @@ def unusable(uri: str, error: Exception) -> Problem:
     fix = "Make that file readable and writable, or move it away (a new one is made)" if local else (
         "Start that server or correct the address"
     )  # fmt: skip
+    if local and re.search("disk is full|No space left|File too large|[Qq]uota", str(error)):
+        fix = "Make room there"
     if "out-of-date" in str(error):
         fix = f"Run `mlflow db upgrade {redacted(uri)}` after saving a copy"
     return Problem(
@@ -115,7 +118,7 @@ def why(error: BaseException) -> str:
         while error.__cause__ or error.__context__:
             error = error.__cause__ or error.__context__ or error
     text = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    lines = text.strip().splitlines()
+    lines = [line for line in text.strip().splitlines() if not line.startswith("(raised as a result of")]
     return printable(redacted(lines[0] if lines else type(error).__name__), 300)
 
 
