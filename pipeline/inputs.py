@@ -44,7 +44,7 @@ def read_plain(path: Path, most: int = MOST) -> bytes:
     with open_plain(path) as file:
         content = file.read(most + 1)
     if len(content) > most:
-        raise OSError(errno.EFBIG, f"larger than {most / 2**20:g} MB", str(path))
+        raise OSError(errno.EINVAL, f"larger than {most / 2**20:g} MB", str(path))
     return content
 
 

@@ -20,7 +20,9 @@ _MADE = {
     "reports/smoothness": "evaluate", "data/edits": "edit",
 }  # fmt: skip
 # What the machine is to blame for, and no file.
-_WORLD = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_WORLD = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
+)  # fmt: skip
 
 
 @contextmanager
@@ -31,7 +33,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     a process which was killed has left there. Missing parent folders are made. An OSError that names no file, as a full
     disk's, gets the name of `path`.
     """
-    with _named(path):
+    with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _clear(path)
         partial = _sibling(path, "partial")
@@ -52,7 +54,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     process that was killed has left there. Missing parent folders are made. An OSError that names no file, as a full
     disk's, gets the name of `path`.
     """
-    with _named(path):
+    with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _clear(path)
         partial = _sibling(path, "partial")
@@ -93,8 +95,8 @@ def reading(path: Path) -> Iterator[None]:
     except (UserError, MemoryError):
         raise
     except Exception as error:  # each library has its own for each kind of damage
-        if world := _of_the_world(error):
-            raise world from error
+        if machine := of_the_machine(error):
+            raise machine from error
         found = "it is missing" if isinstance(error, FileNotFoundError) else f"damaged ({_reason(error)})"
         raise UserError(Problem(str(path), found, f"Run `dvc repro{_maker(path)}`, which makes it again.")) from error
 
@@ -106,7 +108,7 @@ def _maker(path: Path) -> str:
     return ""
 
 
-def _of_the_world(error: BaseException | None) -> OSError | None:
+def of_the_machine(error: BaseException | None) -> OSError | None:
     """The system's own error at the bottom of a library's, if the machine is to blame."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _WORLD:
@@ -121,19 +123,23 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Name the output in errors of the system, which name a file that only we know, or none."""
+def naming(path: Path) -> Iterator[None]:
+    """Name the output in errors of the system, which name a file that only we know, the source of a copy, or none."""
     try:
         yield
     except OSError as error:
-        if error.errno is not None and (error.filename is None or ".partial" in str(error.filename)):
+        number, file = error.errno, error.filename2 or error.filename
+        if isinstance(error, shutil.Error):  # the copies of a folder's files, each with words of its own
+            found = re.search(r"\[Errno (\d+)\]", str(error))
+            number, file = int(found[1]) if found else errno.EIO, None
+        if number is not None and (file is None or ".partial" in str(file)):
             # A new one: those of some libraries are of kinds whose file cannot be changed.
-            raise OSError(error.errno, error.strerror or os.strerror(error.errno), str(path)) from error
+            raise OSError(number, error.strerror or os.strerror(number), str(path)) from error
         raise
     except Exception as error:  # safetensors wraps the system's words into an error of its own
-        number = re.search(r"\(os error (\d+)\)", str(error))
-        if type(error).__name__ == "SafetensorError" and number:
-            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        told = re.search(r"\(os error (\d+)\)", str(error))
+        if type(error).__name__ == "SafetensorError" and told:
+            raise OSError(int(told[1]), os.strerror(int(told[1])), str(path)) from error
         raise
 
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from pipeline.base.digests import file_sha256
 from pipeline.base.families import FAMILIES, FAMILIES_AT, Family, family_of
-from pipeline.base.files import RESTORE, json_problems, single_file_problems, weights_problems
+from pipeline.base.files import RESTORE, json_problems, safetensors_problems, single_file_problems, weights_problems
 from pipeline.base.schedule import FILE
 from pipeline.errors import Problem, UserError, redacted
 from pipeline.inputs import read_json
@@ -149,9 +149,12 @@ def _hub_problems(section: BaseSection) -> list[Problem]:
     return problems
 
 
-def cached(section: BaseSection) -> Path | None:
+def cached(section: BaseSection, problems_of: Callable[[Path], list[Problem]] | None = None) -> Path | None:
     """The folder of a Hub base in this machine's cache, if all of it is there: a commit never changes, so nothing needs
-    to be asked, and nodes without a network can work."""
+    to be asked, and nodes without a network can work.
+
+    problems_of: says what a folder lacks, for what is no base.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -159,7 +162,8 @@ def cached(section: BaseSection) -> Path | None:
         root = Path(snapshot_download(section.source, revision=section.revision, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, OSError):
         return None
-    return None if _folder_problems(root, FAMILIES_AT[section.KEY]) else root
+    problems = problems_of(root) if problems_of else _folder_problems(root, FAMILIES_AT[section.KEY])
+    return None if problems else root
 
 
 def fetch(section: BaseSection, patterns: list[str]) -> Path:
@@ -230,15 +234,17 @@ def _first_line(error: BaseException) -> str:
 
 def _single_file_problems(section: BaseSection) -> list[Problem]:
     source = Path(section.source)
-    if os.path.isfile(source):
-        problems = single_file_problems(source)
-    else:
-        problems = [Problem(_place(section, "source"), f"there is no file {source}", "Correct the path.")]
     if section.config is None:
         fix = "Name a diffusers folder of the same architecture (its weights are not needed)."
-        problems.append(Problem("params.yaml: base.config", "a single .safetensors file contains no configs", fix))
+        problems = [Problem("params.yaml: base.config", "a single .safetensors file contains no configs", fix)]
     else:
-        problems += _folder_problems(Path(section.config), FAMILIES_AT[section.KEY], with_weights=False)
+        problems = _folder_problems(Path(section.config), FAMILIES_AT[section.KEY], with_weights=False)
+    if not os.path.isfile(source):
+        problems.append(Problem(_place(section, "source"), f"there is no file {source}", "Correct the path."))
+    elif section.config is None or problems:
+        problems += safetensors_problems(source)
+    else:
+        problems += single_file_problems(source, family_of(Path(section.config)))
     return problems
 
 

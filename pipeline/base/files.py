@@ -6,6 +6,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from pipeline.base.families import FAMILIES, Family
 from pipeline.errors import Problem
 from pipeline.inputs import read_json
 
@@ -83,18 +84,24 @@ def safetensors_problems(file: Path) -> list[Problem]:
 ORIGINAL = {
     "unet": ("model.diffusion_model.",),
     "vae": ("first_stage_model.",),
-    "text_encoder": ("cond_stage_model.", "conditioner.embedders."),
+    "text_encoder": ("cond_stage_model.", "conditioner.embedders.0."),
+    "text_encoder_2": ("conditioner.embedders.1.",),
 }
 """Part of a base to how its tensors' names begin in a single file."""
 
 
-def single_file_problems(file: Path) -> list[Problem]:
-    """Problems of a single file with all parts of a base: damage, or a part that is not in it."""
+def single_file_problems(file: Path, family: Family) -> list[Problem]:
+    """Problems of a single file with all parts of a base: damage, another family's, or a part that is not in it."""
     if problems := safetensors_problems(file):
         return problems
     with safe_open(file, framework="numpy") as content:
         names = list(content.keys())
-    lacking = [part for part, starts in ORIGINAL.items() if not any(name.startswith(starts) for name in names)]
+    held = {part for part, starts in ORIGINAL.items() if any(name.startswith(starts) for name in names)}
+    lacking = [part for part in ORIGINAL if part in family.weights and part not in held]
+    other = next((one for one in FAMILIES if one is not family and held == set(one.weights)), None)
+    if other:
+        fix = f"Name a diffusers folder of {other.name} in base.config (its weights are not needed), or another file."
+        return [Problem(str(file), f"it is a file of {other.name}, and base.config is of {family.name}", fix)]
     if not lacking:
         return []
     fix = "Use a checkpoint with UNet, autoencoder and text encoder in one file, or a diffusers folder."

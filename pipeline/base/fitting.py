@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from safetensors import safe_open
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -20,15 +19,13 @@ from pipeline.base.families import Family, family_of
 from pipeline.base.files import RESTORE, find_weights
 from pipeline.base.noise_path import VariancePreserving
 from pipeline.base.schedule import FILE, schedule_problems
+from pipeline.base.single_file import NO_FLOATS, Shapes, header_shapes, part_shapes
 from pipeline.errors import Problem
 from pipeline.inputs import read_json
-
-Shapes = dict[str, tuple[int, ...]]
 
 LARGEST = 1_000_000
 """Of any number in a config: a vocabulary has 49,408 words, a layer some thousand channels."""
 
-FLOATS = ("F64", "F32", "F16", "BF16")
 DEPTHS = (
     "layers_per_block", "transformer_layers_per_block", "reverse_transformer_layers_per_block", "num_hidden_layers",
 )  # fmt: skip
@@ -38,23 +35,29 @@ FOREIGN = ("quantization_config", "auto_map")  # they name libraries and code to
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def find_fit_problems(root: Path, with_weights: bool = True) -> list[Problem]:
+def find_fit_problems(root: Path, single: Path | None = None, with_weights: bool = True) -> list[Problem]:
     """Everything that keeps the parts of a diffusers folder, whose files are whole, from working together.
 
-    with_weights: False for the configs beside a single file.
+    single: the one file with the weights of all parts, where the folder has configs alone. with_weights: False for the
+    configs of a base whose weights are not downloaded yet.
     """
     family = family_of(root)
     if problems := schedule_problems(root / "scheduler" / FILE):
         return problems
     models: dict[str, nn.Module] = {}
+    header = header_shapes(single) if single else {}
     for part, stem in family.weights.items():
-        tensors = stored_shapes(root / part, stem) if with_weights else None
+        tensors = header if single else stored_shapes(root / part, stem) if with_weights else None
         model = _built(root, part, tensors)
         if isinstance(model, Problem):
             problems.append(model)
             continue
         models[part] = model
-        if tensors is not None:
+        if tensors is None:
+            continue
+        if single:
+            problems += _single_fit_problems(single, part, header, model)
+        else:
             problems += weights_fit_problems(root / part, shapes_of(model), tensors)
     if not problems:
         problems += _width_problems(root, models)
@@ -64,14 +67,23 @@ def find_fit_problems(root: Path, with_weights: bool = True) -> list[Problem]:
 
 
 def stored_shapes(part: Path, stem: str) -> Shapes:
-    """Name to shape of all tensors of a part, from the headers of its files; (-1,) where their kind is not usable."""
-    found: Shapes = {}
-    for file in (find_weights(part, stem) or ("", []))[1]:
-        with safe_open(file, framework="numpy") as content:
-            for name in content.keys():  # noqa: SIM118
-                tensor = content.get_slice(name)
-                found[_modern(part.name, name)] = tuple(tensor.get_shape()) if tensor.get_dtype() in FLOATS else (-1,)
+    """Name to shape of all tensors of a part, from the headers of its files."""
+    files = (find_weights(part, stem) or ("", []))[1]
+    found = {_modern(part.name, name): shape for file in files for name, shape in header_shapes(file).items()}
     return {name: shape for name, shape in found.items() if not name.endswith(".position_ids")}  # counted, not learned
+
+
+def _single_fit_problems(file: Path, part: str, header: Shapes, model: nn.Module) -> list[Problem]:
+    """The first misfit between a part in a single file and the model of its config: the others follow from it."""
+    where = f"{file}: {part}"
+    try:
+        with _quiet():
+            tensors = part_shapes(part, header, model)
+    except Exception as error:  # the converters ask for tensors by name, and reckon with their shapes
+        fix = f"{RESTORE} The file and base.config must be of one model."
+        return [Problem(where, f"its weights do not fit base.config ({reason_of(error)})", fix)]
+    found = {_modern(part, name): shape for name, shape in tensors.items()}
+    return list(weights_fit_problems(where, shapes_of(model), found, "base.config"))[:1]
 
 
 def _modern(part: str, name: str) -> str:
@@ -96,9 +108,7 @@ def _built(root: Path, part: str, tensors: Shapes | None) -> nn.Module | Problem
     return described_model(root / part / "config.json", make, tensors)
 
 
-def described_model(
-    where: Path, make: Callable[[dict[str, Any]], nn.Module], tensors: Shapes | None
-) -> nn.Module | Problem:
+def described_model(where: Path, make: Callable[[dict[str, Any]], nn.Module], tensors: Shapes) -> nn.Module | Problem:
     """The model that `make` makes of the config in a file, on the meta device, where a tensor is only a shape."""
     config, fix = read_json(where), "Restore the model's own file."
     if foreign := [key for key in FOREIGN if config.get(key) is not None]:
@@ -107,7 +117,7 @@ def described_model(
         return Problem(str(where), f"a number beyond {LARGEST:,}", fix)
     # So that no config makes a million layers: each has a tensor at least.
     layers = _layers(config)
-    if layers > (4096 if tensors is None else max(len(tensors), 1)):
+    if layers > max(len(tensors), 1):
         return Problem(str(where), f"{layers} layers, more than its weights have tensors", fix)
     try:
         with torch.device("meta"), _quiet():
@@ -132,8 +142,13 @@ def _layers(config: Mapping[str, Any]) -> int:
     return deepest * max(1, len(kinds) if isinstance(kinds, list) else 1)
 
 
-def weights_fit_problems(part: Path, expected: Shapes, found: Shapes) -> Iterator[Problem]:
-    """Tensors that are missing, unexpected or of another shape: the library would make them up, or leave them out."""
+def weights_fit_problems(
+    where: Path | str, expected: Shapes, found: Shapes, config: str = "config.json"
+) -> Iterator[Problem]:
+    """Tensors that are missing, unexpected or of another shape: the library would make them up, or leave them out.
+
+    config: what says which are expected, for the message.
+    """
     faults = {
         "missing": sorted(expected.keys() - found.keys()),
         "not in the model": sorted(found.keys() - expected.keys()),
@@ -144,16 +159,16 @@ def weights_fit_problems(part: Path, expected: Shapes, found: Shapes) -> Iterato
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             detail = ""
             if names[0] in expected and names[0] in found:
-                detail = f" ({_size(found[names[0]])}, by config.json {_size(expected[names[0]])})"
+                detail = f" ({_size(found[names[0]])}, by {config} {_size(expected[names[0]])})"
             yield Problem(
-                str(part),
-                f"its weights do not fit config.json: {names[0]}{detail}{more} {what}",
-                f"{RESTORE} Weights and config.json must come from one model.",
+                str(where),
+                f"its weights do not fit {config}: {names[0]}{detail}{more} {what}",
+                f"{RESTORE} Weights and {config} must come from one model.",
             )
 
 
 def _size(shape: tuple[int, ...]) -> str:
-    return "no floating-point numbers" if shape == (-1,) else "x".join(map(str, shape)) or "one number"
+    return "no floating-point numbers" if shape == NO_FLOATS else "x".join(map(str, shape)) or "one number"
 
 
 def _width_problems(root: Path, models: Mapping[str, Any]) -> list[Problem]:

@@ -82,8 +82,8 @@ def fit_problems(section: BaseSection, download: bool = True) -> list[Problem]:
     """
     there = not is_hub_id(section) or cached(section) is not None
     root = root_of(section) if there or download else config_folder(section, "*")
-    whole = (there or download) and not is_single_file(section)
-    return find_fit_problems(root, with_weights=whole) or _skip_problems(section, root)
+    single = Path(section.source) if is_single_file(section) else None
+    return find_fit_problems(root, single, with_weights=there or download) or _skip_problems(section, root)
 
 
 def _skip_problems(section: BaseSection, root: Path) -> list[Problem]:
@@ -147,23 +147,16 @@ def _load(section: BaseSection, dtype: torch.dtype) -> dict[str, Any]:
     """The parts of a base.
 
     Raises:
-        UserError: for whatever the libraries meet that `fit_problems` cannot see, above all in single files.
+        UserError: for whatever the libraries meet that `fit_problems` cannot see.
     """
     try:
-        parts = _load_single_file(section, dtype) if is_single_file(section) else _load_folder(section, dtype)
+        return _load_single_file(section, dtype) if is_single_file(section) else _load_folder(section, dtype)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # three libraries, each with kinds of its own
         reason = (str(error).strip().splitlines() or [""])[0][:300]
         found = f"it cannot be loaded ({type(error).__name__}: {reason})"
         raise UserError(Problem(section.source, found, RESTORE)) from error
-    models = {part: model for part, model in parts.items() if isinstance(model, nn.Module)}
-    for part, model in models.items():
-        # What a single file lacks stays without a value.
-        if empty := [name for name, tensor in model.named_parameters() if tensor.is_meta]:
-            found = f"it lacks {len(empty)} tensors of its {part}, {empty[0]} first"
-            raise UserError(Problem(section.source, found, RESTORE))
-    return parts
 
 
 def _load_folder(section: BaseSection, dtype: torch.dtype) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pipeline.ci.changes import Change, changes, flatten, steps_differ
 from pipeline.ci.markdown import figures_part, inert, params_part, stages_part, strips_part
 from pipeline.errors import Problem, UserError
 from pipeline.inputs import parse_json, parse_yaml, read_plain
-from pipeline.outputs import reading
+from pipeline.outputs import atomic_file, naming, of_the_machine, reading
 from pipeline.params import KEY
 from pipeline.report.figures import is_foreign
 
@@ -51,7 +51,6 @@ def run(base: str, out: Path, pictures: Path, url: str | None) -> None:
     foreign = [Path(name).stem for name, both in metrics.items() if any(map(_is_foreign, both))]
     found = (name.removeprefix("morph@") for name in now if name.startswith("morph@"))
     morphs = sorted(key for key in found if re.match(KEY, key))  # their names become names of files and addresses
-    pictures.mkdir(parents=True, exist_ok=True)
     strips = {morph: write_strips(base, morph, pictures) for morph in morphs}
     commit, _, subject = _git("log", "-1", "--format=%h %s", base).strip().partition(" ")
     parts = (
@@ -62,8 +61,8 @@ def run(base: str, out: Path, pictures: Path, url: str | None) -> None:
         figures_part(figures, steps_differ(params), foreign),
         strips_part(strips, url),
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+    with atomic_file(out) as partial:
+        partial.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
 
 
 def write_strips(base: str, morph: str, pictures: Path) -> dict[str, str | None] | None:
@@ -73,7 +72,9 @@ def write_strips(base: str, morph: str, pictures: Path) -> dict[str, str | None]
     """
     path = f"data/morphs/{morph}/strip.png"
     now, before = Path(path), pictures / f"{morph}-before.png"
-    found = {"before": _fetch(base, path, before), "now": now.is_file()}
+    with naming(before):
+        pictures.mkdir(parents=True, exist_ok=True)
+        found = {"before": _fetch(base, path, before), "now": now.is_file()}
     if all(found.values()) and before.read_bytes() == now.read_bytes():
         before.unlink()
         return None
@@ -81,8 +82,10 @@ def write_strips(base: str, morph: str, pictures: Path) -> dict[str, str | None]
     for when, source in (("before", before), ("now", now)):
         names[when] = f"{morph}-{when}.webp" if found[when] else None
         if found[when]:
-            with reading(source), Image.open(source) as picture:
-                picture.save(pictures / f"{morph}-{when}.webp", quality=85)
+            with reading(source), Image.open(source) as opened:
+                picture = opened.copy()
+            with atomic_file(pictures / f"{morph}-{when}.webp") as partial:
+                picture.save(partial, quality=85)
     before.unlink(missing_ok=True)
     return names
 
@@ -95,8 +98,10 @@ def _fetch(base: str, path: str, target: Path) -> bool:
 
     try:
         DVCFileSystem(rev=base).get_file(path, str(target))
-    except (DvcException, DataIndexDirError, OSError):
+    except (DvcException, DataIndexDirError, OSError) as error:
         target.unlink(missing_ok=True)
+        if machine := of_the_machine(error):  # a full disk does not mean that the strip was not there
+            raise machine from error
         return False
     return target.is_file()
 

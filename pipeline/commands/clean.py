@@ -1,5 +1,6 @@
 """`morphline clean`: what may go from `.work`, and its going. Not a DVC stage: results never depend on it."""
 
+import errno
 import shutil
 import time
 from collections.abc import Iterator
@@ -76,6 +77,10 @@ def _delete(item: Unused) -> bool:
             lock.unlink(missing_ok=True)
     except Timeout:
         return False
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or lock.exists():
+            raise
+        shutil.rmtree(item.path)  # whoever trains has made the lock, for which there is no room now
     return True
 
 

@@ -10,7 +10,7 @@ import torch
 from diffusers import ControlNetModel
 from torch import nn
 
-from pipeline.base.checking import config_folder, fetch, is_hub_id
+from pipeline.base.checking import cached, config_folder, fetch, is_hub_id
 from pipeline.base.digests import file_sha256
 from pipeline.base.files import RESTORE, find_weights, json_problems, weights_problems
 from pipeline.base.fitting import described_model, reason_of, shapes_of, stored_shapes, weights_fit_problems
@@ -37,8 +37,7 @@ def find_control_problems(section: ControlSection, base: BaseSection, where: str
         folder = folder_of(section, where)
     except UserError as error:
         return list(error.problems)
-    problems = json_problems(folder / "config.json", RESTORE, _class_name=("ControlNetModel",))
-    problems = problems or weights_problems(folder, STEM) or _fit_problems(folder, base)
+    problems = _file_problems(folder) or _fit_problems(folder, base)
     if not problems and not _is_hub(section) and (digest := control_digest(section)) != section.revision:
         found = "a ControlNet must be pinned" if section.revision is None else f"{section.source} has changed"
         fix = f"If its files are right, write `revision: {digest}`."
@@ -57,6 +56,8 @@ def folder_of(section: ControlSection, where: str) -> Path:
     if not _is_hub(section):
         found = f"there is no folder {section.source!r}, and for a Hub id {section.revision!r} is not a commit"
         raise UserError(Problem(f"{where}.source", found, "Correct the path, or write a commit of 40 hex digits."))
+    if there := cached(_as_base(section), _file_problems):
+        return there
     for end in ("", ".fp16"):
         try:
             names = ["config.json", f"{STEM}{end}.safetensors", f"{STEM}-0*{end}.safetensors"]
@@ -102,6 +103,12 @@ def _is_hub(section: ControlSection) -> bool:
 def _as_base(section: ControlSection) -> BaseSection:
     """For the functions that ask the Hub, which want no more than a source and a commit."""
     return BaseSection(source=section.source, revision=section.revision, config=None, dtype="float32", clip_skip=0)
+
+
+def _file_problems(folder: Path) -> list[Problem]:
+    """A config of no ControlNet, or weights that are not there or not whole."""
+    problems = json_problems(folder / "config.json", RESTORE, _class_name=("ControlNetModel",))
+    return problems or weights_problems(folder, STEM)
 
 
 def _fit_problems(folder: Path, base: BaseSection) -> list[Problem]:

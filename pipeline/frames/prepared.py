@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pipeline.inputs import read_plain
-from pipeline.outputs import reading
+from pipeline.outputs import naming, reading
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ def read_prepared_pixels(folder: Path) -> Iterator[tuple[PreparedRow, torch.Tens
     disable_progress_bars()
     listing = read_prepared(folder)
     # A cache of its own, for this once: `datasets` takes a changed picture with the same time stamp for the old one.
-    with reading(folder), tempfile.TemporaryDirectory() as cache:
+    room = naming(Path(tempfile.gettempdir()))
+    with tempfile.TemporaryDirectory() as cache, room, reading(folder):
         rows = load_dataset("imagefolder", data_dir=str(folder), split="train", cache_dir=cache)
         shape: torch.Size | None = None
         for listed, row in zip(listing, rows, strict=True):

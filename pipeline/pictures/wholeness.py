@@ -1,6 +1,7 @@
 """Whether a file holds as many pixels as its header claims. Pillow leaves rows black, or grey, that a stream which ends
 in good order does not have."""
 
+import io
 import struct
 import zlib
 from collections.abc import Iterator
@@ -8,7 +9,10 @@ from typing import BinaryIO
 
 from PIL import Image
 
+from pipeline.pictures.jpeg import lacks_blocks
+
 _PIECE = 1 << 20
+_MOST_BYTES = 16  # of a pixel of a JPEG, which has three or four numbers; a GIF needs fewer
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by PNG's colour type
 # Adam7: where each pass begins and how far its pixels lie apart, in x and y (PNG specification, 8.2).
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
@@ -17,16 +21,36 @@ _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4),
 def lacks_pixels(file: BinaryIO, image: Image.Image) -> bool:
     """Whether an opened picture's file is too short for its size.
 
-    Exact for PNG. A JPEG spends a bit at least on each 8x8 block, a GIF three on each string of at most 4096 pixels:
-    what has less lacks pixels for certain.
+    A JPEG spends a bit at least on each 8x8 block: what has less lacks pixels for certain. That is all that is known
+    of JPEGs within a TIFF; PNG, GIF and plain JPEG are looked at to their end.
     """
-    pixels = image.width * image.height
     if image.format == "PNG":
         return _png_lacks(file)
-    bits = 8 * file.seek(0, 2)
-    if image.format == "JPEG" or image.info.get("compression") == "jpeg":
-        return bits < pixels // 64
-    return image.format == "GIF" and bits < 3 * pixels // 4096
+    if image.format == "GIF":
+        return _gif_lacks(file, image.width * image.height)
+    pixels, length = image.width * image.height, file.seek(0, 2)
+    if image.format in ("JPEG", "MPO"):
+        file.seek(0)
+        content = file.read(_PIECE + _MOST_BYTES * pixels)
+        return 8 * length < pixels // 64 or lacks_blocks(content, image)
+    return image.info.get("compression") == "jpeg" and 8 * length < pixels // 64
+
+
+def _gif_lacks(file: BinaryIO, pixels: int) -> bool:
+    """Whether the first frame needs more than its own blocks of data: Pillow goes on with whatever follows them."""
+    file.seek(0)
+    with Image.open(file, formats=["GIF"]) as image:
+        place = image.tile[0].offset
+    file.seek(0)
+    content = file.read(place + _PIECE + _MOST_BYTES * pixels)
+    while place < len(content) and content[place]:
+        place += 1 + content[place]
+    try:
+        with Image.open(io.BytesIO(content[:place] + b"\0;"), formats=["GIF"]) as alone:
+            alone.load()
+    except OSError:
+        return True
+    return False
 
 
 def _png_lacks(file: BinaryIO) -> bool:

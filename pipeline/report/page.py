@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pipeline.adapters.store import INDEX, read_index
 from pipeline.frames.variants import MORPH, VARIANTS, Variant, read_facts
 from pipeline.inputs import read_json
-from pipeline.outputs import reading
+from pipeline.outputs import naming, reading
 from pipeline.params import SetSpec
 from pipeline.report.data_uris import data_uri, thumbnail_uri
 from pipeline.report.figures import ENDS, PACE, Metrics, Row, table
@@ -189,7 +189,7 @@ def set_part(key: str, spec: SetSpec, shared: TrainSection) -> SetPart:
     """What the page shows of a set. shared: the train params that the set may override."""
     prepared, adapters = Path("data/prepared", key), Path("models/adapters", key)
     trainings, rates = read_trainings(Path("reports/curves/sets", f"{key}.csv"))
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, naming(Path(tempfile.gettempdir())):
         plot = Path(folder, "loss.png")
         loss_plot(trainings, rates, plot)
         loss = data_uri(plot)

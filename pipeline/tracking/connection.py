@@ -3,7 +3,10 @@
 import functools
 import logging
 import os
+import re
+import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import Problem, printable, redacted
@@ -13,6 +16,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Experiment
 
 ANSWER_SECONDS, LONGEST_ANSWER = 30.0, 32 * 1024 * 1024
+SLOWEST = 20_000.0  # bytes a second that a server must take of what it is sent, beyond the time for an answer
 
 # A server that hangs may hold up a stage for one request, then the stage goes on without it. No hidden retries: a
 # request that timed out may have arrived, so it is looked for before it is made again.
@@ -91,6 +95,8 @@ def unusable(uri: str, error: Exception) -> Problem:
     fix = "Make that file readable and writable, or move it away (a new one is made)" if local else (
         "Start that server or correct the address"
     )  # fmt: skip
+    if local and re.search("disk is full|No space left|File too large|[Qq]uota", str(error)):
+        fix = "Make room there"
     if "out-of-date" in str(error):
         fix = f"Run `mlflow db upgrade {redacted(uri)}` after saving a copy"
     return Problem(
@@ -112,7 +118,7 @@ def why(error: BaseException) -> str:
         while error.__cause__ or error.__context__:
             error = error.__cause__ or error.__context__ or error
     text = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    lines = text.strip().splitlines()
+    lines = [line for line in text.strip().splitlines() if not line.startswith("(raised as a result of")]
     return printable(redacted(lines[0] if lines else type(error).__name__), 300)
 
 
@@ -126,9 +132,32 @@ def _bound_answers() -> None:
     def bounded(*arguments: Any, **keywords: Any) -> Any:
         session = plain(*arguments, **keywords)
         session.hooks["response"] = [_read_bounded]
+        if not isinstance(session.send, functools.partial):  # MLflow gives the same session again
+            session.send = functools.partial(_send_bounded, session.send)
         return session
 
     request_utils._get_request_session = bounded
+
+
+def _send_bounded(send: Callable[..., Any], request: Any, **settings: Any) -> Any:
+    """Send a request in a thread of its own: a server may also send a byte of a header now and then, which no timeout
+    of a socket ends."""
+    outcome: list[Any] = []
+
+    def ask() -> None:
+        try:
+            outcome.append(send(request, **settings))
+        except Exception as error:
+            outcome.append(error)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(ANSWER_SECONDS + int(request.headers.get("Content-Length") or 0) / SLOWEST)
+    if not outcome:
+        raise ConnectionError("its answer has no end")
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return outcome[0]
 
 
 def _read_bounded(answer: Any, **settings: Any) -> Any:

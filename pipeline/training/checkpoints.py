@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from pipeline.errors import Problem, UserError
-from pipeline.outputs import atomic_file
+from pipeline.outputs import atomic_file, naming
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,15 @@ def training_lock(path: Path) -> Iterator[None]:
     holder = path.with_name(f"{path.name}.pid")
     lock = FileLock(path.with_name(f"{path.name}.lock"))
     try:
-        lock.acquire(timeout=0)
+        with naming(path):
+            lock.acquire(timeout=0)
     except Timeout:
         who = holder.read_text().strip() if holder.exists() else "unknown"
         fix = "Wait for it, or stop it: two trainings must not write the same checkpoints."
         raise UserError(Problem(str(path), f"process {who} is training this already", fix)) from None
     try:
-        holder.write_text(f"{os.getpid()}\n")
+        with naming(path):
+            holder.write_text(f"{os.getpid()}\n")
         yield
     finally:
         holder.unlink(missing_ok=True)

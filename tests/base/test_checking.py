@@ -1,7 +1,9 @@
 import json
 import shutil
 import socket
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from pipeline.base import checking
 from pipeline.base.checking import base_digest, cached, config_folder, find_base_problems
 from pipeline.errors import Problem
 from pipeline.sections import BaseSection
+from tests.hub import in_cache
 from tests.tiny import section
 
 
@@ -116,21 +119,6 @@ def test_a_hub_id_needs_a_commit() -> None:
         assert "40 hex digits, in base.revision" in problem.fix
 
 
-def in_cache(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> BaseSection:
-    """A base as the Hub's client keeps it, on a machine without a network."""
-    from huggingface_hub import constants
-
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    shutil.copytree(folder, cache / "models--owner--name/snapshots" / commit)
-
-    def unreachable(*arguments: object, **keywords: object) -> None:
-        raise AssertionError("the network was asked")
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr(socket.socket, "connect", unreachable)
-    return BaseSection(source="owner/name", revision=commit, config=None, dtype="float32", clip_skip=0)
-
-
 def test_a_pinned_hub_base_in_the_cache_needs_no_network(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,13 +158,24 @@ def test_the_digest_sees_content_and_names_but_not_the_place(folder: Path, tmp_p
     assert base_digest(plain) != base_digest(other)
 
 
-def test_a_hub_that_accepts_and_says_nothing_costs_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its client asks such a one again for minutes, without a word."""
+@pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200 OK\r\nX-Slow: "], ids=["silent", "dripping"])
+def test_a_hub_that_accepts_and_answers_nothing_costs_seconds(monkeypatch: pytest.MonkeyPatch, start: bytes) -> None:
+    """Its client asks a silent one again for minutes, without a word; one that drips keeps any read from waiting."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(checking, "HUB_SECONDS", 0.5)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setattr(constants, "ENDPOINT", f"http://ann:secret@127.0.0.1:{silent.getsockname()[1]}")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def drip() -> None:
+            with suppress(OSError):
+                connection, _ = server.accept()
+                connection.sendall(start)
+                for _ in range(200):
+                    time.sleep(0.1)
+                    connection.sendall(b"x" if start else b"")
+
+        threading.Thread(target=drip, daemon=True).start()
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://ann:secret@127.0.0.1:{server.getsockname()[1]}")
         hub = BaseSection(source="owner/none", revision="0" * 40, config=None, dtype="float32", clip_skip=0)
         checking._require_answer.cache_clear()
         started = time.monotonic()

@@ -11,11 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
-from pipeline.base.checking import base_digest
 from pipeline.base.fitting import find_fit_problems
-from pipeline.base.opening import open_base
 from pipeline.errors import UserError
-from tests.tiny import build_tiny_xl, open_tiny, section
+from tests.tiny import build_tiny_xl, open_tiny
 
 WEIGHTS = {
     "unet": "unet/diffusion_pytorch_model.safetensors",
@@ -147,14 +145,3 @@ def test_what_does_not_belong_together_is_refused(folder: Path, damage: Any, whe
 
 def set_schedule(folder: Path, **values: Any) -> None:
     set_values(folder / "scheduler/scheduler_config.json", **values)
-
-
-def test_a_single_file_that_lacks_a_part_is_refused(folder: Path, tmp_path: Path) -> None:
-    file = tmp_path / "model.safetensors"
-    save_file({"model.diffusion_model.out.0.bias": torch.zeros(2), "first_stage_model.x": torch.zeros(2)}, file)
-    single = section(folder, source=str(file), config=str(folder))
-    with pytest.raises(UserError, match="it holds no text_encoder"):
-        open_base(single, torch.device("cpu"))
-    save_file({**load_file(file), "cond_stage_model.x": torch.zeros(2)}, file)
-    with pytest.raises(UserError, match="it cannot be loaded"):
-        open_base(single.model_copy(update={"revision": base_digest(single)}), torch.device("cpu"))

@@ -34,18 +34,6 @@ def test_captions_are_conditioned_as_the_pipeline_does(tiny_folders: dict[str, P
     )
 
 
-def test_a_single_file_opens_as_its_folder_does(tiny_folders: dict[str, Path], tmp_path: Path) -> None:
-    """A checkpoint in the original layout; written here from the tiny base's own converter keys would be circular,
-    so only the refusal of a file that is not whole is tested here, the loading itself is diffusers' own."""
-    broken = tmp_path / "model.safetensors"
-    broken.write_bytes(b"\x00" * 4)
-    with pytest.raises(UserError, match="not a safetensors file"):
-        open_base(
-            section(tiny_folders["epsilon"], source=str(broken), config=str(tiny_folders["epsilon"])),
-            torch.device("cpu"),
-        )
-
-
 def test_lower_precision_still_predicts_in_float32(tiny_folders: dict[str, Path]) -> None:
     full, half = open_tiny(tiny_folders["epsilon"]), open_tiny(tiny_folders["epsilon"], dtype="bfloat16")
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))

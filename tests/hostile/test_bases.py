@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +19,7 @@ from pipeline.base.opening import open_base
 from pipeline.errors import UserError
 from pipeline.sections import BaseSection
 from tests.hostile.generators import changed_value, damaged, hostile, is_plain, json_values
+from tests.single_files import write_single_file
 
 CONFIGS = (
     "model_index.json", "unet/config.json", "vae/config.json", "text_encoder/config.json",
@@ -32,10 +34,15 @@ def folder(tmp_path: Path, tiny_folders: dict[str, Path]) -> Path:
     return Path(shutil.copytree(tiny_folders["epsilon"], tmp_path / "base"))
 
 
-def opened_or_refused(folder: Path) -> None:
-    """What every stage does with a base, after what `check` does; what they accept must work."""
+def opened_or_refused(folder: Path, single: Path | None = None) -> None:
+    """What every stage does with a base, after what `check` does; what they accept must work.
+
+    single: the file with its weights, beside the folder with its configs.
+    """
     started = time.monotonic()
     section = BaseSection(source=str(folder), revision=None, config=None, dtype="float32", clip_skip=0)
+    if single:
+        section = section.model_copy(update={"source": str(single), "config": str(folder)})
     if (folder / "model_index.json").is_file():
         section = section.model_copy(update={"revision": base_digest(section)})
     try:
@@ -84,6 +91,20 @@ def test_any_weights_are_taken_or_refused(folder: Path, name: str) -> None:
     def check(content: bytes) -> None:
         (folder / name).write_bytes(content)
         opened_or_refused(folder)
+
+    check()
+
+
+def test_any_single_file_is_taken_or_refused(folder: Path, tmp_path: Path) -> None:
+    file = write_single_file(StableDiffusionPipeline.from_pretrained(folder), tmp_path / "model.safetensors")
+    whole = file.read_bytes()
+    opened_or_refused(folder, file)
+
+    @hostile(12)
+    @given(content=header_changed(whole) | damaged(whole) | st.binary(max_size=60))
+    def check(content: bytes) -> None:
+        file.write_bytes(content)
+        opened_or_refused(folder, file)
 
     check()
 

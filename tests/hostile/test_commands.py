@@ -3,8 +3,6 @@
 import errno
 import json
 import os
-import resource
-import signal
 import subprocess
 import sys
 import threading
@@ -22,6 +20,7 @@ from pipeline.commands import add
 from pipeline.errors import UserError, of_system
 from pipeline.outputs import atomic_file, atomic_folder, reading
 from pipeline.training.checkpoints import TrainState, write_state
+from tests.hostile.disks import full_disk
 from tests.hostile.generators import changed_value, hostile, json_values
 from tests.project import ROOT, contents, edit, paint, with_values
 
@@ -129,17 +128,12 @@ def test_a_list_for_a_lock_file_is_refused(project: Path) -> None:
     assert "dvc.lock: it is a link" in refused("ci-report", "--base", "HEAD")
 
 
-def full_disk(work: Callable[[], object]) -> UserError:
-    """What is said where no file may grow beyond 20 kB, as on a disk that is full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+def said_by_a_full_disk(work: Callable[[], object]) -> UserError:
     try:
-        work()
+        with full_disk(20_000):
+            work()
     except OSError as error:
         return UserError(of_system(error))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     raise AssertionError("the disk was not full")
 
 
@@ -163,7 +157,7 @@ def test_a_full_disk_is_one_line_that_names_the_place(tmp_path: Path) -> None:
         (file, "b.txt"),
         (lambda: write_state(tmp_path / "checkpoint.safetensors", state), "checkpoint.safetensors"),
     ):
-        said = str(full_disk(work))
+        said = str(said_by_a_full_disk(work))
         assert said.startswith(f"{tmp_path / name}: File too large. Make room there. "), said
         assert "what was finished is still there" in said and "partial" not in said
         assert contents(tmp_path) == before and set(os.listdir(tmp_path)) == {"checkpoint.safetensors"}
@@ -172,20 +166,12 @@ def test_a_full_disk_is_one_line_that_names_the_place(tmp_path: Path) -> None:
 def test_stages_on_a_full_disk_leave_what_was_there(project: Path) -> None:
     assert CliRunner().invoke(app, ["prepare", "dots"]).exit_code == 0
     before = contents(project, ".work")
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, limit[1]))
-    try:
+    with full_disk(2000):
         assert "cannot be used (File too large)" in refused("prepare", "dots"), "the database cannot grow either"
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     edit(Path("params.yaml"), lambda text: with_values(text, {"tracking.required": "false"}))
     for stage, place in (("prepare", "data/prepared/dots"), ("train", ".work/")):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, limit[1]))
-        try:
+        with full_disk(2000):
             said = refused(stage, "dots")
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         assert place in said and "File too large. Make room there." in said
     assert contents(project, ".work", "params.yaml") == {k: v for k, v in before.items() if k != "params.yaml"}
 

@@ -23,6 +23,7 @@ ANSWERS: dict[str, tuple[int, list[bytes], float]] = {
     "other JSON": (200, [b'{"runs": [{"info": {"run_id": 7}}, 3], "experiment": [], "run": "x"}'], 0),
     "endless": (200, [b"x" * 65536] * 4000, 0),
     "dripping": (200, [b" "] * 400, 0.05),
+    "dripping headers": (0, [b"HTTP/1.1 200 OK\r\nX-Slow: ", *[b"x"] * 400], 0.05),  # no read of which waits long
 }
 
 
@@ -33,10 +34,14 @@ def test_a_server_that_is_out_of_order_costs_little_and_loses_nothing(
     status, parts, pause = ANSWERS[answer]
 
     def speak(handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(status)
-        handler.end_headers()
+        if status:
+            handler.send_response(status)
+            handler.end_headers()
         for part in parts:
-            handler.wfile.write(part)
+            try:
+                handler.wfile.write(part)
+            except OSError:
+                return  # they have hung up
             time.sleep(pause)
 
     monkeypatch.setattr(connection, "ANSWER_SECONDS", 0.5)
