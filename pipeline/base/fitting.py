@@ -108,7 +108,9 @@ def _built(root: Path, part: str, tensors: Shapes | None) -> nn.Module | Problem
     return described_model(root / part / "config.json", make, tensors)
 
 
-def described_model(where: Path, make: Callable[[dict[str, Any]], nn.Module], tensors: Shapes) -> nn.Module | Problem:
+def described_model(
+    where: Path, make: Callable[[dict[str, Any]], nn.Module], tensors: Shapes | None
+) -> nn.Module | Problem:
     """The model that `make` makes of the config in a file, on the meta device, where a tensor is only a shape."""
     config, fix = read_json(where), "Restore the model's own file."
     if foreign := [key for key in FOREIGN if config.get(key) is not None]:
@@ -117,7 +119,7 @@ def described_model(where: Path, make: Callable[[dict[str, Any]], nn.Module], te
         return Problem(str(where), f"a number beyond {LARGEST:,}", fix)
     # So that no config makes a million layers: each has a tensor at least.
     layers = _layers(config)
-    if layers > max(len(tensors), 1):
+    if layers > (4096 if tensors is None else max(len(tensors), 1)):
         return Problem(str(where), f"{layers} layers, more than its weights have tensors", fix)
     try:
         with torch.device("meta"), _quiet():
