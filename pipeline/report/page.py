@@ -24,7 +24,7 @@ from pipeline.sections import BaseSection, TrainSection
 MAX_FRAMES = 120  # in the viewer; of a longer morph every second one, or third, and all at keyframes
 FRAME_SIDE = 384  # px, the most of a frame in the viewer
 WIDE_SIDE = 2400  # px, the most of strips and grids
-EDIT_FIGURES = ("scale", "edges_kept", "style_distance")
+EDIT_FIGURES = ("scale", "edges_kept", "style_distance", "style_strangeness")
 
 
 @dataclass(frozen=True)

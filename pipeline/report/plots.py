@@ -158,12 +158,16 @@ def loss_plot(trainings: Mapping[str, Training], rates: ArrayLike, path: Path) -
 def edit_plot(rows: Sequence[Mapping[str, float | None]], path: Path) -> None:
     """Write a PNG of what an edit kept of its pictures and how near their manner came to the style, by scale.
 
-    rows: with `scale`, `edges_kept` and `style_distance` (None: there is no style).
+    rows: with `scale`, `edges_kept`, and `style_distance` and `style_strangeness` (None: there is no style).
     """
     with _style():
         figure = _figure(7.2, 3.2)
         axes = figure.subplots()
-        lines = (("edges_kept", "edges kept (1: all)"), ("style_distance", "distance to the style (1: the pictures')"))
+        lines = (
+            ("edges_kept", "edges kept (1: all)"),
+            ("style_distance", "distance to the style (1: the pictures')"),
+            ("style_strangeness", "strange to the style's adapters (1: its own pictures)"),
+        )
         for number, (name, label) in enumerate(lines):
             points = [(row["scale"], row[name]) for row in rows if row[name] is not None]
             if points:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch.nn import functional
 from tqdm import tqdm
 
+from pipeline.adapters.mixing import WeightedAdapter
 from pipeline.adapters.store import is_file_name
 from pipeline.base.conditioning import Control
 from pipeline.base.device import choose_device
@@ -23,6 +24,7 @@ from pipeline.base.protocol import Base
 from pipeline.editing.control import open_control
 from pipeline.editing.edges import edges_of
 from pipeline.editing.kept import edges_kept, manner_of, style_distance
+from pipeline.editing.strangeness import errors_under
 from pipeline.editing.transfer import Transfer, Work, trail_to_noise, transferred
 from pipeline.exchange.named import open_named
 from pipeline.frames.prepared import PreparedRow, mask_path, read_prepared
@@ -41,17 +43,19 @@ from pipeline.tracking import Tracker, track
 
 MOST_ROWS = 16  # of the sheet; all pictures are in their files
 TOGETHER = 16
-"""Pictures that are worked on at once: memory does not grow with the set."""
+"""Pictures that are worked on at once: memory does not grow with the set. Of a style's own, so many are looked at."""
 
 
 @dataclass(frozen=True)
 class Edited:
     """Some pictures of the set. given: what went in, (n, 1 or 3, H, W) by the label of its column, the pictures first.
-    made: (scales, n, 3, H, W) in [0, 1] on the CPU."""
+    made: (scales, n, 3, H, W) in [0, 1] on the CPU. strangeness: (scales, n), the denoising error of what was made
+    under the style's adapters, over their error on the style's own pictures; None: there is no style."""
 
     rows: Sequence[PreparedRow]
     given: Mapping[str, torch.Tensor]
     made: torch.Tensor
+    strangeness: torch.Tensor | None
 
 
 def run(key: str) -> None:
@@ -92,7 +96,8 @@ def edited(base: Base, prepared: Path, spec: EditSpec, work: Work, refiner: Refi
     loaded = {name: open_named(name, base) for name in spec.adapters}
     columns = [[(loaded[name], weight * scale) for name, weight in spec.adapters.items()] for scale in scales_of(spec)]
     net = None if settings.control is None else open_control(settings.control, base.dtype, base.device)
-    transfer = transfer_of(settings)
+    transfer, style = transfer_of(settings), [(loaded[name], weight) for name, weight in spec.adapters.items()]
+    own = _own_error(base, style_folders(spec), style, work)
     listed = read_prepared(prepared)
     for first in range(0, len(listed), TOGETHER):
         rows = listed[first : first + TOGETHER]
@@ -124,7 +129,13 @@ def edited(base: Base, prepared: Path, spec: EditSpec, work: Work, refiner: Refi
         made = torch.cat(list(decoded)).unflatten(0, (len(columns), len(rows)))
         if settings.within_masks:
             made = torch.lerp(pictures, made, given["its mask"])  # outside is the picture itself, not a decoded one
-        yield Edited(rows, given, made)
+        strangeness = None
+        if own is not None:
+            found = errors_under(
+                base, made.flatten(0, 1), [texts[number] for number in every], style, work.batch, work.accelerator
+            )
+            strangeness = (found / own).unflatten(0, (len(columns), len(rows)))
+        yield Edited(rows, given, made, strangeness)
 
 
 def write_outputs(
@@ -133,13 +144,14 @@ def write_outputs(
     """Write the edited pictures as they come, then their sheet, the curve and edit.json, into an empty folder.
 
     Returns the labels of the sheet's columns, and the figures of each scale: the means over pictures of the edges kept
-    and, where there is a style, of the distance to it over that of the pictures themselves.
+    and, where there is a style, of the distance to it over that of the pictures themselves, and of the strangeness.
     """
     scales, style = scales_of(spec), read_style(spec)
     for scale in scales:
         (folder / f"{scale:g}").mkdir()
     rows, cells = list[PreparedRow](), list[list[Frame]]()
-    kept, away, before = [list[float]() for _ in scales], [list[float]() for _ in scales], list[float]()
+    kept, away, strange = ([list[float]() for _ in scales] for _ in range(3))
+    before = list[float]()
     labels = list[str]()
     for part in parts:
         pictures = part.given["picture"]
@@ -150,6 +162,7 @@ def write_outputs(
                 Image.fromarray(frame).save(folder / f"{scale:g}" / row.file_name, format="PNG")
             kept[number] += edges_kept(pictures, made).tolist()
             away[number] += [] if style is None else style_distance(made, style).tolist()
+            strange[number] += [] if part.strangeness is None else part.strangeness[number].tolist()
         before += [] if style is None else style_distance(pictures, style).tolist()
         labels = [*part.given, *column_labels(spec)]
         if len(cells) < MOST_ROWS:
@@ -161,8 +174,9 @@ def write_outputs(
             "scale": scale,
             "edges_kept": round(fmean(edges), 4),
             "style_distance": round(fmean(distances) / fmean(before), 4) if any(before) else None,
+            "style_strangeness": round(fmean(errors), 4) if errors else None,
         }
-        for scale, edges, distances in zip(scales, kept, away, strict=True)
+        for scale, edges, distances, errors in zip(scales, kept, away, strange, strict=True)
     ]
     captions = [caption_of(row, spec.edit) for row in rows]
     grid(cells[:MOST_ROWS], captions[:MOST_ROWS], labels).save(folder / "sheet.png")
@@ -216,10 +230,26 @@ def caption_of(row: PreparedRow, settings: EditSection) -> str:
 def read_style(spec: EditSpec) -> torch.Tensor | None:
     """The mean manner of the sets whose adapters are used; None where there are none, or they differ in size."""
     manners = list[torch.Tensor]()
-    for name in sorted({name.partition("/")[0] for name in spec.adapters if not is_file_name(name)}):
-        folder = require_output(Path("data/prepared", name), f"prepare@{name}")
+    for folder in style_folders(spec):
         manners += [manner_of(read_pictures([folder / row.file_name]))[0] for row in read_prepared(folder)]
     return torch.stack(manners).mean(0) if manners and len({len(manner) for manner in manners}) == 1 else None
+
+
+def style_folders(spec: EditSpec) -> list[Path]:
+    """The prepared sets whose adapters are used."""
+    names = sorted({name.partition("/")[0] for name in spec.adapters if not is_file_name(name)})
+    return [require_output(Path("data/prepared", name), f"prepare@{name}") for name in names]
+
+
+def _own_error(
+    base: Base, folders: Sequence[Path], adapters: Sequence[WeightedAdapter], work: Work
+) -> torch.Tensor | None:
+    """The mean denoising error of a style's adapters on its own pictures, with their captions; None without any."""
+    errors = list[torch.Tensor]()
+    for folder in folders:
+        for row in read_prepared(folder)[:TOGETHER]:  # one by one: they may differ in size
+            errors.append(errors_under(base, read_pictures([folder / row.file_name]), [row.text], adapters))
+    return torch.cat(errors).mean() if errors else None
 
 
 def _noise(like: torch.Tensor, seed: int, name: str) -> torch.Tensor:

@@ -68,6 +68,7 @@ def test_an_edit_is_a_folder_for_each_scale_a_sheet_a_curve_and_its_facts(ran: P
     assert [picture["file_name"] for picture in facts["pictures"]] == [f"{name}.png" for name in NAMES]
     assert [row["scale"] for row in facts["figures"]] == [0, 1]
     assert all(-1 <= row["edges_kept"] <= 1 and row["style_distance"] > 0 for row in facts["figures"])
+    assert all(row["style_strangeness"] > 0 for row in facts["figures"])
     shown = cells(folder / "sheet.png", rows=3, columns=3)
     for row, name in enumerate(NAMES):
         assert np.array_equal(shown[row][0], pixels(ran / f"data/prepared/hills/{name}.png"))
@@ -200,7 +201,7 @@ def test_control_shows_its_edges_and_changes_nothing_until_it_is_trained(made: P
         assert set(np.unique(row[1])) <= {0, 255}
         assert np.array_equal(row[2], plain[name]) == (seed is None)
     facts = json.loads((made / "data/edits/hills/edit.json").read_text(encoding="utf-8"))
-    assert [row["style_distance"] for row in facts["figures"]] == [None]
+    assert [(row["style_distance"], row["style_strangeness"]) for row in facts["figures"]] == [(None, None)]
 
 
 def test_a_controlnet_that_changed_is_refused(made: Path) -> None:
