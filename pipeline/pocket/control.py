@@ -26,6 +26,9 @@ from pipeline.sections import ControlNetSection
 EDGE_CHANNELS = (8, 16, 32, 64)
 """Of the layers that bring edges of 128x128 down to the latents' 16x16, which halve the side between each two."""
 SIGMA, THRESHOLDS = 1.0, (0.2, 1.2)
+CENTRE, WIDTH = 2.0, 1.2
+"""Where timesteps are drawn, in the log of noise over signal, normally distributed: where the layout is decided. Below,
+the picture itself shows its edges through the noise, and there is nothing to learn."""
 WITHOUT_CAPTION = 0.5
 """Share of samples with an empty caption, so that edges come to say what is shown (Zhang et al. 2023, section 3.3)."""
 
@@ -100,7 +103,7 @@ def train_net(
         chosen = indices[step]
         clean = Posterior(means[chosen].float(), stds[chosen].float()).sample(generator)
         noise = torch.randn(clean.shape, generator=generator)
-        times = draw_timesteps(len(chosen), alphas_cumprod, generator)
+        times = draw_timesteps(len(chosen), alphas_cumprod, generator, CENTRE, WIDTH, uniform_share=0.0)
         keep = torch.rand(len(chosen), generator=generator) >= WITHOUT_CAPTION
         given = known[torch.where(keep, rows[chosen], 0)]
         signal = alphas_cumprod[times].sqrt().view(-1, 1, 1, 1)

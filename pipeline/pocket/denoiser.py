@@ -119,14 +119,21 @@ def take_weights(unet: UNet2DConditionModel, earlier: UNet2DConditionModel) -> N
     unet.load_state_dict({name: own[name] if name in other else found[name] for name in own})
 
 
-def draw_timesteps(count: int, alphas_cumprod: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Timesteps (count,), some uniform, most where the log of noise over signal is normally distributed.
+def draw_timesteps(
+    count: int,
+    alphas_cumprod: torch.Tensor,
+    generator: torch.Generator,
+    centre: float = DENSE_CENTRE,
+    width: float = DENSE_WIDTH,
+    uniform_share: float = UNIFORM_SHARE,
+) -> torch.Tensor:
+    """Timesteps (count,), a share uniform, the others where the log of noise over signal is normally distributed.
 
     Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", table 1, in units of data
     of unit variance.
     """
     log_ratio = 0.5 * ((1 - alphas_cumprod).log() - alphas_cumprod.clamp(min=1e-12).log())
-    wanted = DENSE_CENTRE + DENSE_WIDTH * torch.randn(count, generator=generator)
+    wanted = centre + width * torch.randn(count, generator=generator)
     dense = torch.searchsorted(log_ratio, wanted).clamp(max=len(log_ratio) - 1)
     uniform = torch.randint(len(log_ratio), (count,), generator=generator)
-    return torch.where(torch.rand(count, generator=generator) < UNIFORM_SHARE, uniform, dense)
+    return torch.where(torch.rand(count, generator=generator) < uniform_share, uniform, dense)
