@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.base.checking import base_digest
+from pipeline.sections import BaseSection
 from tests.declarations import ROOT
 
 POCKET = ROOT / "models" / "pocket"
@@ -25,6 +27,16 @@ def test_weights_are_those_of_the_card_and_of_made_json(name: str) -> None:
 
 def test_all_weights_together_are_at_most_36_megabytes() -> None:
     assert sum((POCKET / name).stat().st_size for name in WEIGHTS) <= 36_000_000
+
+
+def test_the_controlnet_is_the_one_of_its_card_and_for_this_pocket() -> None:
+    folder = ROOT / "models" / "pocket-canny"
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() in (folder / "README.md").read_text(encoding="utf-8")
+    made = json.loads((folder / "made.json").read_text(encoding="utf-8"))
+    section = BaseSection(source=str(POCKET), revision=None, config=None, dtype="float32", clip_skip=0)
+    assert made["base"] == base_digest(section)
+    assert sum((POCKET / name).stat().st_size for name in WEIGHTS) + weights.stat().st_size <= 46_000_000
 
 
 def test_it_generates_landscapes_of_128_pixels_that_obey_the_time_of_day() -> None:
