@@ -132,7 +132,8 @@ def naming(path: Path) -> Iterator[None]:
         if isinstance(error, shutil.Error):  # the copies of a folder's files, each with words of its own
             found = re.search(r"\[Errno (\d+)\]", str(error))
             number, file = int(found[1]) if found else errno.EIO, None
-        if number is not None and (file is None or ".partial" in str(file)):
+        ours = any(".partial" in str(name) for name in (error.filename, error.filename2))  # one of them is enough
+        if number is not None and (file is None or ours):
             # A new one: those of some libraries are of kinds whose file cannot be changed.
             raise OSError(number, error.strerror or os.strerror(number), str(path)) from error
         raise

@@ -35,7 +35,7 @@ from pipeline.training.checkpoints import work_folder
 OUT = Path("models/pocket")
 OUTPUTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "model_index.json", "made.json")
 PAINTER = ("ground", "painter", "palette", "pines", "relief", "strokes", "textures", "woodcut", "world")
-CODE = ("pocket/*.py", "base/files.py", *(f"landscapes/{name}.py" for name in PAINTER))
+CODE = ("pocket/*.py", "base/families.py", "base/files.py", *(f"landscapes/{name}.py" for name in PAINTER))
 
 
 def run() -> None:

@@ -218,7 +218,7 @@ def test_pictures_from_a_training_under_way_come_with_their_step_and_change_noth
 def test_a_picture_that_cannot_be_made_costs_no_training(
     ran: Path, project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(*given: object) -> None:
+    def fail(*given: object, **named: object) -> None:
         raise FloatingPointError("the latents are not finite")
 
     monkeypatch.setattr(train, "preview_sheet", fail)
