@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.errors import UserError
 from pipeline.stages import edit as stage
-from pipeline.stages import prepare, styles
+from pipeline.stages import prepare, styles, train
 from tests.project import contents, edit, with_entries, with_values, write_rows
 from tests.stages.test_check import checked
 from tests.stages.test_sample import cells
+from tests.tiny import build_tiny, section
 
 NAMES = ("red hill", "großer See", "blue")
 
@@ -154,12 +155,9 @@ def test_a_project_without_edits(made: Path) -> None:
     assert list((made / "data/styles").iterdir()) == []
 
 
-def test_within_masks_everything_else_is_the_picture_itself(made: Path) -> None:
-    raw = made / "data/raw/hills"
+def add_masks(raw: Path) -> None:
+    """Masks that leave the right half of each picture to be changed."""
     rows = [json.loads(line) for line in (raw / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
-    with_edits(made, "  hills: {set: hills, adapters: {}, edit: {strength: 1.0, within_masks: true}}\n")
-    (problem,) = checked()
-    assert problem.startswith("params.yaml: edits.hills: edit.within_masks: 3 of the set's pictures have no mask")
     for number, row in enumerate(rows):
         with Image.open(raw / row["file_name"]) as picture:
             mask = np.zeros((picture.height, picture.width), np.uint8)
@@ -167,6 +165,39 @@ def test_within_masks_everything_else_is_the_picture_itself(made: Path) -> None:
         row["mask"] = f"only right {number}.png"
         Image.fromarray(mask).save(raw / row["mask"])
     write_rows(raw, rows)
+
+
+def test_a_base_that_fills_holes_trains_and_edits_within_masks_and_makes_no_morphs(project: Path) -> None:
+    shutil.rmtree(project / "bases/tiny")
+    build_tiny(takes=9).save_pretrained(project / "bases/tiny")
+    edit(
+        project / "bases/tiny/model_index.json",
+        lambda text: text.replace("StableDiffusionPipeline", "StableDiffusionInpaintPipeline"),
+    )
+    digest = str(section(project / "bases/tiny").revision)
+    edit(project / "params.yaml", lambda text: with_values(text, {"base.revision": digest}))
+    (problem,) = checked()
+    assert problem.startswith("params.yaml: base.source: a base made for inpainting, which makes no morphs (")
+    edit(project / "params.yaml", lambda text: with_entries(text, "morphs", ""))
+    add_masks(project / "data/raw/hills")
+    with_edits(project, "  hills: {set: hills, adapters: {hills/blue: 1.0}, edit: {within_masks: true}}\n")
+    assert CliRunner().invoke(app, ["check"]).exit_code == 0
+    prepare.run("hills")
+    train.run("hills")
+    styles.run()
+    stage.run("hills")
+    for name in NAMES:
+        picture, edited = (pixels(project / f"data/{part}/{name}.png") for part in ("prepared/hills", "edits/hills/1"))
+        assert np.array_equal(edited[:, :31], picture[:, :31])
+        assert not np.array_equal(edited[:, 33:], picture[:, 33:])
+
+
+def test_within_masks_everything_else_is_the_picture_itself(made: Path) -> None:
+    raw = made / "data/raw/hills"
+    with_edits(made, "  hills: {set: hills, adapters: {}, edit: {strength: 1.0, within_masks: true}}\n")
+    (problem,) = checked()
+    assert problem.startswith("params.yaml: edits.hills: edit.within_masks: 3 of the set's pictures have no mask")
+    add_masks(raw)
     assert CliRunner().invoke(app, ["check"]).exit_code == 0
     before = {name: pixels(made / f"data/prepared/hills/{name}.png") for name in NAMES}
     prepare.run("hills")
