@@ -14,7 +14,7 @@ from pipeline.base.stable_diffusion_xl import StableDiffusionXL, StableDiffusion
 from pipeline.errors import UserError
 from pipeline.refiner import Asked, find_refiner_problems, open_refiner
 from pipeline.sections import BaseSection, RefinerSection
-from tests.tiny import build_tiny_refiner, build_tiny_xl, section
+from tests.tiny import build_tiny_refiner, save_tiny_xl_and_refiner, section
 
 CPU = torch.device("cpu")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -23,10 +23,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base and its refiner. Not to be changed."""
-    folder = tmp_path_factory.mktemp("xl")
-    build_tiny_xl().save_pretrained(folder / "base")
-    build_tiny_refiner().save_pretrained(folder / "refiner")
-    return folder
+    return save_tiny_xl_and_refiner(tmp_path_factory.mktemp("xl"))
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from diffusers import (
     AutoencoderKL,
+    ControlNetModel,
     DDIMScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLImg2ImgPipeline,
@@ -142,6 +143,20 @@ def xl_unet(width: int, numbers: int, takes: int = 4) -> UNet2DConditionModel:
         projection_class_embeddings_input_dim=numbers * 8 + 20,
         norm_num_groups=8,
     )
+
+
+def save_tiny_xl_and_refiner(folder: Path) -> Path:
+    """A tiny XL in `base` and its refiner in `refiner` below a folder."""
+    build_tiny_xl().save_pretrained(folder / "base")
+    build_tiny_refiner().save_pretrained(folder / "refiner")
+    return folder
+
+
+def save_tiny_net(folder: Path, base: Path) -> Path:
+    """A ControlNet for the tiny base in the folder `base`, as made for training."""
+    net = ControlNetModel.from_unet(open_tiny(base).denoiser, conditioning_embedding_out_channels=(4, 8))
+    net.save_pretrained(folder)
+    return folder
 
 
 def section(folder: Path, **changes: object) -> BaseSection:

@@ -11,6 +11,7 @@ from pipeline.base.device import choose_device
 from pipeline.base.opening import open_base
 from pipeline.commands import add, clip
 from pipeline.commands.morph import morph_settings, params_for
+from pipeline.errors import Problem, UserError
 from pipeline.film import Film, Keyframe
 from pipeline.frames.tensors import from_arrays, to_arrays
 from pipeline.pictures.preparing import prepare_picture
@@ -44,6 +45,9 @@ def run(
     section = params.morph.model_copy(update=morph_settings(params, pictures, frames, steps))
     prepared = from_arrays([_prepared(path, params.prepare) for path in pictures])
     base = open_base(params.base, choose_device(params.machine.device))
+    if base.inpaints:
+        found = "a base made for inpainting, which makes no morphs"
+        raise UserError(Problem("params.yaml: base.source", found, "Use an ordinary base."))
     keyframes = [Keyframe(picture, text) for picture, text in zip(prepared, texts, strict=True)]
     film = Film(base, keyframes, settings_of(section), batch=params.machine.batch, progress=_bar)
     made = [to_arrays(frame.picture[None])[0] for frame in film]

@@ -1,5 +1,6 @@
 """`morphline morph --quick`: a clip by the base alone, and nothing else."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -8,7 +9,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from tests.project import contents, paint
+from tests.project import contents, edit, paint, with_values
+from tests.tiny import build_tiny, section
 
 
 @pytest.fixture
@@ -60,3 +62,13 @@ def test_mistakes_are_named_before_anything_is_loaded(project: Path, own: list[s
         answer = CliRunner().invoke(app, ["morph", *arguments, "--quick"])
         assert answer.exit_code == 1 and message in answer.stderr and "Traceback" not in answer.stderr
     assert contents(project) == before
+
+
+def test_a_base_made_for_inpainting_makes_no_clip(project: Path, own: list[str]) -> None:
+    shutil.rmtree(project / "bases/tiny")
+    build_tiny(takes=9).save_pretrained(project / "bases/tiny")
+    digest = str(section(project / "bases/tiny").revision)
+    edit(project / "params.yaml", lambda text: with_values(text, {"base.revision": digest}))
+    answer = CliRunner().invoke(app, ["morph", *own[:2], "--quick", "--steps", "2", "--out", "a"])
+    assert answer.exit_code == 1 and "base.source: a base made for inpainting" in answer.output
+    assert not Path("a").exists()

@@ -11,17 +11,14 @@ from pipeline.editing.control import find_control_problems, open_control
 from pipeline.errors import Problem, UserError
 from pipeline.sections import ControlSection
 from tests.hub import COMMIT, in_cache
-from tests.tiny import open_tiny, section
+from tests.tiny import save_tiny_net, section
 
 HUB = ControlSection(source="owner/name", revision=COMMIT, sigma=1.0, low=0.4, high=0.8, scale=1.0, start=0.0, end=1.0)
 
 
 @pytest.fixture
 def folder(tmp_path: Path, tiny_folders: dict[str, Path]) -> Path:
-    denoiser = open_tiny(tiny_folders["epsilon"]).denoiser
-    net = ControlNetModel.from_unet(denoiser, conditioning_embedding_out_channels=(4, 8))
-    net.save_pretrained(tmp_path / "net")
-    return tmp_path / "net"
+    return save_tiny_net(tmp_path / "net", tiny_folders["epsilon"])
 
 
 def test_one_in_the_cache_needs_no_network(

@@ -73,23 +73,28 @@ def pipe_of(base: Base, kind: type, **more):
     )
 
 
+def by_diffusers(base: Base, kind: type, captions: list[str], transfer: Transfer, **inputs) -> torch.Tensor:
+    """Latents as a pipeline of diffusers makes them, from the same drawn noise as `edit`."""
+    pipe = pipe_of(base, kind)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(
+        captions,
+        strength=transfer.strength,
+        num_inference_steps=transfer.steps,
+        guidance_scale=transfer.guidance,
+        generator=torch.Generator().manual_seed(1),
+        output_type="latent",
+        **inputs,
+    ).images
+
+
 @pytest.mark.parametrize(("strength", "guidance"), [(0.5, 1.0), (0.8, 3.0), (1.0, 3.0)])
 def test_noise_and_back_is_diffusers_image_to_image(tiny: Base, strength: float, guidance: float) -> None:
     latents = noise_like((1, 4, 8, 8))
     transfer = Transfer(10, strength, "noise", guidance, "", solver="ddim")
     ours = edit(tiny, latents, transfer)
-    pipe = pipe_of(tiny, StableDiffusionImg2ImgPipeline)
-    pipe.set_progress_bar_config(disable=True)
     # Latents for a picture: taken as they are. Its noise comes from this generator.
-    slow = pipe(
-        CAPTIONS[0],
-        image=latents,
-        strength=strength,
-        num_inference_steps=10,
-        guidance_scale=guidance,
-        generator=torch.Generator().manual_seed(1),
-        output_type="latent",
-    ).images
+    slow = by_diffusers(tiny, StableDiffusionImg2ImgPipeline, [CAPTIONS[0]], transfer, image=latents)
     assert (ours - slow).abs().max() < 1e-5 * slow.abs().max().clamp(min=1)
 
 
@@ -196,21 +201,17 @@ def test_within_a_mask_is_diffusers_inpainting(tiny: Base, guidance: float) -> N
     latents = noise_like((1, 4, 8, 8))
     transfer = Transfer(10, 0.8, "noise", guidance, "", solver="ddim")
     ours = edit(tiny, latents, transfer, masks=masks(1))
-    pipe = pipe_of(tiny, StableDiffusionInpaintPipeline)
-    pipe.set_progress_bar_config(disable=True)
-    slow = pipe(
-        CAPTIONS[0],
+    slow = by_diffusers(
+        tiny,
+        StableDiffusionInpaintPipeline,
+        [CAPTIONS[0]],
+        transfer,
         image=latents,
         mask_image=masks(1).repeat_interleave(2, -1).repeat_interleave(2, -2),
         masked_image_latents=latents,
         height=16,
         width=16,
-        strength=0.8,
-        num_inference_steps=10,
-        guidance_scale=guidance,
-        generator=torch.Generator().manual_seed(1),
-        output_type="latent",
-    ).images
+    )
     assert (ours - slow).abs().max() < 1e-5 * slow.abs().max().clamp(min=1)
 
 
@@ -231,21 +232,17 @@ def test_a_base_that_fills_holes_does_as_in_diffusers(filler: Base, strength: fl
     transfer = Transfer(10, strength, "noise", guidance, solver="ddim")
     trail = trail_to_noise(filler, latents, captions, noise_like((2, 4, 8, 8), 1), transfer)
     ours = transferred(filler, trail[-1:], captions, [()] * 2, transfer)
-    pipe = pipe_of(filler, StableDiffusionInpaintPipeline)
-    pipe.set_progress_bar_config(disable=True)
-    slow = pipe(
+    slow = by_diffusers(
+        filler,
+        StableDiffusionInpaintPipeline,
         CAPTIONS,
+        transfer,
         image=latents,
         mask_image=holes,
         masked_image_latents=filler.encode(torch.where(holes.bool(), 0.5, pictures)).mean,
         height=16,
         width=16,
-        strength=strength,
-        num_inference_steps=10,
-        guidance_scale=guidance,
-        generator=torch.Generator().manual_seed(1),
-        output_type="latent",
-    ).images
+    )
     assert (ours - slow).abs().max() < 1e-5 * slow.abs().max().clamp(min=1)
     unseen = filler.condition(CAPTIONS)
     assert not torch.allclose(ours, transferred(filler, trail[-1:], unseen, [()] * 2, transfer), atol=1e-2)

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import ControlNetModel
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,15 +14,12 @@ from pipeline.editing.control import control_digest, find_control_problems, open
 from pipeline.sections import BaseSection, ControlSection
 from tests.hostile.generators import changed_value, damaged, hostile, is_plain, json_values
 from tests.hostile.test_bases import SECONDS, header_changed
-from tests.tiny import open_tiny, section
+from tests.tiny import save_tiny_net, section
 
 
 @pytest.fixture
 def folder(tmp_path: Path, tiny_folders: dict[str, Path]) -> Path:
-    denoiser = open_tiny(tiny_folders["epsilon"]).denoiser
-    net = ControlNetModel.from_unet(denoiser, conditioning_embedding_out_channels=(4, 8))
-    net.save_pretrained(tmp_path / "net")
-    return tmp_path / "net"
+    return save_tiny_net(tmp_path / "net", tiny_folders["epsilon"])
 
 
 def used_or_refused(folder: Path, of: BaseSection) -> None:

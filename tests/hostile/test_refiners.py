@@ -20,7 +20,7 @@ from pipeline.sampling.captions import sample_captions
 from pipeline.sections import BaseSection, RefinerSection
 from tests.hostile.generators import changed_value, damaged, hostile, is_plain, json_values
 from tests.hostile.test_bases import SECONDS, header_changed
-from tests.tiny import build_tiny_refiner, build_tiny_xl, section
+from tests.tiny import save_tiny_xl_and_refiner, section
 
 CONFIGS = (
     "model_index.json", "unet/config.json", "vae/config.json", "text_encoder_2/config.json",
@@ -32,10 +32,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base and its refiner. Not to be changed."""
-    folder = tmp_path_factory.mktemp("xl")
-    build_tiny_xl().save_pretrained(folder / "base")
-    build_tiny_refiner().save_pretrained(folder / "refiner")
-    return folder
+    return save_tiny_xl_and_refiner(tmp_path_factory.mktemp("xl"))
 
 
 @pytest.fixture
