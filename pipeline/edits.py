@@ -21,7 +21,7 @@ def find_edit_problems(params: Params, caption_length: CaptionLength | None) -> 
     problems = []
     for key, spec in params.edits.items():
         where, settings = f"params.yaml: edits.{key}", spec.edit
-        if settings.strength and Transfer(settings.steps, settings.strength).steps_taken == 0:
+        if settings.strength and Transfer(settings.steps, settings.strength, solver=settings.solver).steps_taken == 0:
             found = f"{settings.strength:g} of {settings.steps} steps is none at all"
             problems.append(Problem(f"{where}: edit.strength", found, "Write 0, or more of either."))
         for name in spec.adapters:

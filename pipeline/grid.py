@@ -11,6 +11,7 @@ from pipeline.base.protocol import Base
 from pipeline.processes.chunks import in_chunks, one_each
 from pipeline.sampling.adapted import adapted_conditioning
 from pipeline.sampling.captions import sample_captions
+from pipeline.sampling.consistency import Sampler
 from pipeline.sampling.refining import Refiner
 from pipeline.sampling.solver import Progress
 
@@ -25,6 +26,7 @@ def sample_grid(
     size: tuple[int, int],
     steps: int,
     guidance: float,
+    solver: Sampler = "midpoint",
     refiner: Refiner | None = None,
     batch: int | None = None,
     progress: Progress = iter,
@@ -37,10 +39,10 @@ def sample_grid(
     guidance; None: all. accelerator: of the processes that share the work; their pictures lie on the CPU.
     """
     shape = (base.latent_channels, *(side // base.pixels_per_latent for side in size))
-    noise = torch.stack(
-        [torch.randn(shape, generator=torch.Generator().manual_seed(keyed_seed("sample", seed))) for seed in seeds]
-    )
+    keys = [keyed_seed("sample", seed) for seed in seeds]
+    noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(key)) for key in keys])
     noise = noise.repeat_interleave(len(weights), dim=0).to(base.device)
+    of_each = [key for key in keys for _ in weights]
     adapters = [[(adapter, weight)] for _ in seeds for weight in weights]
     conditioning = adapted_conditioning(base, [caption] * len(adapters), adapters)
     refinement = None if refiner is None else refiner.refinement([caption], None if guidance == 1 else "")
@@ -54,6 +56,8 @@ def sample_grid(
             some,
             steps=steps,
             guidance=guidance,
+            solver=solver,
+            seeds=of_each[chunk],
             progress=progress,
             refinement=None if refinement is None else refinement.take([0] * len(some)),
         )

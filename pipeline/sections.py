@@ -3,7 +3,7 @@
 from itertools import pairwise
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Byte = Annotated[int, Field(ge=0, le=255)]
@@ -25,6 +25,12 @@ def _off_at_zero(rate: float | None) -> float | None:
     return rate or None  # one value for one meaning: the adapters of 0 and of null are the same files
 
 
+def _invertible(solver: object) -> object:
+    if solver == "consistency":  # named, since the other sections have it
+        raise ValueError("consistency draws fresh noise in each step and cannot be inverted: use midpoint or ddim")
+    return solver
+
+
 Alphas = Annotated[tuple[Fraction, ...], Field(strict=False, min_length=3), AfterValidator(_rising)]
 
 
@@ -32,6 +38,14 @@ class Section(BaseModel):
     """A frozen mapping of params.yaml: unknown keys and implicit conversions are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class BaseAdapter(Section):
+    """A file of an adapter that lies under everything. digest: of the file, so that another is never taken for it."""
+
+    file: str = Field(min_length=1)
+    digest: str | None
+    weight: float = Field(ge=-4, le=4)
 
 
 class BaseSection(Section):
@@ -44,6 +58,7 @@ class BaseSection(Section):
     config: str | None
     dtype: Literal["float32", "tf32", "bfloat16", "float16"]
     clip_skip: int = Field(ge=0, le=30)
+    adapters: tuple[BaseAdapter, ...] = Field(strict=False, max_length=8)
 
     def tags(self) -> dict[str, str]:
         """Which base it is, for tracking."""
@@ -70,7 +85,12 @@ class RefinerSection(Section):
         if self.source is None:
             return None
         return RefinerBase(
-            source=self.source, revision=self.revision, config=None, dtype=base.dtype, clip_skip=base.clip_skip
+            source=self.source,
+            revision=self.revision,
+            config=None,
+            dtype=base.dtype,
+            clip_skip=base.clip_skip,
+            adapters=(),
         )
 
 
@@ -87,6 +107,10 @@ class PrepareSection(Section):
 class TrainSection(Section):
     """How an adapter is trained."""
 
+    objective: Literal["denoise", "consistency", "smooth"]
+    guidance_from: float = Field(ge=1, le=50)
+    guidance_to: float = Field(ge=1, le=50)
+    smooth_weight: float = Field(ge=0, le=1000)
     steps: int = Field(ge=1, le=1_000_000)
     batch: int = Field(ge=1, le=1024)
     accumulation: int = Field(ge=1, le=1024)
@@ -124,6 +148,7 @@ class SampleSection(Section):
     captions: int = Field(ge=1, le=64)
     seeds: int = Field(ge=1, le=16)
     weights: tuple[Annotated[float, Field(ge=-4, le=4)], ...] = Field(strict=False, min_length=1, max_length=16)
+    solver: Literal["midpoint", "ddim", "consistency"]
     steps: int = Field(ge=2, le=1000)
     guidance: float = Field(ge=1, le=50)
     seed: int = Field(ge=0, lt=2**63)
@@ -135,7 +160,7 @@ class MorphSection(Section):
     frames: int = Field(ge=3, le=10_000)
     steps: int = Field(ge=2, le=1000)
     inversion_steps: int = Field(ge=2, le=1000)
-    solver: Literal["midpoint", "ddim"]
+    solver: Annotated[Literal["midpoint", "ddim"], BeforeValidator(_invertible)]
     adain: bool
     attention: tuple[Literal["down", "mid", "up"], ...] = Field(strict=False)
     attention_until: Fraction
@@ -177,6 +202,7 @@ class EditSection(Section):
     suffix: str
     start: Literal["inversion", "noise"]
     strength: Fraction
+    solver: Literal["midpoint", "ddim", "consistency"]
     steps: int = Field(ge=1, le=1000)
     guidance: float = Field(ge=1, le=50)
     negative: str

@@ -22,4 +22,4 @@ def in_cache(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Base
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(socket.socket, "connect", unreachable)
-    return BaseSection(source="owner/name", revision=COMMIT, config=None, dtype="float32", clip_skip=0)
+    return BaseSection(source="owner/name", revision=COMMIT, config=None, dtype="float32", clip_skip=0, adapters=())

@@ -27,11 +27,14 @@ class Flow(NoisePath):
     def at(self, times: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return 1 - times.double(), times.double()
 
-    def draw_times(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        return torch.rand(count, generator=generator)
+    def times_at(self, draws: torch.Tensor) -> torch.Tensor:
+        return draws
 
     def time_at(self, share: float) -> float:
         return share
+
+    def even_times(self, count: int) -> torch.Tensor:
+        return torch.arange(1, count + 1) / count
 
     def handover(self, done: float) -> float:
         return 1 - done

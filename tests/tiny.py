@@ -163,7 +163,7 @@ def section(folder: Path, **changes: object) -> BaseSection:
     """The params of a base in `folder`, pinned as a user would pin it."""
     from pipeline.base.checking import base_digest
 
-    unpinned = BaseSection(source=str(folder), revision=None, config=None, dtype="float32", clip_skip=0)
+    unpinned = BaseSection(source=str(folder), revision=None, config=None, dtype="float32", clip_skip=0, adapters=())
     return unpinned.model_copy(update={"revision": base_digest(unpinned), **changes})
 
 

@@ -25,7 +25,8 @@ class Pair(NamedTuple):
 
 
 class NoisePath(Protocol):
-    """A noising path. A new one gives `levels`, `at`, `times_at`, `time_at`, `handover`, `target_coefficients`.
+    """A noising path. A new one gives `levels`, `at`, `times_at`, `time_at`, `even_times`, `handover`,
+    `target_coefficients`.
 
     The network predicts y = c x0 + d e, with c and d as `target_coefficients` gives them for a and s: the noise (0, 1),
     v (-s, a), or a flow's velocity (-1, 1). Others write alpha_t, sigma_t and epsilon for a, s and e. Times are in the
@@ -50,6 +51,10 @@ class NoisePath(Protocol):
 
     def time_at(self, share: float) -> float:
         """The time at a share of the path, 0 (clean) to below 1 (noise)."""
+        ...
+
+    def even_times(self, count: int) -> torch.Tensor:
+        """The ends of `count` equal parts of the path, (count,), from near the clean end to the noise."""
         ...
 
     def handover(self, done: float) -> float:
@@ -90,6 +95,14 @@ class NoisePath(Protocol):
         )
         determinant = a * d - s * c
         return Pair((d * x - s * prediction) / determinant, (a * prediction - c * x) / determinant)
+
+    def split_each(self, x: torch.Tensor, prediction: torch.Tensor, times: torch.Tensor) -> Pair:
+        """`split` of samples (B, C, h, w) that each have a time of their own, (B,)."""
+        a, s = self.at(times)
+        c, d = self.target_coefficients(a, s)
+        determinant = a * d - s * c
+        clean = _combine((d / determinant, -s / determinant), x, prediction)
+        return Pair(clean, _combine((-c / determinant, a / determinant), x, prediction))
 
     def snr(self, times: torch.Tensor) -> torch.Tensor:
         """Signal-to-noise ratio (a / s)^2, (B,) float64, at times (B,)."""
@@ -191,6 +204,10 @@ class VariancePreserving(NoisePath):
     def time_at(self, share: float) -> int:
         """The timestep at that share of the table."""
         return int(share * len(self))
+
+    def even_times(self, count: int) -> torch.Tensor:
+        """Every so many timesteps up to the last, whatever the scheduler's spacing."""
+        return torch.tensor([round(len(self) * (index + 1) / count) - 1 for index in range(count)])
 
     def handover(self, done: float) -> int:
         """As diffusers' `denoising_end` and `denoising_start` count it."""

@@ -46,11 +46,14 @@ _KINDS = {
 
 
 def open_base(section: BaseSection, device: torch.device) -> Base:
-    """Load the base, frozen and in evaluation mode.
+    """Load the base, frozen and in evaluation mode, without the section's adapters (see `adapted_base.py`).
 
     Raises:
         UserError: when it is not there, not whole, of another family, or not the pinned one.
+        ValueError: for a section with adapters.
     """
+    if section.adapters:
+        raise ValueError("a base with adapters is opened by open_adapted_base")
     problems = [*find_base_problems(section), *find_dtype_problems(section, device)] or fit_problems(section)
     if problems:
         raise UserError(*problems)
@@ -68,8 +71,9 @@ def open_base(section: BaseSection, device: torch.device) -> Base:
 
 
 def adapters_digest(section: BaseSection) -> str:
-    """What adapters are bound to: the base's digest, and how captions reach it."""
-    return base_digest(section) + (f" clip_skip {section.clip_skip}" if section.clip_skip else "")
+    """What adapters are bound to: the base's digest, how captions reach it, and the adapters that lie under them."""
+    under = "".join(f" adapter {one.digest} {one.weight:g}" for one in section.adapters)
+    return base_digest(section) + (f" clip_skip {section.clip_skip}" if section.clip_skip else "") + under
 
 
 def fit_problems(section: BaseSection, download: bool = True) -> list[Problem]:

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from pipeline.adapted_base import open_with_adapters
 from pipeline.adapters.mixing import WeightedAdapter, is_of_text
 from pipeline.base.checking import base_digest, is_single_file
 from pipeline.base.families import DENOISER, family_of
 from pipeline.base.files import remove_local_path
-from pipeline.base.opening import load_single_file, open_base, root_of
+from pipeline.base.opening import load_single_file, root_of
 from pipeline.base.protocol import Base
 from pipeline.commands.chosen import choose, read_chosen, require_base
 from pipeline.errors import Problem, UserError
@@ -26,7 +27,8 @@ KEPT = (".json", ".txt", ".safetensors")
 
 
 def run(names: list[str], out: Path, force: bool) -> str:
-    """Write the base of params.yaml, with adapters fused into its weights, to the folder `out`; how to use it.
+    """Write the base of params.yaml with `base.adapters` and others fused into its weights, to the folder `out`; how to
+    use it.
 
     It is a fresh copy: taking an adapter out of weights again is not exact, so that is not offered.
 
@@ -38,7 +40,7 @@ def run(names: list[str], out: Path, force: bool) -> str:
     section = load_params().base
     check_replaceable(out, section)
     chosen = choose(names)
-    base = open_base(section, torch.device("cpu"))
+    base, under = open_with_adapters(section, torch.device("cpu"))
     require_base(chosen, section, base.digest)
     adapters = read_chosen(chosen, base)
     try:
@@ -48,9 +50,10 @@ def run(names: list[str], out: Path, force: bool) -> str:
             Problem(", ".join(names), str(error), "Use a smaller weight, or another `base.dtype`.")
         ) from None
     with atomic_folder(out) as partial:
-        write_base(section, changed_parts(base, adapters), partial)
+        write_base(section, changed_parts(base, [*under, *adapters]), partial)
     digest = base_digest(section.model_copy(update={"source": str(out), "config": None}))
-    return f"{out}: to use it, write in params.yaml, under `base`,\n  source: {out}\n  revision: {digest}\n  config:"
+    written = f"{out}: to use it, write in params.yaml, under `base`,\n  source: {out}\n  revision: {digest}\n  config:"
+    return written + ("\n  adapters: []" if under else "")
 
 
 def check_replaceable(out: Path, section: BaseSection) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from pipeline.adapted_base import open_adapted_base
 from pipeline.base.device import choose_device
-from pipeline.base.opening import open_base
 from pipeline.commands import add, clip
 from pipeline.commands.morph import morph_settings, params_for
 from pipeline.errors import Problem, UserError
@@ -44,7 +44,7 @@ def run(
     texts = add.one_for_each(pictures, captions)
     section = params.morph.model_copy(update=morph_settings(params, pictures, frames, steps))
     prepared = from_arrays([_prepared(path, params.prepare) for path in pictures])
-    base = open_base(params.base, choose_device(params.machine.device))
+    base = open_adapted_base(params.base, choose_device(params.machine.device))
     if base.inpaints:
         found = "a base made for inpainting, which makes no morphs"
         raise UserError(Problem("params.yaml: base.source", found, "Use an ordinary base."))

@@ -102,7 +102,9 @@ def _is_hub(section: ControlSection) -> bool:
 
 def _as_base(section: ControlSection) -> BaseSection:
     """For the functions that ask the Hub, which want no more than a source and a commit."""
-    return BaseSection(source=section.source, revision=section.revision, config=None, dtype="float32", clip_skip=0)
+    return BaseSection(
+        source=section.source, revision=section.revision, config=None, dtype="float32", clip_skip=0, adapters=()
+    )
 
 
 def _file_problems(folder: Path) -> list[Problem]:

@@ -12,13 +12,14 @@ from accelerate import Accelerator
 
 from pipeline.adapters.mixing import WeightedAdapter, mixed_adapters, mixing_weights
 from pipeline.base.conditioning import Conditioning, Control
-from pipeline.base.noise_path import Level
+from pipeline.base.noise_path import Level, NoisePath
 from pipeline.base.protocol import Base
 from pipeline.processes.chunks import in_chunks
 from pipeline.sampling.adapted import adapted_conditioning
+from pipeline.sampling.consistency import Sampler, consistency_levels, sample_consistently
 from pipeline.sampling.guidance import guided, predictor
 from pipeline.sampling.refining import Refinement, steps_before
-from pipeline.sampling.solver import Predict, Progress, Solver, falling_levels, invert, sample, step_at
+from pipeline.sampling.solver import Predict, Progress, falling_levels, invert, sample, step_at
 
 Start = Literal["inversion", "noise"]
 
@@ -29,7 +30,8 @@ class Transfer:
 
     strength: the share of the `steps` that is gone back, 0 (the picture stays) to 1 (from noise alone, or the picture's
     own). start: where the noise comes from. negative: the caption that guidance leads away from.
-    control_from, control_until: the shares of the steps taken between which edges have a say.
+    control_from, control_until: the shares of the steps taken between which edges have a say. solver: consistency takes
+    all of its few steps within the strength, and starts from noise alone.
     """
 
     steps: int = 10
@@ -37,14 +39,22 @@ class Transfer:
     start: Start = "inversion"
     guidance: float = 1.0
     negative: str = ""
-    solver: Solver = "midpoint"
+    solver: Sampler = "midpoint"
     control_from: float = 0.0
     control_until: float = 1.0
 
     @property
     def steps_taken(self) -> int:
         """Steps back from the clean end, and forth again: the nearest to the strength."""
+        if self.solver == "consistency":
+            return self.steps if self.strength else 0
         return int(self.steps * self.strength + 0.5)
+
+    def falling_levels(self, path: NoisePath) -> tuple[Level, ...]:
+        """The levels between which the steps taken lie, from the noise down to the clean end."""
+        if self.solver == "consistency":
+            return consistency_levels(path, self.steps, self.strength)
+        return falling_levels(path, self.steps, self.steps_taken)
 
 
 @dataclass(frozen=True)
@@ -72,13 +82,18 @@ def trail_to_noise(
     """Latents (N, C, h, w) of pictures at every level (T + 1, N, C, h, w) of the T steps taken, the clean ones first.
 
     The last have as much noise as the strength asks for: that given as `noise`, or their own. captions: what the
-    pictures show, one row each. Inversion asks the base alone, never with guidance.
+    pictures show, one row each. Inversion asks the base alone, never with guidance. Raises ValueError for the inversion
+    of consistency, which has none.
     """
     taken = transfer.steps_taken
-    levels = base.path.levels(transfer.steps)[1 : taken + 1]
     if transfer.start == "noise":
+        levels = transfer.falling_levels(base.path)[-2::-1] if taken else ()
         noise = noise.to(latents)
         return torch.stack([latents, *(level.a * latents + level.s * noise for level in levels)])
+
+    solver = transfer.solver
+    if solver == "consistency":
+        raise ValueError("consistency draws fresh noise in each step, and so has no inversion")
 
     def inverted(chunk: slice) -> torch.Tensor:
         trail = [latents[chunk]]
@@ -89,7 +104,7 @@ def trail_to_noise(
 
         if taken:
             predict = predictor(base, captions.take(chunk))
-            invert(trail[0], predict, base.path, transfer.steps, work.progress, transfer.solver, taken, keep)
+            invert(trail[0], predict, base.path, transfer.steps, work.progress, solver, taken, keep)
         return torch.stack(trail)
 
     return torch.cat(in_chunks(len(latents), work.batch, inverted, work.accelerator), dim=1).to(base.device)
@@ -106,6 +121,7 @@ def transferred(
     control: Control | None = None,
     masks: torch.Tensor | None = None,
     refinement: Refinement | None = None,
+    seeds: Sequence[int] = (),
 ) -> torch.Tensor:
     """Clean latents (B, C, h, w) from the end of `trail_to_noise`, with the captions (B rows) and adapters of each.
 
@@ -113,12 +129,13 @@ def transferred(
     control: with a picture for each sample. masks: (B, 1, h, w) in [0, 1], 0 where after every step the sample is put
     back on its trail, as diffusers inpaints with ordinary bases; without them the end of the trail is enough.
     refinement: of the last steps, for each sample; adapters and control have no part in those.
+    seeds: one for each sample, of the fresh noise between steps of consistency, which goes with no refinement.
     """
     if transfer.steps_taken == 0:
         return trail[0]
     doubled = transfer.guidance != 1
-    levels = base.path.levels(transfer.steps)
-    falling = falling_levels(base.path, transfer.steps, transfer.steps_taken)
+    falling = transfer.falling_levels(base.path)
+    rising = falling[::-1]
     own = transfer.steps_taken if refinement is None else steps_before(refinement.start, base.path, falling)
 
     def sampled(chunk: slice) -> torch.Tensor:
@@ -137,9 +154,13 @@ def transferred(
             predict = refinement.take(chunk).taking_over(predict, base.path, falling, transfer.guidance)
 
         def put_back(x: torch.Tensor, level: Level) -> torch.Tensor:
-            return x if masks is None else torch.lerp(some[levels.index(level)], x, masks[chunk].to(x))
+            return x if masks is None else torch.lerp(some[rising.index(level)], x, masks[chunk].to(x))
 
         with mixed_adapters(base.denoiser, loaded, weights):
+            if transfer.solver == "consistency":
+                return sample_consistently(
+                    some[-1], predict, base.path, falling, seeds[chunk], work.progress, after=put_back
+                )
             return sample(
                 some[-1],
                 predict,

@@ -68,8 +68,9 @@ def fuse(base: Adaptable, adapters: Sequence[WeightedAdapter]) -> None:
         if not is_linear(module):
             raise ValueError(f"an adapter has factors for {name}, which is no linear layer of this base")
         down, up = _stacked(adapters, name)
-        added = (up @ down).view(module.weight.shape).to(module.weight.device)
-        weight = (module.weight.double() + added).to(module.weight.dtype)
+        # On the CPU: an Apple GPU has no float64.
+        added = (up.cpu() @ down.cpu()).view(module.weight.shape)
+        weight = (module.weight.cpu().double() + added).to(module.weight.dtype)
         if not bool(weight.isfinite().all()):
             raise ValueError(f"{name}: the sum is not finite in {module.weight.dtype}")
         module.weight.copy_(weight)

@@ -8,9 +8,10 @@ from pipeline.adapters.mixing import WeightedAdapter, mixed_adapters, mixing_wei
 from pipeline.base.conditioning import Conditioning
 from pipeline.base.protocol import Base
 from pipeline.sampling.adapted import adapted_conditioning
+from pipeline.sampling.consistency import Sampler, consistency_levels, sample_consistently
 from pipeline.sampling.guidance import guided, predictor
 from pipeline.sampling.refining import Refinement
-from pipeline.sampling.solver import Progress, Solver, falling_levels, sample
+from pipeline.sampling.solver import Progress, falling_levels, sample
 
 
 @torch.no_grad()
@@ -22,15 +23,17 @@ def sample_captions(
     *,
     steps: int,
     guidance: float = 1.0,
-    solver: Solver = "midpoint",
+    solver: Sampler = "midpoint",
     progress: Progress = iter,
     refinement: Refinement | None = None,
+    seeds: Sequence[int] = (),
 ) -> torch.Tensor:
     """Clean latents (B, C, h, w) from noise (B, C, h, w) and B captions.
 
     adapters: those of each sample; () for none anywhere. conditioning: the captions as they read them
     (`adapted_conditioning`). At guidance 1 the empty caption is not evaluated at all. refinement: of the last steps,
-    without the adapters; None: all are the base's.
+    without the adapters; None: all are the base's. seeds: one for each sample, of the fresh noise between the steps of
+    consistency, which goes with no refinement.
     """
     adapters = adapters or [()] * len(noise)
     loaded, weights = mixing_weights(adapters)
@@ -41,6 +44,10 @@ def sample_captions(
         predict = guided(predictor(base, Conditioning.stack([empty, conditioning])), guidance)
         # Both halves of the doubled batch see the same adapters.
         weights = torch.cat([weights, weights], dim=1)
+    if solver == "consistency":
+        levels = consistency_levels(base.path, steps)
+        with mixed_adapters(base.denoiser, loaded, weights):
+            return sample_consistently(noise, predict, base.path, levels, seeds, progress)
     if refinement is not None:
         predict = refinement.taking_over(predict, base.path, falling_levels(base.path, steps), guidance)
     with mixed_adapters(base.denoiser, loaded, weights):

@@ -19,7 +19,8 @@ After = Callable[[torch.Tensor, Level], torch.Tensor]
 """What becomes of latents (B, C, h, w) once a step has brought them to a level."""
 
 
-def _untouched(latents: torch.Tensor, level: Level) -> torch.Tensor:
+def untouched(latents: torch.Tensor, level: Level) -> torch.Tensor:
+    """Nothing becomes of them."""
     return latents
 
 
@@ -45,7 +46,7 @@ def sample(
     solver: Solver = "midpoint",
     restarts: Collection[int] = (),
     taken: int | None = None,
-    after: After = _untouched,
+    after: After = untouched,
 ) -> torch.Tensor:
     """Noise (B, C, h, w) at the last level to clean latents.
 
@@ -71,7 +72,7 @@ def invert(
     progress: Progress = iter,
     solver: Solver = "midpoint",
     taken: int | None = None,
-    after: After = _untouched,
+    after: After = untouched,
 ) -> torch.Tensor:
     """Clean latents (B, C, h, w) to the noise from which `sample` comes back to them, as nearly as the steps allow.
 
@@ -109,7 +110,7 @@ def _midpoint(
     levels: Sequence[Level],
     progress: Progress,
     restarts: Collection[int] = (),
-    after: After = _untouched,
+    after: After = untouched,
 ) -> torch.Tensor:
     """From the first level to the last by the midpoint rule, at one evaluation a step and one more at the start.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from pipeline.base.checking import base_warnings, config_folder, find_base_problems, inpaints
 from pipeline.base.device import choose_device, find_dtype_problems
 from pipeline.base.schedule import FILE, timesteps_of
+from pipeline.distillation import distillation_warnings, find_consistency_problems, find_objective_problems
 from pipeline.edits import find_edit_problems, find_style_problems
 from pipeline.errors import Problem, UserError
 from pipeline.inputs import read_json
@@ -30,7 +31,7 @@ def run() -> None:
     params = load_params()
     problems = find_base_problems(params.base) or _model_problems(params)
     caption_length = None if problems else _caption_length(params)
-    problems += [] if problems else [*_target_problems(params), *_steps_problems(params)]
+    problems += [] if problems else [*_target_problems(params), *_steps_problems(params), *_under_problems(params)]
     problems += [] if problems else [*find_edit_problems(params, caption_length), *_inpainting_problems(params)]
     problems += _device_problems(params)
     for key, spec in params.sets.items():
@@ -41,7 +42,7 @@ def run() -> None:
             workers=params.machine.workers,
             memory=MEMORY / f"{key}.txt",
         )
-    problems += _train_problems(params)
+    problems += [*_train_problems(params), *find_objective_problems(params), *find_consistency_problems(params)]
     problems += find_style_problems(params)
     problems += _batch_problems(params)
     problems += _lpips_problems(params)
@@ -51,7 +52,9 @@ def run() -> None:
         raise UserError(*problems)
     with atomic_file(CHECKED) as path:
         path.write_text("params, sets, morphs and base are in order\n", encoding="utf-8")
-    for warning in filter(None, [*base_warnings(params.base), check_ran(params.tracking)]):
+    for warning in filter(
+        None, [*base_warnings(params.base), *distillation_warnings(params), check_ran(params.tracking)]
+    ):
         print(f"Warning: {warning}", file=sys.stderr)
 
 
@@ -63,9 +66,18 @@ def _model_problems(params: Params) -> list[Problem]:
 
     asked = {f"sets.{key}: sample.steps": Asked(spec.sample.steps) for key, spec in params.sets.items()}
     for key, spec in params.edits.items():
-        taken = Transfer(spec.edit.steps, spec.edit.strength).steps_taken
+        taken = Transfer(spec.edit.steps, spec.edit.strength, solver=spec.edit.solver).steps_taken
         asked[f"edits.{key}: edit.steps"] = Asked(spec.edit.steps, taken, bool(spec.adapters))
     return fit_problems(params.base, download=False) or find_refiner_problems(params.refiner, params.base, asked)
+
+
+def _under_problems(params: Params) -> list[Problem]:
+    """Adapters that cannot lie under everything."""
+    if not params.base.adapters:
+        return []
+    from pipeline.adapted_base import find_base_adapter_problems
+
+    return find_base_adapter_problems(params.base)
 
 
 def _steps_problems(params: Params) -> list[Problem]:

@@ -17,7 +17,7 @@ from pipeline.sections import BaseSection
 from pipeline.tracking import track
 from pipeline.training.checkpoints import work_folder
 
-POCKET = BaseSection(source="models/pocket", revision=None, config=None, dtype="float32", clip_skip=0)
+POCKET = BaseSection(source="models/pocket", revision=None, config=None, dtype="float32", clip_skip=0, adapters=())
 OUT = Path("models/pocket-canny")
 OUTPUTS = ("config.json", "diffusion_pytorch_model.safetensors", "made.json")
 

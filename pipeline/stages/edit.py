@@ -14,11 +14,11 @@ from PIL import Image
 from torch.nn import functional
 from tqdm import tqdm
 
+from pipeline.adapted_base import open_adapted_base
 from pipeline.adapters.mixing import WeightedAdapter
 from pipeline.adapters.store import is_file_name
 from pipeline.base.conditioning import Control
 from pipeline.base.device import choose_device
-from pipeline.base.opening import open_base
 from pipeline.base.posterior import drawn_latents, keyed_seed
 from pipeline.base.protocol import Base
 from pipeline.editing.control import open_control
@@ -74,7 +74,7 @@ def run(key: str) -> None:
     if accelerator.is_main_process:
         tracked = track(f"edit@{key}", params.tracking, section, datasets={spec.set: prepared}, tags=params.base.tags())
     with tracked as tracker:
-        base = open_base(params.base, accelerator.device)
+        base = open_adapted_base(params.base, accelerator.device)
         refiner = open_refiner(params.refiner, params.base, accelerator.device)
         work = Work(params.machine.batch, partial(tqdm, desc=key, unit="step", disable=tracker is None), accelerator)
         parts = edited(base, prepared, spec, work, refiner)
@@ -114,7 +114,8 @@ def edited(base: Base, prepared: Path, spec: EditSpec, work: Work, refiner: Refi
             given["its edges"] = edges_of(pictures, settings.control.sigma, settings.control.low, settings.control.high)
             control = Control(net, given["its edges"].to(base.device)[every], settings.control.scale)
         latents = drawn_latents(base.encode(pictures), pictures)
-        noise = torch.stack([_noise(latents[0], settings.seed, row.file_name) for row in rows])
+        seeds = [keyed_seed("edit", settings.seed, row.file_name) for row in rows]
+        noise = torch.stack([_noise(latents[0], seed) for seed in seeds])
         shown = base.condition([row.text for row in rows]).beside(beside)
         trail = trail_to_noise(base, latents, shown, noise, transfer, work)
         trail = trail if masks is not None else trail[-1:]
@@ -124,7 +125,10 @@ def edited(base: Base, prepared: Path, spec: EditSpec, work: Work, refiner: Refi
         wanted, refinement = wanted.beside({name: tensor[every] for name, tensor in beside.items()}), None
         if refiner is not None:
             refinement = refiner.refinement(texts, None if settings.guidance == 1 else settings.negative).take(every)
-        changed = transferred(base, trail[:, every], wanted, adapters, transfer, work, control, masks, refinement)
+        drawn = [seeds[number] for number in every]
+        changed = transferred(
+            base, trail[:, every], wanted, adapters, transfer, work, control, masks, refinement, drawn
+        )
         decoded = one_each(list(changed), lambda latent: base.decode(latent[None]).cpu(), work.accelerator)
         made = torch.cat(list(decoded)).unflatten(0, (len(columns), len(rows)))
         if settings.within_masks:
@@ -186,7 +190,7 @@ def write_outputs(
         "base": base_digest,
         "refiner": None if refiner is None else {"digest": refiner.base.digest, "from": refiner.start},
         "adapters": spec.adapters,
-        "steps_taken": Transfer(spec.edit.steps, spec.edit.strength).steps_taken,
+        "steps_taken": transfer_of(spec.edit).steps_taken,
         "pictures": [{"file_name": row.file_name, "text": text} for row, text in zip(rows, captions, strict=True)],
         "figures": figures,
         "settings": spec.edit.model_dump(mode="json"),
@@ -217,6 +221,7 @@ def transfer_of(settings: EditSection) -> Transfer:
         start=settings.start,
         guidance=settings.guidance,
         negative=settings.negative,
+        solver=settings.solver,
         control_from=settings.control.start if settings.control else 0.0,
         control_until=settings.control.end if settings.control else 1.0,
     )
@@ -252,5 +257,5 @@ def _own_error(
     return torch.cat(errors).mean() if errors else None
 
 
-def _noise(like: torch.Tensor, seed: int, name: str) -> torch.Tensor:
-    return torch.randn(like.shape, generator=torch.Generator().manual_seed(keyed_seed("edit", seed, name)))
+def _noise(like: torch.Tensor, seed: int) -> torch.Tensor:
+    return torch.randn(like.shape, generator=torch.Generator().manual_seed(seed))

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from pipeline.adapted_base import open_adapted_base
 from pipeline.base.device import choose_device
-from pipeline.base.opening import open_base
 from pipeline.base.protocol import Base
 from pipeline.errors import UserError
 from pipeline.evaluation.lpips import Lpips, find_lpips_problems
@@ -46,7 +46,7 @@ def run(key: str) -> None:
         tracked = track(f"evaluate@{key}", params.tracking, section, datasets=datasets, tags=params.base.tags())
     with tracked as tracker:
         learned = open_lpips(params.evaluate, accelerator.device)
-        base = open_base(params.base, accelerator.device)
+        base = open_adapted_base(params.base, accelerator.device)
         facts = read_facts(source)
         reference = read_reference(source, Path("data/prepared", spec.set), facts, base)
         measurements = {

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from pipeline.adapted_base import open_adapted_base
 from pipeline.adapters.lora import read_adapter
 from pipeline.adapters.mixing import Adapter
 from pipeline.adapters.store import ADAPTERS, INDEX, find_adapter, read_index
 from pipeline.base.device import choose_device
-from pipeline.base.opening import open_base
 from pipeline.base.protocol import Base
 from pipeline.film import Film, FilmSettings, Keyframe
 from pipeline.frames.cache import FrameCache, Made
@@ -64,7 +64,7 @@ def run(key: str) -> None:
         datasets = {spec.set: prepared}
         tracked = track(f"morph@{key}", params.tracking, section, datasets=datasets, tags=params.base.tags())
     with tracked as tracker:
-        base = open_base(params.base, accelerator.device)
+        base = open_adapted_base(params.base, accelerator.device)
         names = [prepared_name(name) for name in spec.keyframes]
         keyframes = read_keyframes(base, prepared, adapters, names)
         if spec.style != NONE:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from pipeline.adapted_base import open_adapted_base
 from pipeline.adapters.lora import read_adapter
 from pipeline.adapters.store import INDEX, read_index
 from pipeline.base.device import choose_device
-from pipeline.base.opening import open_base
 from pipeline.frames.prepared import read_prepared
 from pipeline.frames.sheets import grid
 from pipeline.frames.tensors import read_pictures, to_arrays
@@ -36,7 +36,7 @@ def run(key: str) -> None:
     if accelerator.is_main_process:
         tracked = track(f"sample@{key}", params.tracking, section, datasets={key: prepared}, tags=params.base.tags())
     with tracked as tracker:
-        base = open_base(params.base, accelerator.device)
+        base = open_adapted_base(params.base, accelerator.device)
         refiner = open_refiner(params.refiner, params.base, accelerator.device)
         files = read_index(adapters)
         seeds = range(settings.seed, settings.seed + settings.seeds)
@@ -54,6 +54,7 @@ def run(key: str) -> None:
                 size=(picture.shape[-2], picture.shape[-1]),
                 steps=settings.steps,
                 guidance=settings.guidance,
+                solver=settings.solver,
                 refiner=refiner,
                 batch=params.machine.batch,
                 progress=partial(tqdm, desc=row.text[:40], unit="step", disable=tracker is None),

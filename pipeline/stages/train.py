@@ -15,9 +15,9 @@ from accelerate import Accelerator
 from PIL import Image
 from tqdm import tqdm
 
+from pipeline.adapted_base import open_adapted_base
 from pipeline.adapters.store import write_index
 from pipeline.base.device import choose_device
-from pipeline.base.opening import open_base
 from pipeline.base.posterior import keyed_seed
 from pipeline.base.protocol import Base
 from pipeline.frames.prepared import read_prepared_pixels
@@ -33,7 +33,7 @@ from pipeline.training.code_digest import TRAINING, code_digest
 from pipeline.training.examples import Example, encode_example, forget_oldest
 from pipeline.training.history import curves_of, learned_little, write_curves
 from pipeline.training.loop import Callbacks, Job, TrainingSetup, train_adapters
-from pipeline.training.objective import objective_of
+from pipeline.training.objectives import objective_of
 from pipeline.training.rates import learning_rate
 
 WORK = Path(".work/adapters")
@@ -60,7 +60,7 @@ def train_set(key: str, params: Params, accelerator: Accelerator) -> None:
     if accelerator.is_main_process:
         tracked = track(f"train@{key}", params.tracking, section, datasets={key: prepared}, tags=params.base.tags())
     with tracked as tracker:
-        base, start = open_base(params.base, accelerator.device), time.time()
+        base, start = open_adapted_base(params.base, accelerator.device), time.time()
         examples = [
             encode_example(base, row.file_name, pixels, row.text, spec.train.flip, LATENTS)
             for row, pixels in tqdm(read_prepared_pixels(prepared), desc="encode", unit="picture")

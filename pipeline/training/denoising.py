@@ -7,20 +7,27 @@ import torch
 from pipeline.base.noise_path import NoisePath
 from pipeline.base.protocol import Base
 from pipeline.training.draws import Batch
+from pipeline.training.objective import Losses, Objective, Trained
 
 
 @dataclass(frozen=True)
-class Denoising:
+class Denoising(Objective):
     """Squared error of the prediction. min_snr_gamma: limit on the weight of nearly clean times; None: no weights."""
 
     min_snr_gamma: float | None = None
 
-    def __call__(self, base: Base, batch: Batch) -> torch.Tensor:
-        """Losses (B,)."""
-        losses = denoising_errors(base, batch)
-        if self.min_snr_gamma is None:
-            return losses
-        return losses * min_snr_weights(base.path, batch.times, self.min_snr_gamma).to(losses)
+    def __call__(self, trained: Trained, batch: Batch, means: torch.Tensor | None = None) -> Losses:
+        """Losses, and nothing observed."""
+        return Losses(weighted(denoising_errors(trained.base, batch), trained.base.path, batch, self.min_snr_gamma))
+
+    def errors(self, trained: Trained, batch: Batch) -> torch.Tensor:
+        """Without weights."""
+        return denoising_errors(trained.base, batch)
+
+
+def weighted(errors: torch.Tensor, path: NoisePath, batch: Batch, min_snr_gamma: float | None) -> torch.Tensor:
+    """Denoising errors (B,), each with the weight of its time."""
+    return errors if min_snr_gamma is None else errors * min_snr_weights(path, batch.times, min_snr_gamma).to(errors)
 
 
 def denoising_errors(base: Base, batch: Batch) -> torch.Tensor:

@@ -4,8 +4,8 @@ Every draw comes from a generator keyed by (seed, example, step, place), so that
 work nor on an interruption, the packing or the number of processes.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -24,7 +24,8 @@ class Batch:
     """Clean latents and noise (B, C, h, w), times (B,) on the CPU, and B captions: as they were encoded once, and their
     texts, for text encoders in training.
 
-    Times are in the path's own unit (timesteps 0 to 999, or 0 to 1 of a flow): for weights, take `path.snr(times)`.
+    seeds: one for each sample, for whatever else an objective draws (`drawn_by_each`). Times are in the path's own unit
+    (timesteps 0 to 999, or 0 to 1 of a flow): for weights, take `path.snr(times)`.
     """
 
     clean: torch.Tensor
@@ -32,19 +33,21 @@ class Batch:
     times: torch.Tensor
     conditioning: Conditioning
     captions: tuple[str, ...]
+    seeds: tuple[int, ...]
 
     def __len__(self) -> int:
         return len(self.clean)
 
     def take(self, rows: torch.Tensor) -> "Batch":
         """Some of its samples, by their rows."""
-        captions = tuple(self.captions[row] for row in rows.tolist())
-        return Batch(self.clean[rows], self.noise[rows], self.times[rows], self.conditioning.take(rows), captions)
+        captions, seeds = (tuple(each[row] for row in rows.tolist()) for each in (self.captions, self.seeds))
+        conditioning = self.conditioning.take(rows)
+        return Batch(self.clean[rows], self.noise[rows], self.times[rows], conditioning, captions, seeds)
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device, but for its times."""
         clean, noise = (tensor.to(device, non_blocking=True) for tensor in (self.clean, self.noise))
-        return Batch(clean, noise, self.times, self.conditioning.to(device, non_blocking=True), self.captions)
+        return replace(self, clean=clean, noise=noise, conditioning=self.conditioning.to(device, non_blocking=True))
 
     @staticmethod
     def concatenate(batches: Sequence["Batch"]) -> "Batch":
@@ -55,6 +58,7 @@ class Batch:
             torch.cat([batch.times for batch in batches]),
             Conditioning.stack([batch.conditioning for batch in batches]),
             tuple(caption for batch in batches for caption in batch.captions),
+            tuple(seed for batch in batches for seed in batch.seeds),
         )
 
 
@@ -87,7 +91,8 @@ def _draw(
     noise = noise_like(latents, settings.noise_offset, generator)
     times = path.times_at(_spread(settings, step, place))
     conditioning, caption = (empty_caption, "") if dropped else (example.conditioning, example.caption)
-    return Batch(latents, noise, times, conditioning, (caption,))
+    seed = keyed_seed("objective", settings.seed, example.digest, step, place)
+    return Batch(latents, noise, times, conditioning, (caption,), (seed,))
 
 
 def _spread(settings: TrainSection, step: int, place: int) -> torch.Tensor:
@@ -111,6 +116,15 @@ def noise_like(latents: torch.Tensor, offset: float, generator: torch.Generator)
     return noise.to(latents)
 
 
+def drawn_by_each(batch: Batch, draw: Callable[[torch.Generator], torch.Tensor], name: str) -> torch.Tensor:
+    """What `draw` makes of a generator, for each sample from its own seed, below each other on the batch's device.
+
+    name: of what is drawn, so that different things differ.
+    """
+    drawn = [draw(torch.Generator().manual_seed(keyed_seed(name, seed))) for seed in batch.seeds]
+    return torch.stack(drawn).to(batch.clean.device, non_blocking=True)
+
+
 def epoch_order(count: int, settings: TrainSection, step: int) -> list[int]:
     """Which examples an optimizer step takes: place p of the run is place p mod count of epoch p div count."""
     size = settings.batch * settings.accumulation
@@ -129,4 +143,5 @@ def validation_batch(example: Example, path: NoisePath) -> Batch:
     latents = torch.cat([example.posterior.sample(generator) for _ in range(count)])
     noise = noise_like(latents, 0.0, generator)
     times = torch.tensor([path.time_at(share) for share in VALIDATION_TIMES])
-    return Batch(latents, noise, times, example.conditioning.repeat(count), (example.caption,) * count)
+    seeds = tuple(keyed_seed("validation objective", example.digest, share) for share in VALIDATION_TIMES)
+    return Batch(latents, noise, times, example.conditioning.repeat(count), (example.caption,) * count, seeds)

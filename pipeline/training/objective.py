@@ -1,27 +1,50 @@
-"""What an adapter is trained for. A new objective is one file beside `denoising.py`, and a line in `objective_of`."""
+"""What an adapter is trained for. A new objective is one file beside `denoising.py`, and a line in `objectives.py`."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
+from pipeline.base.conditioning import Conditioning
 from pipeline.base.protocol import Base
-from pipeline.sections import TrainSection
-from pipeline.training.denoising import Denoising
 from pipeline.training.draws import Batch
 
 
-class Objective(Protocol):
-    """From a base, with the adapters in training on it, and a batch on its device to a loss for each sample.
+@dataclass(frozen=True)
+class Trained:
+    """What objectives work with. base: with the adapters in training on it, which `without_adapters` leaves out for as
+    long as its context lasts. empty_caption: one row, on the base's device."""
 
-    It may call the base as often as it likes, and must use no randomness but what the batch holds, or a resumed
-    training would differ. What validates, stops and warns is always the plain denoising error (`PackTrainer.validate`).
+    base: Base
+    empty_caption: Conditioning
+    without_adapters: Callable[[], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Of a batch. values: (B,), differentiable. observed: (B,), of which each adapter keeps a moving mean; None: of
+    nothing."""
+
+    values: torch.Tensor
+    observed: torch.Tensor | None = None
+
+
+class Objective(Protocol):
+    """From a base in training and a batch on its device to a loss for each sample.
+
+    It may call the base as often as it likes, and must use no randomness but what comes of the batch and its seeds, or
+    a resumed training would differ.
     """
 
-    def __call__(self, base: Base, batch: Batch) -> torch.Tensor:
-        """Losses (B,), differentiable; the trainer takes their mean for each adapter."""
+    def __call__(self, trained: Trained, batch: Batch, means: torch.Tensor | None) -> Losses:
+        """Losses; the trainer takes the mean of their values for each adapter.
+
+        means: (B,), of each sample's adapter the moving mean of what was observed in earlier steps; None in the first.
+        """
         ...
 
-
-def objective_of(settings: TrainSection) -> Objective:
-    """The objective that the params ask for."""
-    return Denoising(settings.min_snr_gamma)
+    def errors(self, trained: Trained, batch: Batch) -> torch.Tensor:
+        """(B,), what is measured at fixed noise: lower for an adapter that knows its pictures, or does its work."""
+        ...

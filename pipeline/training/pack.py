@@ -68,6 +68,7 @@ class AdapterPack:
             self._start(row, seed, settings.init)
         self.down_grad, self.up_grad = torch.zeros_like(self.down), torch.zeros_like(self.up)
         self._factors = [self._views(layer) for layer in self.layers]
+        self._bypassed = False
 
     def _start(self, row: torch.Tensor, seed: int, init: str) -> None:
         """A random, B zero, so that an adapter starts as no change; drawn on the CPU, the same for every device."""
@@ -113,8 +114,19 @@ class AdapterPack:
             for handle in handles:
                 handle.remove()
 
+    @contextmanager
+    def bypassed(self) -> Iterator[None]:
+        """While it lasts, what the adapters are attached to works as if they were not."""
+        self._bypassed = True
+        try:
+            yield
+        finally:
+            self._bypassed = False
+
     def _hook(self, down: nn.Parameter, up: nn.Parameter) -> Hook:
         def add(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+            if self._bypassed:
+                return output
             rows = inputs[0].reshape(len(down), -1, inputs[0].shape[-1])
             low = torch.bmm(rows, down.transpose(1, 2))
             base = output.view(len(up), -1, output.shape[-1])

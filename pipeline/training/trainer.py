@@ -13,11 +13,11 @@ from pipeline.base.posterior import keyed_seed
 from pipeline.base.protocol import Base
 from pipeline.sections import TrainSection
 from pipeline.training.checkpoints import TrainState
-from pipeline.training.denoising import denoising_errors
 from pipeline.training.draws import Batch, draw_batch, validation_batch
 from pipeline.training.examples import Example
 from pipeline.training.history import History
-from pipeline.training.objective import Objective
+from pipeline.training.moving_means import MovingMeans
+from pipeline.training.objective import Objective, Trained
 from pipeline.training.optimizers import LossScales, RowOptimizer, adapter_state, load_adapter_state
 from pipeline.training.pack import AdapterPack
 from pipeline.training.rates import learning_rate
@@ -48,25 +48,33 @@ class PackTrainer:
         self.pack = AdapterPack(base, seeds, settings)
         self.optimizers = [RowOptimizer(self.pack, row, settings) for row in range(len(examples))]
         self.scales = LossScales(len(examples), base.dtype == torch.float16, self.pack.down.device)
+        self.means = MovingMeans(len(examples), self.pack.down.device)
+        self.trained = Trained(base, empty_caption.to(base.device), self.pack.bypassed)
         self.history = History(states, settings.steps, self.pack.down.device)
         self.step = states[0].step
         self._ahead = set[int]()  # rows that have done the step which is under way
         for row, state in enumerate(states):
             if state.step:
                 load_adapter_state(self.pack, self.optimizers[row], self.scales, row, state.tensors)
+                self.means.load(row, state.tensors)
 
     def train_step(self) -> None:
         """One optimizer step of every adapter."""
         settings, pack, step = self.settings, self.pack, self.step
         whole = settings.batch * settings.accumulation
         places = self._own_share(range(whole))
+        self.means.begin()
         for first in range(0, len(places), settings.batch):
-            losses = self.objective(self.base, self._draw(step, places[first : first + settings.batch]))
+            batch = self._draw(step, places[first : first + settings.batch])
+            found = self.objective(self.trained, batch, self.means.means_at(step, len(batch)))
             # A mean for each adapter and not over all: its gradient must not depend on its neighbours.
-            losses = losses.view(len(pack), -1).sum(1) / whole
+            losses = found.values.view(len(pack), -1).sum(1) / whole
             self.scales.scaled(losses).sum().backward()
             self.history.loss[:, step] += losses.detach()
+            if found.observed is not None:
+                self.means.observe(found.observed, whole)
         self._add_up(pack.down_grad, pack.up_grad, self.history.loss[:, step])
+        self.means.end(self._add_up)
         usable = self.scales.unscale(pack)
         self.history.grad_norm[:, step] = pack.clip(settings.max_grad_norm)
         for row, optimizer in enumerate(self.optimizers):
@@ -117,13 +125,11 @@ class PackTrainer:
             if row not in self._ahead:
                 self.history.forget(row, self.step)
                 self.scales.undo(row)
+                self.means.undo(row)
 
     @torch.no_grad()
     def validate(self) -> torch.Tensor:
-        """Denoising error (adapters, measured examples) float64 at each example's own fixed noise and times.
-
-        Whatever the objective: it tells how well the adapter knows its pictures.
-        """
+        """The objective's errors (adapters, measured examples) float64 at each example's own fixed noise and times."""
         by_example = []
         for examples in zip(*self.measured, strict=True):
             whole = [validation_batch(example, self.base.path) for example in examples]
@@ -131,7 +137,7 @@ class PackTrainer:
             chunks = []
             for rows in torch.arange(len(whole[0])).split(self.settings.batch):
                 some = Batch.concatenate([batch.take(rows) for batch in whole]).to(self.base.device)
-                chunks.append(denoising_errors(self.base, self._read(some)))
+                chunks.append(self.objective.errors(self.trained, self._read(some)))
             by_example.append(torch.cat([chunk.view(len(whole), -1) for chunk in chunks], dim=1).mean(1))
         losses = torch.stack(by_example, dim=1)
         if self.accelerator is not None:
@@ -153,7 +159,7 @@ class PackTrainer:
         """All that one adapter's training needs to go on from here."""
         step = self.step + (row in self._ahead)
         tensors = adapter_state(self.pack, self.optimizers[row], self.scales, row)
-        return TrainState(step, tensors | self.history.tensors(row, step))
+        return TrainState(step, tensors | self.means.tensors(row) | self.history.tensors(row, step))
 
     @contextmanager
     def attached(self) -> Iterator[None]:

@@ -46,7 +46,9 @@ def test_a_changed_file_is_noticed_by_the_pin(folder: Path) -> None:
 
 
 def test_a_missing_base(tmp_path: Path) -> None:
-    missing = BaseSection(source=str(tmp_path / "nowhere"), revision=None, config=None, dtype="float32", clip_skip=0)
+    missing = BaseSection(
+        source=str(tmp_path / "nowhere"), revision=None, config=None, dtype="float32", clip_skip=0, adapters=()
+    )
     (problem,) = find_base_problems(missing)
     assert "there is no folder" in problem.found
 
@@ -113,7 +115,9 @@ def test_another_family_is_refused_by_name(folder: Path) -> None:
 
 def test_a_hub_id_needs_a_commit() -> None:
     for revision in (None, "main"):
-        hub = BaseSection(source="owner/name", revision=revision, config=None, dtype="float32", clip_skip=0)
+        hub = BaseSection(
+            source="owner/name", revision=revision, config=None, dtype="float32", clip_skip=0, adapters=()
+        )
         (problem,) = find_base_problems(hub)
         assert problem.where == "params.yaml: base.source" and "no folder 'owner/name'" in problem.found
         assert "40 hex digits, in base.revision" in problem.fix
@@ -143,7 +147,7 @@ def test_a_cache_that_lacks_a_part_is_no_whole_base(
 
 def test_a_single_file_needs_a_config_folder(tmp_path: Path) -> None:
     single = BaseSection(
-        source=str(tmp_path / "a.safetensors"), revision=None, config=None, dtype="float32", clip_skip=0
+        source=str(tmp_path / "a.safetensors"), revision=None, config=None, dtype="float32", clip_skip=0, adapters=()
     )
     found = {problem.where for problem in find_base_problems(single)}
     assert found == {"params.yaml: base.source", "params.yaml: base.config"}
@@ -151,7 +155,7 @@ def test_a_single_file_needs_a_config_folder(tmp_path: Path) -> None:
 
 def test_the_digest_sees_content_and_names_but_not_the_place(folder: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(folder, tmp_path / "elsewhere"))
-    plain = BaseSection(source=str(folder), revision=None, config=None, dtype="float32", clip_skip=0)
+    plain = BaseSection(source=str(folder), revision=None, config=None, dtype="float32", clip_skip=0, adapters=())
     other = plain.model_copy(update={"source": str(moved)})
     assert base_digest(plain) == base_digest(other)
     (moved / "unet" / "config.json").rename(moved / "unet" / "config2.json")
@@ -176,7 +180,9 @@ def test_a_hub_that_accepts_and_answers_nothing_costs_seconds(monkeypatch: pytes
 
         threading.Thread(target=drip, daemon=True).start()
         monkeypatch.setattr(constants, "ENDPOINT", f"http://ann:secret@127.0.0.1:{server.getsockname()[1]}")
-        hub = BaseSection(source="owner/none", revision="0" * 40, config=None, dtype="float32", clip_skip=0)
+        hub = BaseSection(
+            source="owner/none", revision="0" * 40, config=None, dtype="float32", clip_skip=0, adapters=()
+        )
         checking._require_answer.cache_clear()
         started = time.monotonic()
         (problem,) = find_base_problems(hub)

@@ -78,14 +78,14 @@ def test_float16_is_refused_on_a_cpu(tiny_folders: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize(("name", "allowed"), [("float32", False), ("tf32", True), ("bfloat16", False)])
 def test_tf32_is_allowed_where_it_is_asked_for_and_nowhere_else(name: str, allowed: bool) -> None:
-    section = BaseSection(source="x", revision=None, config=None, dtype=name, clip_skip=0)
+    section = BaseSection(source="x", revision=None, config=None, dtype=name, clip_skip=0, adapters=())
     assert torch_dtype(section) == (torch.bfloat16 if name == "bfloat16" else torch.float32)
     assert torch.backends.cuda.matmul.allow_tf32 is allowed and torch.backends.cudnn.allow_tf32 is allowed
     torch_dtype(section.model_copy(update={"dtype": "float32"}))
 
 
 def test_tf32_without_an_nvidia_gpu_is_refused() -> None:
-    section = BaseSection(source="x", revision=None, config=None, dtype="tf32", clip_skip=0)
+    section = BaseSection(source="x", revision=None, config=None, dtype="tf32", clip_skip=0, adapters=())
     assert "NVIDIA" in find_dtype_problems(section, torch.device("cpu"))[0].found
     assert not find_dtype_problems(section, torch.device("cuda"))
 

@@ -39,7 +39,7 @@ def small(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def single(folder: Path, file: Path) -> BaseSection:
-    made = BaseSection(source=str(file), revision=None, config=str(folder), dtype="float32", clip_skip=0)
+    made = BaseSection(source=str(file), revision=None, config=str(folder), dtype="float32", clip_skip=0, adapters=())
     return made.model_copy(update={"revision": base_digest(made)})
 
 

@@ -13,7 +13,7 @@ from pipeline.sections import TrainSection
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.examples import encode_example
 from pipeline.training.loop import Job, TrainingSetup, train_adapters
-from pipeline.training.objective import objective_of
+from pipeline.training.objectives import objective_of
 from pipeline.training.pack import AdapterPack
 from tests.benchmarks.shared import paintings, scenes_from
 

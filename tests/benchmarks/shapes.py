@@ -45,7 +45,7 @@ def make_project(folder: Path, base: Path, shape: Shape, options: argparse.Names
         Image.fromarray(paint(scene, shape.side, shape.side)).save(raw / name)
     names = zip(("a.png", "b.png"), chosen, strict=True)
     write_rows(raw, [{"file_name": name, "text": caption(scene)} for name, scene in names])
-    section = BaseSection(source=str(base), revision=None, config=None, dtype=dtype, clip_skip=0)
+    section = BaseSection(source=str(base), revision=None, config=None, dtype=dtype, clip_skip=0, adapters=())
     values = {
         "base.source": str(base),
         "base.revision": base_digest(section),

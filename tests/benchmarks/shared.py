@@ -20,7 +20,7 @@ from pipeline.sections import BaseSection
 
 def open_pocket(source: str = "models/pocket", dtype: str = "float32", device: str = "auto") -> Base:
     """The pocket, on the best device there is unless another is asked for."""
-    section = BaseSection(source=source, revision=None, config=None, dtype=dtype, clip_skip=0)
+    section = BaseSection(source=source, revision=None, config=None, dtype=dtype, clip_skip=0, adapters=())
     return open_base(section.model_copy(update={"revision": base_digest(section)}), choose_device(device))
 
 

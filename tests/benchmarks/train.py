@@ -24,7 +24,7 @@ from pipeline.sections import TrainSection
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.examples import Example, encode_example
 from pipeline.training.loop import Job, TrainingSetup, train_adapters
-from pipeline.training.objective import objective_of
+from pipeline.training.objectives import objective_of
 from tests.benchmarks.shared import open_pocket, paintings, scenes_from
 from tests.peft_adapters import adapter_weights, add_adapter
 

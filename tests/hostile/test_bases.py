@@ -40,7 +40,7 @@ def opened_or_refused(folder: Path, single: Path | None = None) -> None:
     single: the file with its weights, beside the folder with its configs.
     """
     started = time.monotonic()
-    section = BaseSection(source=str(folder), revision=None, config=None, dtype="float32", clip_skip=0)
+    section = BaseSection(source=str(folder), revision=None, config=None, dtype="float32", clip_skip=0, adapters=())
     if single:
         section = section.model_copy(update={"source": str(single), "config": str(folder)})
     if (folder / "model_index.json").is_file():
@@ -123,7 +123,7 @@ def test_any_single_file_is_taken_or_refused(folder: Path, tmp_path: Path) -> No
 )
 def test_files_of_any_shape_and_depth_are_refused(folder: Path, damage: Callable[[Path], object]) -> None:
     damage(folder)
-    section = BaseSection(source=str(folder), revision=None, config=None, dtype="float32", clip_skip=0)
+    section = BaseSection(source=str(folder), revision=None, config=None, dtype="float32", clip_skip=0, adapters=())
     assert find_base_problems(section)
 
 

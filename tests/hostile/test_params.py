@@ -118,5 +118,5 @@ def test_an_alias_counts_as_what_it_stands_for() -> None:
     config=st.none() | st.sampled_from(["x" * 300, "/dev/null", ".", "/proc/self/mem"]),
 )
 def test_any_base_is_found_or_refused(source: str, revision: str | None, config: str | None) -> None:
-    section = BaseSection(source=source, revision=revision, config=config, dtype="float32", clip_skip=0)
+    section = BaseSection(source=source, revision=revision, config=config, dtype="float32", clip_skip=0, adapters=())
     assert find_base_problems(section)

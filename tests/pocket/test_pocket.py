@@ -34,7 +34,7 @@ def test_the_controlnet_is_the_one_of_its_card_and_for_this_pocket() -> None:
     weights = folder / "diffusion_pytorch_model.safetensors"
     assert hashlib.sha256(weights.read_bytes()).hexdigest() in (folder / "README.md").read_text(encoding="utf-8")
     made = json.loads((folder / "made.json").read_text(encoding="utf-8"))
-    section = BaseSection(source=str(POCKET), revision=None, config=None, dtype="float32", clip_skip=0)
+    section = BaseSection(source=str(POCKET), revision=None, config=None, dtype="float32", clip_skip=0, adapters=())
     assert made["base"] == base_digest(section)
     assert sum((POCKET / name).stat().st_size for name in WEIGHTS) + weights.stat().st_size <= 46_000_000
 

@@ -13,7 +13,7 @@ from pipeline.training import trainer
 from pipeline.training.checkpoints import Checkpoints, TrainState
 from pipeline.training.examples import Example
 from pipeline.training.loop import Job, TrainingSetup, train_adapters
-from pipeline.training.objective import objective_of
+from pipeline.training.objectives import objective_of
 from tests.training.settings import SETTINGS
 
 Fresh = Callable[[], Base]

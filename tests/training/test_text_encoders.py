@@ -14,7 +14,7 @@ from pipeline.previews import preview_sheet
 from pipeline.training.checkpoints import TrainState
 from pipeline.training.draws import draw_batch
 from pipeline.training.loop import Callbacks
-from pipeline.training.objective import objective_of
+from pipeline.training.objectives import objective_of
 from pipeline.training.optimizers import RowOptimizer
 from pipeline.training.pack import AdapterPack
 from pipeline.training.trainer import PackTrainer
