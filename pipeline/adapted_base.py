@@ -11,6 +11,8 @@ from typing import cast
 
 import torch
 
+from pipeline.adapters.combining import fuse
+from pipeline.adapters.foreign import is_foreign, read_foreign
 from pipeline.adapters.lora import read_adapter, read_notes
 from pipeline.adapters.mixing import Adapter, WeightedAdapter
 from pipeline.base.digests import file_sha256
@@ -19,8 +21,6 @@ from pipeline.base.opening import adapters_digest, layers_without_weights, open_
 from pipeline.base.protocol import Adaptable, Base
 from pipeline.base.stable_diffusion import StableDiffusion
 from pipeline.errors import Problem, UserError
-from pipeline.exchange.combining import fuse
-from pipeline.exchange.foreign import is_foreign, read_foreign
 from pipeline.sections import BaseAdapter, BaseSection
 
 

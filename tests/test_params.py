@@ -54,7 +54,7 @@ def test_a_rate_arrives_as_a_float_however_it_is_written(written: str, tmp_path:
         ("  rank: 8", "  rank: 0", "params.yaml: train.rank: found 0. It should be greater than or equal to 1."),
         ("  rank: 8", "  rank: eight", "params.yaml: train.rank: found 'eight'. It should be a valid integer."),
         ("  rank: 8", "  rank: true", "params.yaml: train.rank: found True. It should be a valid integer."),
-        ("  rank: 8", "  rnak: 8", "params.yaml: train.rnak: unknown key. Did you mean 'rank'? Allowed here: steps, batch, "),
+        ("  rank: 8", "  rnak: 8", "params.yaml: train.rnak: unknown key. Did you mean 'rank'? Allowed here: objective, guidance_from, "),
         ("  rank: 8", "  rnak: 8", "params.yaml: train.rank: the key is missing. Add it; the comments in the shipped params.yaml explain each key."),
         ("learning_rate: 4.0e-3", "learning_rate: .nan", "params.yaml: train.learning_rate: found nan. It should be a finite number."),  # noqa: E501
         ("  device: auto", "  device: tpu", "params.yaml: machine.device: found 'tpu'. It should be 'auto', 'cpu', 'cuda' or 'mps'."),  # noqa: E501

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
+from pipeline.adapters.foreign import is_foreign, read_foreign
 from pipeline.adapters.lora import read_adapter, read_notes
 from pipeline.adapters.mixing import WeightedAdapter
 from pipeline.adapters.store import find_adapter
 from pipeline.base.families import ADAPTER_PREFIX
 from pipeline.base.protocol import Adaptable
 from pipeline.errors import Problem, UserError
-from pipeline.exchange.foreign import is_foreign, read_foreign
 from pipeline.sections import BaseSection
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from pipeline.adapted_base import open_with_adapters
+from pipeline.adapters.combining import fuse
 from pipeline.adapters.mixing import WeightedAdapter, is_of_text
 from pipeline.base.checking import base_digest, is_single_file
 from pipeline.base.families import DENOISER, family_of
@@ -17,7 +18,6 @@ from pipeline.base.opening import load_single_file, root_of
 from pipeline.base.protocol import Base
 from pipeline.commands.chosen import choose, read_chosen, require_base
 from pipeline.errors import Problem, UserError
-from pipeline.exchange.combining import fuse
 from pipeline.inputs import read_json
 from pipeline.outputs import atomic_folder
 from pipeline.params import load_params

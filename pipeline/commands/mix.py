@@ -4,6 +4,7 @@ from pathlib import Path
 
 from peft import LoraConfig
 
+from pipeline.adapters.combining import combine
 from pipeline.adapters.lora import save_adapter
 from pipeline.adapters.mixing import is_of_text
 from pipeline.base.checking import find_base_problems
@@ -12,7 +13,6 @@ from pipeline.base.families import ADAPTER_PREFIX
 from pipeline.base.opening import adapters_digest, layers_without_weights
 from pipeline.commands.chosen import choose, read_chosen, require_base
 from pipeline.errors import Problem, UserError
-from pipeline.exchange.combining import combine
 from pipeline.outputs import atomic_file
 from pipeline.params import load_params
 

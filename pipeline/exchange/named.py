@@ -2,6 +2,7 @@
 
 import torch
 
+from pipeline.adapters.foreign import is_foreign, read_foreign
 from pipeline.adapters.lora import read_adapter
 from pipeline.adapters.mixing import Adapter
 from pipeline.adapters.store import find_adapter
@@ -9,7 +10,6 @@ from pipeline.base.families import ADAPTER_PREFIX
 from pipeline.base.opening import adapters_digest
 from pipeline.base.protocol import Adaptable, Base
 from pipeline.errors import Problem, UserError
-from pipeline.exchange.foreign import is_foreign, read_foreign
 from pipeline.sections import BaseSection
 
 

@@ -15,13 +15,13 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from pipeline.adapters.foreign import read_foreign
 from pipeline.adapters.lora import CONFIG_KEY, read_adapter, read_notes
 from pipeline.adapters.store import read_index
 from pipeline.base.protocol import Base
 from pipeline.commands import clip, export
 from pipeline.errors import UserError
 from pipeline.exchange import kohya
-from pipeline.exchange.foreign import read_foreign
 from pipeline.frames.prepared import read_prepared
 from pipeline.frames.variants import read_facts
 from pipeline.report.figures import read_metrics

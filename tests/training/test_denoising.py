@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -6,6 +7,7 @@ import torch
 from pipeline.base.protocol import Base
 from pipeline.training.denoising import Denoising, denoising_errors, min_snr_weights
 from pipeline.training.draws import draw_batch
+from pipeline.training.objective import Trained
 from tests.paths import PATHS, diffusion_path
 from tests.tiny import caption_of
 from tests.training.settings import SETTINGS
@@ -42,6 +44,7 @@ def test_min_snr_weights_each_sample_by_its_time(tiny: Base) -> None:
     batch = draw_batch(examples(2), SETTINGS.model_copy(update={"batch": 4}), tiny.path, EMPTY, 0, range(4))
     batch = replace(batch, conditioning=caption_of(torch.zeros(4, 64, 16)))
     with torch.no_grad():
-        plain, weighted = Denoising()(tiny, batch), Denoising(min_snr_gamma=0.5)(tiny, batch)
+        given = Trained(tiny, EMPTY, nullcontext)
+        plain, weighted = (Denoising(gamma)(given, batch).values for gamma in (None, 0.5))
     expected = min_snr_weights(tiny.path, batch.times, 0.5)
     assert torch.allclose(weighted, plain * expected.float()) and not torch.allclose(weighted, plain)

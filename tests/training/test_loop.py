@@ -12,6 +12,7 @@ from pipeline.training.denoising import Denoising
 from pipeline.training.draws import Batch
 from pipeline.training.history import curves_of, ended, learned_little
 from pipeline.training.loop import Callbacks
+from pipeline.training.objective import Losses, Trained
 from pipeline.training.optimizers import LossScales, RowOptimizer
 from pipeline.training.pack import AdapterPack
 from tests.tiny import in_double, open_tiny
@@ -68,16 +69,19 @@ def test_out_of_memory_halves_the_pack_and_loses_no_step(
     fresh_tiny: Fresh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calm = weights(trained(in_double(fresh_tiny()), tmp_path / "calm"))
-    plain, calls = trainer.denoising_errors, []
+    calls = list[int]()
 
-    def tight(base: Base, batch: Batch) -> torch.Tensor:
-        calls.append(len(batch))
-        if len(batch) > 2 * SETTINGS.batch and len(calls) > 5:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return plain(base, batch)
+    class Tight(Denoising):
+        def errors(self, given: Trained, batch: Batch) -> torch.Tensor:
+            return self(given, batch).values  # for validation
 
-    monkeypatch.setattr(trainer, "denoising_errors", tight)  # for validation
-    halved = weights(trained(in_double(fresh_tiny()), tmp_path / "halved", every=100, objective=tight))
+        def __call__(self, given: Trained, batch: Batch, means: object = None) -> Losses:
+            calls.append(len(batch))
+            if len(batch) > 2 * SETTINGS.batch and len(calls) > 5:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().__call__(given, batch)
+
+    halved = weights(trained(in_double(fresh_tiny()), tmp_path / "halved", every=100, objective=Tight()))
     assert all(torch.allclose(calm[name], halved[name], atol=1e-10) for name in calm)
     said = capsys.readouterr()
     assert "3 adapters at once do not fit into memory: continuing with 2" in said.out + said.err
@@ -86,12 +90,12 @@ def test_out_of_memory_halves_the_pack_and_loses_no_step(
     # Then two and one: five steps and the last validation each.
     assert len(calls) == 6 + 2 * (5 + 4), "a step was done twice, or not at all"
 
-    def hopeless(base: Base, batch: Batch) -> torch.Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+    class Hopeless(Denoising):
+        def __call__(self, given: Trained, batch: Batch, means: object = None) -> Losses:
+            raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(trainer, "denoising_errors", plain)
     with pytest.raises(torch.OutOfMemoryError):
-        trained(fresh_tiny(), tmp_path / "never", objective=hopeless)
+        trained(fresh_tiny(), tmp_path / "never", objective=Hopeless())
 
 
 @pytest.mark.parametrize("at", [0, 3])
@@ -181,15 +185,16 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_the_adapter_and_the_pictu
 ) -> None:
     calls = []
 
-    def broken(base: Base, batch: Batch) -> torch.Tensor:
-        calls.append(1)
-        losses = Denoising()(base, batch)
-        if len(calls) == 4:
-            losses = losses * torch.where(torch.arange(len(losses)) // SETTINGS.batch == 1, float("nan"), 1.0)
-        return losses
+    class Broken(Denoising):
+        def __call__(self, given: Trained, batch: Batch, means: object = None) -> Losses:
+            calls.append(1)
+            losses = super().__call__(given, batch).values
+            if len(calls) == 4:
+                losses = losses * torch.where(torch.arange(len(losses)) // SETTINGS.batch == 1, float("nan"), 1.0)
+            return Losses(losses)
 
     with pytest.raises(FloatingPointError, match=r"job 1: loss nan .* at step 3 \(10.png, 11.png\); lower train"):
-        trained(fresh_tiny(), tmp_path, objective=broken)
+        trained(fresh_tiny(), tmp_path, objective=Broken())
     kept = Checkpoints(tmp_path).load("identity-1")
     assert kept is not None and kept.step == 2 and bool(kept.tensors["weight/up"].isfinite().all())
 
@@ -240,14 +245,18 @@ def test_loss_scales_follow_each_adapter_by_itself(tiny: Base) -> None:
     assert scales.scales.tolist() == [131072, 32768] and scales.good.tolist() == [0, 1]
 
 
-def test_another_objective_is_a_function_of_base_and_batch(fresh_tiny: Fresh, tmp_path: Path) -> None:
+def test_another_objective_is_a_function_of_what_is_trained_and_a_batch(fresh_tiny: Fresh, tmp_path: Path) -> None:
     """With twice the loss and no clipping AdamW takes the same steps, with none it takes none."""
     settings = SETTINGS.model_copy(update={"max_grad_norm": 1e6, "weight_decay": 0.0})
 
     def trained_for(factor: float) -> dict[str, TrainState]:
         folder = tmp_path / str(factor)
-        objective = lambda base, batch: factor * Denoising()(base, batch)  # noqa: E731
-        return trained(in_double(fresh_tiny()), folder, settings, objective=objective)
+
+        class Scaled(Denoising):
+            def __call__(self, given: Trained, batch: Batch, means: object = None) -> Losses:
+                return Losses(factor * super().__call__(given, batch).values)
+
+        return trained(in_double(fresh_tiny()), folder, settings, objective=Scaled())
 
     plain, doubled, still = weights(trained_for(1.0)), weights(trained_for(2.0)), trained_for(0.0)
     for name in plain:

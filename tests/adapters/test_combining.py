@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from pipeline.adapters.combining import combine, fuse
 from pipeline.adapters.mixing import Adapter, mixed_adapters
 from pipeline.base.protocol import Base
-from pipeline.exchange.combining import combine, fuse
 from tests.adapters.test_mixing import inputs, predicted
 from tests.reference import merged, random_adapters
 

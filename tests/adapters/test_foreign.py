@@ -14,11 +14,11 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import nn
 
+from pipeline.adapters.foreign import is_foreign, read_foreign, usual_name
 from pipeline.adapters.lora import read_adapter
 from pipeline.adapters.mixing import mixed_adapters
 from pipeline.base.protocol import Base
 from pipeline.errors import UserError
-from pipeline.exchange.foreign import is_foreign, read_foreign, usual_name
 from pipeline.exchange.kohya import write_kohya
 from pipeline.sampling.adapted import adapted_conditioning
 from tests.adapters.test_mixing import inputs, predicted
