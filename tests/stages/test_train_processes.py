@@ -23,11 +23,22 @@ def morphline(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize(("key", "text_rate"), [("hills", None), ("dots", None), ("dots", 0.01)])
-def test_two_processes_train_what_one_trains(project: Path, database: str, key: str, text_rate: float | None) -> None:
-    """Three adapters shared out, and one trained on halves of each batch, also with its text encoder."""
+@pytest.mark.parametrize(
+    ("key", "changes"),
+    [
+        ("hills", {}),
+        ("dots", {}),
+        ("dots", {"train.text_rate": 0.01}),
+        ("dots", {"train.objective": "smooth", "train.smooth_weight": 30.0}),
+    ],
+)
+def test_two_processes_train_what_one_trains(
+    project: Path, database: str, key: str, changes: dict[str, str | float]
+) -> None:
+    """Three adapters shared out, and one trained on halves of each batch: also with its text encoder, and where the
+    moving mean of an objective is over both halves."""
     prepare.run(key)
-    values = {"machine.reuse": "false"} | ({} if text_rate is None else {"train.text_rate": text_rate})
+    values = {"machine.reuse": "false", **changes}
     edit(project / "params.yaml", lambda text: with_values(text, values))
     train.run(key)
     folder = project / "models/adapters" / key
@@ -36,7 +47,9 @@ def test_two_processes_train_what_one_trains(project: Path, database: str, key: 
     done = morphline("train", key)
     assert done.returncode == 0, done.stderr
     two = {path.name: load_file(path) for path in folder.glob("*.safetensors")}
-    assert any(tensor.startswith("text_encoder.") for tensors in two.values() for tensor in tensors) is bool(text_rate)
+    assert any(tensor.startswith("text_encoder.") for tensors in two.values() for tensor in tensors) is (
+        "train.text_rate" in changes
+    )
     assert one.keys() == two.keys()
     for name, tensors in one.items():
         close = torch.cat([torch.isclose(tensors[k], two[name][k], atol=1e-4).flatten() for k in tensors])

@@ -11,11 +11,12 @@ from tests.training.jobs import Fresh, Killed, kill_at, trained, weights
 from tests.training.settings import SETTINGS
 
 
-@pytest.mark.parametrize("step", [1, 2, 5])
+@pytest.mark.parametrize(("step", "objective"), [(1, "denoise"), (2, "smooth"), (5, "smooth"), (5, "consistency")])
 def test_a_killed_training_goes_on_exactly_where_it_was(
-    fresh_tiny: Fresh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    fresh_tiny: Fresh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, objective: str
 ) -> None:
-    settings = SETTINGS.model_copy(update={"validate_every": 3, "schedule": "linear"})
+    """The moving mean of an objective included."""
+    settings = SETTINGS.model_copy(update={"validate_every": 3, "schedule": "linear", "objective": objective})
     calm = trained(fresh_tiny(), tmp_path / "calm", settings)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_at(step, patch)
@@ -23,6 +24,7 @@ def test_a_killed_training_goes_on_exactly_where_it_was(
     resumed = trained(fresh_tiny(), tmp_path / "killed", settings)
     for name, state in calm.items():
         assert resumed[name].tensors.keys() == state.tensors.keys()
+        assert ("objective/mean" in state.tensors) is (objective == "smooth")
         for key, tensor in state.tensors.items():
             assert torch.equal(tensor, resumed[name].tensors[key]), key
 

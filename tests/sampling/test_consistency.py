@@ -1,0 +1,117 @@
+"""Sampling in a few jumps, against diffusers' LCMScheduler."""
+
+import pytest
+import torch
+from diffusers import LCMScheduler
+from diffusers.schedulers import scheduling_lcm
+
+from pipeline.base.protocol import Base
+from pipeline.editing.transfer import Transfer, Work, trail_to_noise, transferred
+from pipeline.sampling.captions import sample_captions
+from pipeline.sampling.consistency import consistency_levels, fresh_noise
+from tests.paths import PATHS
+from tests.reference import random_adapters
+
+CAPTIONS = ["a red hill", "a blue lake"]
+SEEDS = [5, 9]
+
+
+def noise_like(seed: int = 0) -> torch.Tensor:
+    return torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def scheduler_of(base: Base, monkeypatch: pytest.MonkeyPatch) -> LCMScheduler:
+    """diffusers' own, with our noise between its steps."""
+    drawn = iter(range(100))
+    monkeypatch.setattr(
+        scheduling_lcm, "randn_tensor", lambda shape, **_: fresh_noise(torch.zeros(shape), SEEDS, next(drawn))
+    )
+    path = base.path
+    return LCMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        set_alpha_to_one=False,
+        prediction_type=path.prediction_type,
+    )
+
+
+@torch.no_grad()
+def theirs(
+    base: Base, scheduler: LCMScheduler, latents: torch.Tensor, steps: int, strength: float = 1.0
+) -> torch.Tensor:
+    """As their pipelines do it."""
+    scheduler.set_timesteps(steps, original_inference_steps=50, strength=strength)
+    captions = base.condition(CAPTIONS)
+    for timestep in scheduler.timesteps:
+        out = base.predict(latents, torch.full((2,), int(timestep)), captions)
+        latents = scheduler.step(out, timestep, latents).prev_sample
+    return latents
+
+
+@pytest.mark.parametrize("steps", [2, 3, 4, 8])
+def test_it_samples_as_diffusers_does(tiny: Base, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    ours = sample_captions(tiny, noise_like(), tiny.condition(CAPTIONS), steps=steps, solver="consistency", seeds=SEEDS)
+    assert torch.allclose(ours, theirs(tiny, scheduler_of(tiny, monkeypatch), noise_like(), steps), atol=1e-5)
+
+
+@pytest.mark.parametrize(("steps", "strength"), [(4, 0.5), (3, 0.9), (2, 0.04)])
+def test_an_edit_is_diffusers_image_to_image(
+    tiny: Base, monkeypatch: pytest.MonkeyPatch, steps: int, strength: float
+) -> None:
+    scheduler = scheduler_of(tiny, monkeypatch)
+    scheduler.set_timesteps(steps, original_inference_steps=50, strength=strength)
+    clean, noise = noise_like(1), noise_like(2)
+    start = scheduler.add_noise(clean, noise, scheduler.timesteps[:1])
+    transfer, captions = Transfer(steps, strength, "noise", solver="consistency"), tiny.condition(CAPTIONS)
+    assert transfer.steps_taken == steps
+    trail = trail_to_noise(tiny, clean, captions, noise, transfer)
+    assert torch.equal(trail[0], clean) and torch.allclose(trail[-1], start, atol=1e-6)
+    ours = transferred(tiny, trail, captions, [()] * 2, transfer, seeds=SEEDS)
+    assert torch.allclose(ours, theirs(tiny, scheduler, start, steps, strength), atol=1e-5)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_nothing_depends_on_what_it_is_batched_with(tiny: Base, guidance: float) -> None:
+    """Samples and edits, with adapters and guidance: each its own fresh noise."""
+    captions = tiny.condition(CAPTIONS)
+    (adapter,) = random_adapters(tiny.denoiser, 1)
+    adapters = [[(adapter, 0.5)], []]
+    options = {"steps": 4, "guidance": guidance, "solver": "consistency"}
+    both = sample_captions(tiny, noise_like(), captions, adapters, seeds=SEEDS, **options)
+    for row in range(2):
+        alone = sample_captions(
+            tiny, noise_like()[[row]], captions.take([row]), [adapters[row]], seeds=[SEEDS[row]], **options
+        )
+        assert torch.allclose(alone, both[[row]], atol=1e-3)  # of latents that a random base sends to 40
+    transfer = Transfer(4, 0.6, "noise", guidance, solver="consistency")
+    trail = trail_to_noise(tiny, noise_like(1), captions, noise_like(2), transfer)
+    whole = transferred(tiny, trail, captions, adapters, transfer, seeds=SEEDS)
+    parts = transferred(tiny, trail, captions, adapters, transfer, Work(batch=1 if guidance == 1 else 2), seeds=SEEDS)
+    assert torch.allclose(whole, parts, atol=1e-3)
+
+
+def test_outside_a_mask_the_latents_stay(tiny: Base) -> None:
+    captions = tiny.condition(CAPTIONS)
+    transfer = Transfer(4, 0.6, "noise", solver="consistency")
+    trail = trail_to_noise(tiny, noise_like(1), captions, noise_like(2), transfer)
+    masks = torch.zeros(2, 1, 8, 8)
+    masks[..., 4:] = 1
+    made = transferred(tiny, trail, captions, [()] * 2, transfer, masks=masks, seeds=SEEDS)
+    assert torch.equal(made[..., :4], trail[0][..., :4]) and not torch.allclose(made[..., 4:], trail[0][..., 4:])
+
+
+def test_no_strength_is_no_change_and_inversion_is_refused(tiny: Base) -> None:
+    captions, clean = tiny.condition(CAPTIONS), noise_like(1)
+    none = Transfer(4, 0.0, "noise", solver="consistency")
+    trail = trail_to_noise(tiny, clean, captions, noise_like(2), none)
+    assert torch.equal(transferred(tiny, trail, captions, [()] * 2, none, seeds=SEEDS), clean)
+    with pytest.raises(ValueError, match="has no inversion"):
+        trail_to_noise(tiny, clean, captions, clean, Transfer(4, 0.5, "inversion", solver="consistency"))
+    with pytest.raises(ValueError, match="3 steps asked of 2"):
+        consistency_levels(tiny.path, 3, 0.04)
+
+
+def test_levels_of_a_flow_fall_to_the_clean_end() -> None:
+    times = [level.time for level in consistency_levels(PATHS["flow"], 4)]
+    assert times == pytest.approx([1.0, 0.76, 0.5, 0.26, 0.0])

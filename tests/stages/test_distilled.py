@@ -1,0 +1,73 @@
+"""An adapter trained for consistency, from its training to samples and edits in a few steps by the base with it."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.adapters.lora import read_notes
+from pipeline.cli import app
+from pipeline.stages import edit as edit_stage
+from pipeline.stages import prepare, sample, styles, train
+from tests.project import contents, edit, with_entries, with_values
+from tests.stages.test_check import checked
+
+FILE = Path("models/loras/few.safetensors")
+EDITS = "  dots: {set: dots, adapters: {}, edit: {solver: consistency, start: noise, strength: 0.8, steps: 3}}\n"
+
+
+@pytest.fixture
+def distilled(project: Path) -> Path:
+    """The project with such an adapter under its base, pinned as `check` says."""
+    params = project / "params.yaml"
+    edit(params, lambda text: with_values(text, {"train.objective": "consistency", "train.steps": 2}))
+    (refused,) = checked()
+    assert refused.startswith("params.yaml: sets.hills: train.objective: consistency, of adapters of one picture each.")
+    prepare.run("dots")
+    train.run("dots")
+    FILE.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy("models/adapters/dots/set.safetensors", FILE)
+    under = f"[{{file: {FILE}, digest: null, weight: 1.0}}]"
+    edit(params, lambda text: with_values(text, {"train.objective": "denoise", "base.adapters": under}))
+    (problem,) = checked()
+    assert problem.startswith(
+        "params.yaml: base.adapters.0.digest: it must be pinned. If the file is right, write `dig"
+    )
+    digest = problem.rpartition("digest: ")[2].rstrip("`.")
+    edit(params, lambda text: text.replace("digest: null", f"digest: {digest}"))
+    return project
+
+
+def test_it_lies_under_samples_and_edits_and_what_is_trained_later_is_bound_to_it(distilled: Path) -> None:
+    params = distilled / "params.yaml"
+    before = read_notes(Path("models/adapters/dots/set.safetensors"))["base"]["digest"]
+    train.run("dots")
+    after = read_notes(Path("models/adapters/dots/set.safetensors"))["base"]["digest"]
+    assert after.startswith(before) and after != before
+    values = {"sample.solver": "consistency", "sample.steps": 3, "sample.guidance": 1.0}
+    edit(params, lambda text: with_entries(with_values(text, values), "edits", EDITS))
+    answer = CliRunner().invoke(app, ["check"])
+    assert answer.exit_code == 0, answer.stderr
+    assert "few.safetensors was trained for consistency" in answer.stderr  # the project has morphs
+    styles.run()
+    made = []
+    for _ in range(2):
+        sample.run("dots")
+        edit_stage.run("dots")
+        made.append(contents(distilled / "reports/samples") | contents(distilled / "data/edits/dots"))
+    assert made[0] == made[1], "fresh noise must come of seeds alone"
+    edit(params, lambda text: with_values(text, {"sample.solver": "midpoint", "base.adapters": "[]"}))
+    answer = CliRunner().invoke(app, ["check"])
+    assert "without base.adapters: the base must be distilled itself" in answer.stderr
+
+
+def test_an_adapter_of_the_base_alone_is_refused_on_the_base_with_another_under_it(distilled: Path) -> None:
+    with pytest.raises(Exception, match="trained on bases/tiny .* not on this base"):
+        sample.run("dots")
+
+
+def test_a_morph_by_a_sampler_that_cannot_be_inverted_is_refused_by_name(project: Path) -> None:
+    edit(project / "params.yaml", lambda text: with_values(text, {"morph.solver": "consistency"}))
+    problems = checked()
+    assert problems and all("cannot be inverted: use midpoint or ddim" in problem for problem in problems)
