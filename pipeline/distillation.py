@@ -23,6 +23,10 @@ def find_objective_problems(params: Params) -> list[Problem]:
         if settings.objective == "consistency" and settings.guidance_from > settings.guidance_to:
             found = f"{settings.guidance_from:g} lies above guidance_to"
             problems.append(Problem(f"{where}.guidance_from", found, "Write at most `guidance_to`."))
+        for name in ("patience", "target_loss"):
+            if settings.objective == "consistency" and getattr(settings, name) is not None:
+                found = "the error of consistency at fixed noise rises before it falls"
+                problems.append(Problem(f"{where}.{name}", found, "Write null."))
         if settings.objective == "smooth" and settings.gradient_checkpointing:
             found = "smooth takes second derivatives, which checkpointing does not carry"
             problems.append(Problem(f"{where}.gradient_checkpointing", found, "Write false."))

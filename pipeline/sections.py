@@ -110,6 +110,7 @@ class TrainSection(Section):
     objective: Literal["denoise", "consistency", "smooth"]
     guidance_from: float = Field(ge=1, le=50)
     guidance_to: float = Field(ge=1, le=50)
+    consistency_skip: int = Field(ge=1, le=25)
     smooth_weight: float = Field(ge=0, le=1000)
     steps: int = Field(ge=1, le=1_000_000)
     batch: int = Field(ge=1, le=1024)

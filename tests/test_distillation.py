@@ -49,6 +49,11 @@ def test_what_goes_together_is_not_refused() -> None:
         ),
         (
             "woodcut",
+            {"objective": "consistency", "patience": 3, "validate_every": 5},
+            "train.patience: the error of consistency at fixed noise rises before it falls. Write null.",
+        ),
+        (
+            "woodcut",
             {"objective": "smooth", "gradient_checkpointing": True},
             "train.gradient_checkpointing: smooth takes second derivatives",
         ),

@@ -116,7 +116,7 @@ def train_missing(
         accelerator.wait_for_everyone()
         for job in writing:
             state = states[job.name]
-            if warning := learned_little(curves_of(state, spec.train)):
+            if setup.objective.errors_fall and (warning := learned_little(curves_of(state, spec.train))):
                 tqdm.write(f"{job.name}: {warning}")
             source = {"source": params.base.source, "revision": params.base.revision}
             cache.add(base, job, state, source, spec.train)

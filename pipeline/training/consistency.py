@@ -2,6 +2,7 @@
 (Song et al. 2023, "Consistency Models"; Luo et al. 2023, "LCM-LoRA", algorithm 1 with a LoRA for the student)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -19,9 +20,12 @@ HUBER = 0.001
 @dataclass(frozen=True)
 class Consistency(Objective):
     """guidance: its range; what is distilled is the base under a guidance drawn from it (1: none; the paper's w is one
-    less)."""
+    less). skip: how many points of the grid lie between a noisy picture and the one that the teacher makes of it."""
 
+    # The base, whose x0 is a mean of all that could be there, agrees with itself well before it learns to jump.
+    errors_fall: ClassVar[bool] = False
     guidance: tuple[float, float]
+    skip: int = 1
 
     def __call__(self, trained: Trained, batch: Batch, means: torch.Tensor | None = None) -> Losses:
         """Losses, and nothing observed. The teacher is the base without the adapters in training."""
@@ -30,7 +34,7 @@ class Consistency(Objective):
     def errors(self, trained: Trained, batch: Batch) -> torch.Tensor:
         """The same at fixed noise."""
         base, path = trained.base, trained.base.path
-        times, before = grid_times(path, batch.times)
+        times, before = grid_times(path, batch.times, self.skip)
         noisy = path.add_noise(batch.clean, batch.noise, times)
         low, high = self.guidance
         guidance = drawn_by_each(
@@ -45,11 +49,12 @@ class Consistency(Objective):
         return ((difference.square() + HUBER**2).sqrt() - HUBER).mean(dim=(1, 2, 3))
 
 
-def grid_times(path: NoisePath, times: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The point of the solver's grid at or above each time, and the one before it, (B,); before the first lies 0."""
+def grid_times(path: NoisePath, times: torch.Tensor, skip: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """The point of the solver's grid at or above each time, and the one `skip` before it, (B,); before the first lies
+    0."""
     grid = path.even_times(GRID)
     places = torch.searchsorted(grid, times.to(grid)).clamp(max=GRID - 1)
-    return grid[places], torch.cat([grid.new_zeros(1), grid])[places]
+    return grid[places], torch.cat([grid.new_zeros(1), grid])[(places + 1 - skip).clamp(min=0)]
 
 
 def guided_pair(

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 
@@ -36,7 +36,11 @@ class Objective(Protocol):
 
     It may call the base as often as it likes, and must use no randomness but what comes of the batch and its seeds, or
     a resumed training would differ.
+
+    errors_fall: whether lower `errors` mean that more was learned; else they warn of nothing and stop nothing.
     """
+
+    errors_fall: ClassVar[bool] = True
 
     def __call__(self, trained: Trained, batch: Batch, means: torch.Tensor | None) -> Losses:
         """Losses; the trainer takes the mean of their values for each adapter.
@@ -46,5 +50,5 @@ class Objective(Protocol):
         ...
 
     def errors(self, trained: Trained, batch: Batch) -> torch.Tensor:
-        """(B,), what is measured at fixed noise, and so validates, stops and warns: the lower, the better."""
+        """(B,), what is measured at fixed noise."""
         return self(trained, batch, None).values

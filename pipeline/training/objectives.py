@@ -10,7 +10,7 @@ from pipeline.training.smoothness import Smoothness
 def objective_of(settings: TrainSection) -> Objective:
     """The objective of a `train` section."""
     if settings.objective == "consistency":
-        return Consistency((settings.guidance_from, settings.guidance_to))
+        return Consistency((settings.guidance_from, settings.guidance_to), settings.consistency_skip)
     if settings.objective == "smooth":
         return Smoothness(settings.smooth_weight, settings.min_snr_gamma)
     return Denoising(settings.min_snr_gamma)

@@ -105,7 +105,8 @@ def measure_consistency(file: Path, count: int, out: Path) -> None:
     shown = scenes_from(MEASURED + 5000, SHOWN)
     columns = [to_arrays(painted(bases[WAYS[name].distilled], shown, WAYS[name], "sheet")) for name in SHEET]
     rows = [list(row) for row in zip(*columns, strict=True)]
-    grid(rows, [caption(scene) for scene in shown], list(SHEET)).save(out / "few-steps.webp", quality=90)
+    labels = [name.replace(" evaluations", "").replace(",", "") for name in SHEET]
+    grid(rows, [caption(scene) for scene in shown], labels).save(out / "few-steps.webp", quality=90)
 
 
 def measure_smoothness(file: Path, pairs: int, frames: int, out: Path) -> None:
@@ -114,9 +115,10 @@ def measure_smoothness(file: Path, pairs: int, frames: int, out: Path) -> None:
     ways = list(zip(scenes_from(MEASURED, PAIRS), scenes_from(FIRST, PAIRS), strict=True))
     for name, base in bases.items():
         found = jumps(base, ways, POINTS)
+        over = int((found > 3).sum())
         print(
             f"{name}: between captions, {PAIRS} pairs at {POINTS} points: largest over mean step "
-            f"{float(found.mean()):.2f} on average, {float(found.max()):.2f} at most, above 3 in {int((found > 3).sum())}"
+            f"{float(found.mean()):.2f} on average, {float(found.max()):.2f} at most, above 3 in {over}"
         )
     chosen, settings = pair_scenes(pairs), load_params().train
     pictures = paintings(chosen).float() / 255

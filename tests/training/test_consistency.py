@@ -102,6 +102,8 @@ def test_the_grid_is_that_of_lcm_and_every_time_has_its_point() -> None:
     assert path.even_times(GRID).tolist() == [20 * number + 19 for number in range(50)]
     times, before = grid_times(path, torch.tensor([0, 19, 20, 500, 999]))
     assert times.tolist() == [19, 19, 39, 519, 999] and before.tolist() == [0, 0, 19, 499, 979]
+    assert grid_times(path, torch.tensor([0, 79, 999]), skip=5)[1].tolist() == [0, 0, 899]
+    assert grid_times(path, torch.tensor([99, 119]), skip=5)[1].tolist() == [0, 19]
     ends, starts = grid_times(PATHS["flow"], torch.tensor([0.0, 0.011, 0.999]).double())
     assert ends.tolist() == pytest.approx([0.02, 0.02, 1.0]) and starts.tolist() == pytest.approx([0, 0, 0.98])
 
