@@ -97,5 +97,5 @@ def _read(path: Path, plain: BaseSection, base: Adaptable) -> Adapter:
         UserError: when the file is not whole, or of another base, as far as it says.
     """
     if is_foreign(path):
-        return read_foreign(path, base, ADAPTER_PREFIX)
+        return read_foreign(path, base, ADAPTER_PREFIX, fused=True)
     return read_adapter(path, adapters_digest(plain), torch.device("cpu"), base)

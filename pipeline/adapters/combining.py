@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.adapters.lora import layers_by_name
-from pipeline.adapters.mixing import WeightedAdapter, is_linear
+from pipeline.adapters.mixing import WeightedAdapter, is_fusable
 from pipeline.base.protocol import Adaptable
 
 Factors = tuple[torch.Tensor, torch.Tensor]
@@ -65,7 +65,9 @@ def fuse(base: Adaptable, adapters: Sequence[WeightedAdapter]) -> None:
     modules = layers_by_name(base)
     for name in sorted({name for adapter, _ in adapters for name in adapter.factors}):
         module = modules.get(name)
-        if not is_linear(module):
+        own = [adapter.factors[name] for adapter, _ in adapters if name in adapter.factors]
+        shapes = {(len(up), *down.shape[1:]) for down, up in own}
+        if not is_fusable(module) or shapes != {tuple(module.weight.shape)}:
             raise ValueError(f"an adapter has factors for {name}, which is no linear layer of this base")
         down, up = _stacked(adapters, name)
         # On the CPU: an Apple GPU has no float64.

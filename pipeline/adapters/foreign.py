@@ -26,11 +26,11 @@ def is_foreign(path: Path) -> bool:
         return OWN_KEY not in (file.metadata() or {})
 
 
-def read_foreign(path: Path, base: Adaptable, prefix: str) -> Adapter:
+def read_foreign(path: Path, base: Adaptable, prefix: str, fused: bool = False) -> Adapter:
     """The adapter in a file, at scale 1.
 
-    base: also without weights. prefix: the base's `adapter_prefix`. Of convolutions those of one pixel are read; alpha
-    / rank is in the factors, layer by layer.
+    base: also without weights. prefix: the base's `adapter_prefix`. Of convolutions those of one pixel are read, and
+    all of them where they are to be `fused`; alpha / rank is in the factors, layer by layer.
 
     Raises:
         UserError: when the file is not whole, is no LoRA, or does not fit the base.
@@ -55,7 +55,7 @@ def read_foreign(path: Path, base: Adaptable, prefix: str) -> Adapter:
         layers, pairs = layers_by_name(base), {}
         for name in sorted(key.removesuffix(_DOWN) for key in tensors if key.endswith(_DOWN)):
             down, up = tensors.pop(name + _DOWN), tensors.pop(name + _UP)
-            check_pair(name, down, up, layers)
+            check_pair(name, down, up, layers, fused)
             settings = _settings(config, name, prefix)
             pairs[name] = (down, up * (_alpha(name, len(down), scales, settings) / _divisor(len(down), settings)))
         if tensors:

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
 
-from pipeline.adapters.mixing import Adapter, is_linear, is_of_text
+from pipeline.adapters.mixing import Adapter, is_fusable, is_linear, is_of_text
 from pipeline.base.protocol import Adaptable
 from pipeline.errors import Problem, UserError
 from pipeline.outputs import reading
@@ -147,10 +147,18 @@ def _scale(config: Mapping[str, Any]) -> float:
     return float(config["lora_alpha"] / (config["r"] ** 0.5 if config["use_rslora"] else config["r"]))
 
 
-def check_pair(module: str, down: torch.Tensor, up: torch.Tensor, layers: Mapping[str, nn.Module] | None) -> None:
-    """Raises ValueError for factors that have no product, or none for this layer. layers: the base's, by name."""
+def check_pair(
+    module: str,
+    down: torch.Tensor,
+    up: torch.Tensor,
+    layers: Mapping[str, nn.Module] | None,
+    fused: bool = False,
+) -> None:
+    """Raises ValueError for factors that have no product, or none for this layer. layers: the base's, by name. fused:
+    whether they only become part of weights, where A (r, in, h, w) may have the kernel of a convolution."""
     pixel = (1, 1) if down.ndim == 4 else ()
-    shaped = down.ndim in (2, 4) and down.ndim == up.ndim and down.shape[2:] == up.shape[2:] == pixel
+    shaped = down.ndim in (2, 4) and down.ndim == up.ndim and up.shape[2:] == pixel
+    shaped = shaped and (fused or down.shape[2:] == pixel)
     if not shaped or not len(down) or len(down) != up.shape[1]:
         raise ValueError(f"{module}: factors of {tuple(down.shape)} and {tuple(up.shape)}")
     if not bool(down.isfinite().all() and up.isfinite().all()):
@@ -158,7 +166,8 @@ def check_pair(module: str, down: torch.Tensor, up: torch.Tensor, layers: Mappin
     if layers is None:
         return
     layer = layers.get(module)
-    if not is_linear(layer) or layer.weight.shape != (len(up), down.shape[1], *pixel):
+    fits = is_fusable(layer) if fused else is_linear(layer)
+    if not fits or layer is None or layer.weight.shape != (len(up), *down.shape[1:]):
         raise ValueError(f"{module}: no linear layer of this base, or one of another size")
 
 

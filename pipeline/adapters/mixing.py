@@ -44,6 +44,11 @@ def is_linear(module: nn.Module | None) -> TypeGuard[nn.Linear | nn.Conv2d]:
     return isinstance(module, nn.Linear)
 
 
+def is_fusable(module: nn.Module | None) -> TypeGuard[nn.Linear | nn.Conv2d]:
+    """Whether adapters can become part of its weight: also of larger convolutions, whose A has their kernel's size."""
+    return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
+
+
 WeightedAdapter = tuple[Adapter, float]
 """An adapter and its weight: 1 as it was trained, 0 not at all."""
 

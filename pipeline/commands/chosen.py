@@ -62,16 +62,16 @@ def require_base(chosen: list[Chosen], section: BaseSection, digest: str) -> Non
             raise UserError(Problem(str(one.path), found, "Name adapters of that base, or set `base` to theirs."))
 
 
-def read_chosen(chosen: list[Chosen], base: Adaptable | None) -> list[WeightedAdapter]:
+def read_chosen(chosen: list[Chosen], base: Adaptable | None, fused: bool = False) -> list[WeightedAdapter]:
     """The adapters with their weights. base: the one whose layers they must fit; None: not looked at, where all are
-    ours."""
+    ours. fused: as in `read_foreign`."""
     weighted = []
     for one in chosen:
         if one.base:
             adapter = read_adapter(one.path, one.base["digest"], torch.device("cpu"), base)
         else:
             assert base is not None
-            adapter = read_foreign(one.path, base, ADAPTER_PREFIX)
+            adapter = read_foreign(one.path, base, ADAPTER_PREFIX, fused)
         weighted.append((adapter, one.weight))
     return weighted
 

@@ -42,7 +42,7 @@ def run(names: list[str], out: Path, force: bool) -> str:
     chosen = choose(names)
     base, under = open_with_adapters(section, torch.device("cpu"))
     require_base(chosen, section, base.digest)
-    adapters = read_chosen(chosen, base)
+    adapters = read_chosen(chosen, base, fused=True)
     try:
         fuse(base, adapters)
     except ValueError as error:

@@ -14,6 +14,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import nn
 
+from pipeline.adapters.combining import fuse
 from pipeline.adapters.foreign import is_foreign, read_foreign, usual_name
 from pipeline.adapters.lora import read_adapter
 from pipeline.adapters.mixing import mixed_adapters
@@ -84,6 +85,34 @@ def test_kohyas_files_with_alphas_of_each_layers_own_and_convolutions_of_one_pix
     save_file(content | TEXT_ENCODER, path)
     assert is_foreign(path)
     assert torch.equal(ours(base, path), found), "the text encoder's part is no part of the denoiser's"
+
+
+@torch.no_grad()
+def test_larger_convolutions_can_be_fused_as_diffusers_has_them(
+    fresh_tiny: Fresh, tiny_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """As in LCM-LoRA's own files: convolutions of three pixels, with a stride and without, and the times' layers."""
+    base, path, generator = fresh_tiny(), tmp_path / "large.safetensors", torch.Generator().manual_seed(2)
+    names = [
+        name
+        for name, module in base.denoiser.named_modules()
+        if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (3, 3) and not name.startswith("conv_")
+    ]
+    names.append(next(name for name, _ in base.denoiser.named_modules() if name.endswith("time_emb_proj")))
+    assert any("downsamplers" in name for name in names)
+    content = {}
+    for name in names:
+        weight = base.denoiser.get_submodule(name).weight
+        pixel = (1, 1) if weight.ndim == 4 else ()
+        content[f"unet.{name}.lora_A.weight"] = 0.2 * torch.randn(2, *weight.shape[1:], generator=generator)
+        content[f"unet.{name}.lora_B.weight"] = 0.2 * torch.randn(len(weight), 2, *pixel, generator=generator)
+    save_file(content, path)
+    with pytest.raises(UserError, match="factors of"):
+        read_foreign(path, base, base.adapter_prefix)
+    plain = predicted(base)
+    fuse(base, [(read_foreign(path, base, base.adapter_prefix, fused=True), 1.0)])
+    assert torch.allclose(predicted(base), theirs(tiny_folders["epsilon"], path), atol=1e-5)
+    assert not torch.allclose(predicted(base), plain, atol=1e-2)
 
 
 OLD, NEW = "text_encoder.text_model.encoder.layers.0.", "text_encoder.encoder.layers.0."
