@@ -77,7 +77,10 @@ def of_system(error: OSError) -> Problem:
     """What the system refused: a full disk, a folder that may not be written to, a name that is too long."""
     where = str(error.filename or error.filename2 or "the system")
     fix = _FIXES.get(error.errno or 0, "Correct it, and run the same again: what was finished is still there.")
-    return Problem(where, redacted(error.strerror or str(error) or type(error).__name__), fix)
+    reason = error.strerror or str(error) or type(error).__name__
+    if reason.startswith("No usable temporary directory"):  # Python's words where it can write into none of them
+        where, fix = "temporary files", "Make room in one of these, or name a folder that has room in TMPDIR."
+    return Problem(where, redacted(reason), fix)
 
 
 def _escaped(letter: str) -> str:

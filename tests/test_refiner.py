@@ -205,7 +205,7 @@ def test_a_hub_refiner_is_compared_by_its_configs_until_it_is_downloaded(
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "none"))
     monkeypatch.setattr(checking, "fetch", fetched)
-    monkeypatch.setattr(checking, "_list_files", lambda section: names)
+    monkeypatch.setattr(checking, "list_files", lambda section: names)
     refiner = refiner_of("owner/name", revision=COMMIT)
     assert find_refiner_problems(refiner, base) == []
     changed(hub / "vae/config.json", scaling_factor=0.5)

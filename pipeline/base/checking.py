@@ -1,33 +1,23 @@
 """Whether a base exists and is whole, and its digest, without loading it (and without torch)."""
 
-import functools
 import hashlib
-import http.client
 import json
 import os
 import re
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from pipeline.base.digests import file_sha256
 from pipeline.base.families import FAMILIES, FAMILIES_AT, Family, family_of
 from pipeline.base.files import RESTORE, json_problems, safetensors_problems, single_file_problems, weights_problems
+from pipeline.base.hub import fetch, list_files
 from pipeline.base.schedule import FILE
-from pipeline.errors import Problem, UserError, redacted
+from pipeline.errors import Problem, UserError
 from pipeline.inputs import read_json
 from pipeline.sections import BaseSection
 
-Response = TypeVar("Response")
-
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 SHIPPED = Path("models/pocket")
-HUB_SECONDS = 15.0
-"""Until the Hub must have answered the first question."""
 
 
 def is_hub_id(section: BaseSection) -> bool:
@@ -137,7 +127,7 @@ def _hub_problems(section: BaseSection) -> list[Problem]:
         parts = {part for family in FAMILIES for part in family.parts}
         texts = [f"{part}/*.{suffix}" for part in sorted(parts) for suffix in ("json", "txt")]
         config = fetch(section, ["model_index.json", *texts])
-        files = _list_files(section)
+        files = list_files(section)
     except UserError as error:
         return list(error.problems)
     problems = _folder_problems(config, FAMILIES_AT[section.KEY], with_weights=False)
@@ -164,72 +154,6 @@ def cached(section: BaseSection, problems_of: Callable[[Path], list[Problem]] | 
         return None
     problems = problems_of(root) if problems_of else _folder_problems(root, FAMILIES_AT[section.KEY])
     return None if problems else root
-
-
-def fetch(section: BaseSection, patterns: list[str]) -> Path:
-    """The folder of a Hub base with the files that match, downloaded unless they are in the cache.
-
-    Raises:
-        UserError: when the Hub refuses or cannot be reached.
-    """
-    from huggingface_hub import snapshot_download
-
-    return Path(_query_hub(section, partial(snapshot_download, allow_patterns=patterns)))
-
-
-def _list_files(section: BaseSection) -> list[str]:
-    from huggingface_hub import HfApi
-
-    return _query_hub(section, HfApi().list_repo_files)
-
-
-def _query_hub(section: BaseSection, query: Callable[..., Response]) -> Response:
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        _require_answer()
-        return query(section.source, revision=section.revision)
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        commit = (section.revision or "")[:12]
-        found = f"the Hub has no {section.source} at {commit}, or cannot be reached ({_first_line(error)})"
-        fix = "Correct the id and the revision, log in with `hf auth login`, or use a local folder."
-        raise UserError(Problem(_place(section, "source"), found, fix)) from None
-
-
-@functools.cache
-def _require_answer() -> None:
-    """Raises OSError unless the Hub answers anything soon: its client asks a silent one again for minutes.
-
-    In a thread of its own, since a server may also send a byte now and then, which no timeout of a socket ends.
-    """
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return
-    failures: list[OSError | None] = []
-    address = re.sub(r"//[^/@]*@", "//", constants.ENDPOINT)
-
-    def ask() -> None:
-        try:
-            question = urllib.request.Request(address, method="HEAD")
-            urllib.request.urlopen(question, timeout=HUB_SECONDS)
-        except urllib.error.HTTPError:
-            failures.append(None)  # an answer all the same
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            failures.append(OSError(f"{redacted(constants.ENDPOINT)}: {error}"))
-        else:
-            failures.append(None)
-
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(HUB_SECONDS)
-    failure = failures[0] if failures else OSError(f"{redacted(constants.ENDPOINT)}: no answer in {HUB_SECONDS:g} s")
-    if failure:
-        raise failure
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _single_file_problems(section: BaseSection) -> list[Problem]:

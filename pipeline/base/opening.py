@@ -19,7 +19,6 @@ from pipeline.base.checking import (
     base_family,
     cached,
     config_folder,
-    fetch,
     find_base_problems,
     is_hub_id,
     is_single_file,
@@ -28,6 +27,7 @@ from pipeline.base.device import find_dtype_problems, torch_dtype
 from pipeline.base.families import STABLE_DIFFUSION, STABLE_DIFFUSION_XL, STABLE_DIFFUSION_XL_REFINER, Family, family_of
 from pipeline.base.files import RESTORE, find_weights
 from pipeline.base.fitting import find_fit_problems
+from pipeline.base.hub import fetch
 from pipeline.base.noise_path import VariancePreserving
 from pipeline.base.protocol import Base
 from pipeline.base.schedule import FILE

@@ -10,10 +10,11 @@ import torch
 from diffusers import ControlNetModel
 from torch import nn
 
-from pipeline.base.checking import cached, config_folder, fetch, is_hub_id
+from pipeline.base.checking import cached, config_folder, is_hub_id
 from pipeline.base.digests import file_sha256
 from pipeline.base.files import RESTORE, find_weights, json_problems, weights_problems
 from pipeline.base.fitting import described_model, reason_of, shapes_of, stored_shapes, weights_fit_problems
+from pipeline.base.hub import fetch
 from pipeline.base.opening import denoiser_without_weights
 from pipeline.base.stable_diffusion import RESIDUALS
 from pipeline.errors import Problem, UserError

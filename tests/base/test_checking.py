@@ -1,15 +1,10 @@
 import json
 import shutil
-import socket
-import threading
-import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 
-from pipeline.base import checking
 from pipeline.base.checking import base_digest, cached, config_folder, find_base_problems
 from pipeline.errors import Problem
 from pipeline.sections import BaseSection
@@ -160,31 +155,3 @@ def test_the_digest_sees_content_and_names_but_not_the_place(folder: Path, tmp_p
     assert base_digest(plain) == base_digest(other)
     (moved / "unet" / "config.json").rename(moved / "unet" / "config2.json")
     assert base_digest(plain) != base_digest(other)
-
-
-@pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200 OK\r\nX-Slow: "], ids=["silent", "dripping"])
-def test_a_hub_that_accepts_and_answers_nothing_costs_seconds(monkeypatch: pytest.MonkeyPatch, start: bytes) -> None:
-    """Its client asks a silent one again for minutes, without a word; one that drips keeps any read from waiting."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(checking, "HUB_SECONDS", 0.5)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def drip() -> None:
-            with suppress(OSError):
-                connection, _ = server.accept()
-                connection.sendall(start)
-                for _ in range(200):
-                    time.sleep(0.1)
-                    connection.sendall(b"x" if start else b"")
-
-        threading.Thread(target=drip, daemon=True).start()
-        monkeypatch.setattr(constants, "ENDPOINT", f"http://ann:secret@127.0.0.1:{server.getsockname()[1]}")
-        hub = BaseSection(
-            source="owner/none", revision="0" * 40, config=None, dtype="float32", clip_skip=0, adapters=()
-        )
-        checking._require_answer.cache_clear()
-        started = time.monotonic()
-        (problem,) = find_base_problems(hub)
-    assert time.monotonic() - started < 5
-    assert "cannot be reached (http://ann:***@127.0.0.1" in problem.found and "no answer in 0.5 s" in problem.found

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.errors import UserError, of_system
+from tests.hostile.disks import full_disk
 from tests.project import contents, paint
 
 ERRORS = {
@@ -76,3 +78,14 @@ def test_every_error_of_the_system_has_a_place_and_a_way_out() -> None:
         problem = of_system(OSError(number, os.strerror(number), "a/b"))
         assert problem.where == "a/b" and problem.found and problem.fix
     assert "the system: " in str(UserError(of_system(OSError())))
+
+
+def test_a_machine_without_room_for_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    disk, refusal = full_disk(), pytest.raises(FileNotFoundError)
+    with disk, refusal as refused:
+        tempfile.mkdtemp()
+    said = str(UserError(of_system(refused.value)))
+    assert said.startswith("temporary files: No usable temporary directory found in [")
+    assert said.endswith("Make room in one of these, or name a folder that has room in TMPDIR.")
