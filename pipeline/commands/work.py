@@ -19,7 +19,7 @@ from pipeline.state import workspace
 from pipeline.tracking import bring_home, worker_database
 from pipeline.workers.groups import leashed, stopped_by_sigterm, undisturbed
 from pipeline.workers.scratch import Scratch, left_behind, link_missing, scratch_clone
-from pipeline.workers.stages import choose, find_stale, inputs_of, open_project
+from pipeline.workers.stages import choose, fetch, find_stale, inputs_of, open_project, push
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -81,21 +81,12 @@ def _work(
     scratch: Scratch, names: Sequence[str], inputs: Sequence[str], environment: Mapping[str, str], remote: str | None
 ) -> int:
     """Inputs from the cache or the remote, the stages, and what they made to the remote; an exit code."""
-    fetch = ["pull", "--remote", remote] if remote else ["checkout"]
-    steps = [["repro", "--single-item", "--keep-going", *(["--pull"] if remote else []), *names]]
-    if inputs:
-        steps.insert(0, [*fetch, *inputs])
+    fetch(open_project(scratch.project), inputs, remote)
+    options = ["--single-item", "--keep-going", *(["--pull"] if remote else [])]
+    code = _dvc(scratch, ["repro", *options, *names], environment)
     if remote:
-        steps.append(["push", "--remote", remote, "--run-cache", *names])
-    first = 0
-    for step in steps:
-        code = _dvc(scratch, step, environment)
-        first = first or code
-        if code and step[0] in fetch:
-            print(f"morphline work: what {', '.join(names)} needs is not in the cache: `dvc repro`, or `dvc pull`"
-                  " here, brings it", file=sys.stderr)  # fmt: skip
-            break
-    return first
+        push(open_project(scratch.project), names, remote)  # opened anew: the stages have run
+    return code
 
 
 def _dvc(scratch: Scratch, arguments: Sequence[str], environment: Mapping[str, str]) -> int:

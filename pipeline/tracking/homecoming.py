@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 from pipeline.errors import UserError
 from pipeline.outputs import atomic_file
 from pipeline.sections import TrackingSection
-from pipeline.tracking.connection import connect, why
+from pipeline.tracking.connection import connect, unusable, why
 from pipeline.tracking.mirror import HOME, Mirror
 from pipeline.tracking.runs import OPEN, PARENT, PLACE, STATE, close_dead, open_parent, rest
-from pipeline.tracking.store import FOLDER, Store, open_store, server_uri
+from pipeline.tracking.store import FOLDER, Store, database_of, open_store, server_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -37,21 +37,16 @@ def worker_database(params: TrackingSection, database: Path) -> dict[str, str]:
     Raises:
         UserError: the project's database cannot be used, and `tracking.required` is true.
     """
+    here = database_of(params)
     try:
-        with (
-            closing(sqlite3.connect(open_store(params).database)) as home,
-            closing(sqlite3.connect(database)) as new,
-            new,
-        ):
-            tables = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%'"
-            for (statement,) in home.execute(tables):
-                new.execute(statement)
-            for table, which in KEPT.items():
-                for row in home.execute(f"SELECT * FROM {table}{which}"):
-                    new.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
-    except UserError:
+        if not here.is_file():
+            open_store(params)
+        _make_empty(here, database)
+    except (UserError, sqlite3.Error) as error:
+        told = error if isinstance(error, UserError) else UserError(unusable(f"sqlite:///{here}", error))
         if params.required:
-            raise
+            raise told from None
+        log.warning("Nothing is tracked at home: %s", told)
     environment = {name: text for name, text in os.environ.items() if name != FOLDER}
     return {**environment, "MLFLOW_TRACKING_URI": f"sqlite:///{database}"}
 
@@ -78,6 +73,16 @@ def bring_home(params: TrackingSection, database: Path) -> bool:
         for child, parent in brought:
             mirror.report(parent, child, last=True)
     return True
+
+
+def _make_empty(like: Path, database: Path) -> None:
+    with closing(sqlite3.connect(like)) as home, closing(sqlite3.connect(database)) as new, new:
+        tables = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%'"
+        for (statement,) in home.execute(tables):
+            new.execute(statement)
+        for table, which in KEPT.items():
+            for row in home.execute(f"SELECT * FROM {table}{which}"):
+                new.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
 
 
 def _has_runs(database: Path) -> bool:

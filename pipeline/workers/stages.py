@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,14 +17,13 @@ SHOWN = 5
 
 
 @contextmanager
-def asking_dvc() -> Iterator[None]:
-    """Its own errors, in the form of ours."""
+def asking_dvc(fix: str = "Correct it; where another `dvc` is at work, wait for its end.") -> Iterator[None]:
+    """Its own errors, in the form of ours. fix: what mends them."""
     from dvc.exceptions import DvcException
 
     try:
         yield
     except DvcException as error:
-        fix = "Correct it; where another `dvc` is at work, wait for its end."
         raise UserError(Problem("DVC", " ".join(str(error).split()), fix)) from None
 
 
@@ -83,6 +82,31 @@ def inputs_of(repo: "Repo", names: Sequence[str]) -> list[str]:
     graph = repo.index.graph
     stages = [stage for stage in graph if stage.addressing in set(names)]
     return sorted({needed.addressing for stage in stages for needed in graph.successors(stage)})
+
+
+def fetch(repo: "Repo", stages: Sequence[str], remote: str | None) -> None:
+    """Put what the stages made into their places, from the cache, or from a remote.
+
+    Raises:
+        UserError: it is not there.
+    """
+    if not stages:
+        return
+    fix = "`dvc repro` in the project makes what is missing, `dvc pull` fetches it."
+    with asking_dvc(fix), chdir(repo.root_dir):  # DVC takes names as relative to the working folder
+        if remote:
+            repo.fetch(list(stages), remote=remote)
+        repo.checkout(list(stages), force=True)
+
+
+def push(repo: "Repo", names: Sequence[str], remote: str) -> None:
+    """Send what these instances made, and the record of their runs, to a remote.
+
+    Raises:
+        UserError: it does not take them.
+    """
+    with asking_dvc(f"Look after the remote {remote}, and run the same again."), chdir(repo.root_dir):
+        repo.push(list(names), remote=remote, run_cache=True)
 
 
 def _instances(repo: "Repo", stage: str) -> "dict[str, PipelineStage]":

@@ -1,6 +1,7 @@
 """A project of many keys whose stages take a moment, so that what is tested is the sharing out."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -115,9 +116,9 @@ def make_many(folder: Path, keys: Sequence[str], database: Path | None = None) -
     if database:
         (folder / "mlflow.db").write_bytes(database.read_bytes())
     git(folder, "init", "-q", "-b", "main")
-    dvc(folder, "init", "-q")
-    git(folder, "add", ".")
-    git(folder, "commit", "-qm", "Begin")
+    (folder / ".dvc").mkdir()
+    for name in (".dvc/config", ".dvc/.gitignore", ".dvcignore"):
+        shutil.copy(ROOT / name, folder / name)
     dvc(folder, "repro", "prepare")
     git(folder, "add", ".")
     git(folder, "commit", "-qm", "Prepare")

@@ -57,7 +57,7 @@ def test_a_worker_exits_with_the_stages_code_and_goes_on_with_the_next_key(few: 
     assert morphline(few, "fan-out", "train", "--list").stdout == f"{ONE}\n"
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
 def test_a_worker_that_is_stopped_leaves_no_process_and_no_clone(few: Path, sent: signal.Signals) -> None:
     """After SIGKILL the stage ends all the same, and the next worker deletes the clone."""
     gate = log_of(few).with_name(f"wait-train-{ONE}")
@@ -66,7 +66,6 @@ def test_a_worker_that_is_stopped_leaves_no_process_and_no_clone(few: Path, sent
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline", "work", "--scratch", str(scratch), "train", ONE], cwd=few,
         env=environment(few), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     until = time.monotonic() + 300
     while not log_of(few).exists():
