@@ -1,7 +1,7 @@
 """What the command line takes: the arguments and options that several commands share, with their help and limits."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,3 +21,10 @@ Frames = Annotated[
 ]
 Steps = Annotated[int | None, typer.Option(help="That make a frame; else as in params.yaml.", min=2, max=1000)]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]
+StageName = Annotated[str, typer.Argument(metavar="STAGE", help="A stage of dvc.yaml, such as train.")]
+StageKeys = Annotated[list[str] | None, typer.Argument(metavar="[KEY]...", help="Default: all that need work.")]
+Remote = Annotated[
+    str | None, typer.Option(help="Fetch from this DVC remote and push to it, instead of sharing the cache.")
+]
+Scratch = Annotated[Path | None, typer.Option(help="Folder for clones; default: the one for temporary files.")]
+Engine = Literal["local", "ray", "slurm"]

@@ -1,16 +1,12 @@
 """`morphline ui`: the MLflow dashboard in a local server."""
 
-import os
-import signal
 import socket
 import subprocess
-from types import FrameType
 
 from pipeline.errors import Problem, UserError, redacted
 from pipeline.params import load_params
 from pipeline.tracking import dashboard_command, runs_page, server_uri
-
-END_SECONDS = 10.0
+from pipeline.workers.groups import Stopped, end_group, stopped_by_sigterm
 
 
 def run(port: int) -> int:
@@ -25,41 +21,18 @@ def run(port: int) -> int:
     address = f"http://127.0.0.1:{port}{runs_page(params)}"
     # A group of its own: MLflow serves in a process that it starts, and would leave behind.
     server = subprocess.Popen(command, cwd=folder, start_new_session=True)
-    before = signal.signal(signal.SIGTERM, _stop)
     try:
-        print(f"Open {address}", flush=True)
-        if uri := server_uri(params):
-            print(f"The runs of all who share it: {redacted(uri)}", flush=True)
-        return server.wait()
+        with stopped_by_sigterm():
+            print(f"Open {address}", flush=True)
+            if uri := server_uri(params):
+                print(f"The runs of all who share it: {redacted(uri)}", flush=True)
+            return server.wait()
+    except Stopped as stopped:
+        return stopped.exit_code
     except KeyboardInterrupt:
         return 0
-    except _Terminated:
-        return 128 + signal.SIGTERM
     finally:
-        signal.signal(signal.SIGTERM, before)
-        _end(server)
-
-
-class _Terminated(Exception):
-    """SIGTERM."""
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise _Terminated
-
-
-def _end(server: subprocess.Popen[bytes]) -> None:
-    for force in (False, True):
-        try:
-            if os.name == "posix":
-                os.killpg(server.pid, signal.SIGKILL if force else signal.SIGTERM)
-            elif server.poll() is None:
-                server.terminate()
-            server.wait(END_SECONDS)
-        except ProcessLookupError:
-            return  # all of the group are gone
-        except subprocess.TimeoutExpired:
-            continue
+        end_group(server)
 
 
 def _require_free(port: int) -> None:

@@ -9,11 +9,13 @@ stage can fail (a UserError, unless `tracking.required` is false); after it no c
 """
 
 from pipeline.tracking.dashboard import dashboard_command, runs_page
+from pipeline.tracking.homecoming import bring_home, worker_database
 from pipeline.tracking.stages import check_ran, close_parent, note_ran, track
 from pipeline.tracking.store import server_uri
 from pipeline.tracking.sync import sync
 from pipeline.tracking.tracker import Tracker
 
 __all__ = [
-    "Tracker", "check_ran", "close_parent", "dashboard_command", "note_ran", "runs_page", "server_uri", "sync", "track",
+    "Tracker", "bring_home", "check_ran", "close_parent", "dashboard_command", "note_ran", "runs_page", "server_uri",
+    "sync", "track", "worker_database",
 ]  # fmt: skip

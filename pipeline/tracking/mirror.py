@@ -32,19 +32,24 @@ MOST_REFUSALS = 30  # a server that refuses more is out of order
 
 # Tags on the server: the local id; row number and count of metrics that it has; time of the last pass that brought all
 # files; the description that was sent, so that one that somebody edited there stays.
-LOCAL, ROWS, FILES, SENT = (f"morphline.{name}" for name in ("run", "rows", "files", "note"))
+NOTES = ("run", "rows", "files", "note")
+SERVER, HOME = "morphline", "morphline.worker"
+"""Where those tags' names begin: on a server; in a project's own database, where they are of a worker's."""
 
 log = logging.getLogger(__name__)
 
 
 class Mirror:
-    """One server. count: how many things it was sent. refused: what it refused for good, with its reasons."""
+    """One server. count: how many things it was sent. refused: what it refused for good, with its reasons. parents:
+    runs there by the id of the run here whose place they take."""
 
     client: "MlflowClient"
 
-    def __init__(self, store: Store, uri: str) -> None:
+    def __init__(self, store: Store, uri: str, marks: str = SERVER) -> None:
         self.store = store
         self.uri = uri
+        self.parents: dict[str, str] = {}
+        self.local, self._rows, self._done, self._sent = (f"{marks}.{name}" for name in NOTES)
         self.count = 0
         self.refused: dict[str, str] = {}
         self._experiments: dict[str, str] = {}
@@ -112,9 +117,9 @@ class Mirror:
         """The run on the server. Where a request to make it timed out and arrived all the same, it is there twice: the
         other one goes."""
         experiment = self.open(self.store.client.get_experiment(run.info.experiment_id).name)
-        answer = search_runs(self.client, experiment, f"tags.`{LOCAL}` = '{run.info.run_id}'", deleted=True)
-        found = [one for one in answer if one.data.tags.get(LOCAL) == run.info.run_id]  # not every server searches
-        found.sort(key=lambda one: (one.info.lifecycle_stage == "active", ROWS in one.data.tags, one.info.run_id))
+        answer = search_runs(self.client, experiment, f"tags.`{self.local}` = '{run.info.run_id}'", deleted=True)
+        found = [one for one in answer if one.data.tags.get(self.local) == run.info.run_id]  # not every server searches
+        found.sort(key=lambda one: (one.info.lifecycle_stage == "active", self._rows in one.data.tags, one.info.run_id))
         for twice in found[:-1]:
             if twice.info.lifecycle_stage == "active":
                 self.client.delete_run(twice.info.run_id)
@@ -139,10 +144,11 @@ class Mirror:
                 log.warning("The tracking server refuses %s %s: %s", what, _name(part[0]), why(error))
 
     def _make(self, run: "Run") -> "Run":
-        tags = {LOCAL: run.info.run_id}
+        tags = {self.local: run.info.run_id}
         if parent := run.data.tags.get(PARENT):
-            above = self.find(self.store.client.get_run(parent))
-            tags |= {PARENT: above.info.run_id} if above else {}
+            above = self.find(self.store.client.get_run(parent)) if parent not in self.parents else None
+            id_above = above.info.run_id if above else self.parents.get(parent)
+            tags |= {PARENT: id_above} if id_above else {}
         experiment = self.open(self.store.client.get_experiment(run.info.experiment_id).name)
         self.client.create_run(experiment, run.info.start_time, tags, run.info.run_name)
         if made := self.find(run):
@@ -159,7 +165,7 @@ class Mirror:
         from mlflow.entities import Metric
 
         run_id, id_there, refused = run.info.run_id, there.info.run_id, len(self.refused)
-        last, count = map(int, there.data.tags.get(ROWS, "0 0").split())
+        last, count = map(int, there.data.tags.get(self._rows, "0 0").split())
         known = "SELECT COUNT(*) FROM metrics WHERE run_uuid = ? AND rowid <= ?"
         new = "SELECT rowid, key, value, is_nan, timestamp, step FROM metrics WHERE run_uuid = ? AND rowid > ?"
         if self.store.query(known, run_id, last) != [(count,)]:
@@ -169,7 +175,7 @@ class Mirror:
             metrics = [Metric(key, math.nan if nan else value, at, step) for _, key, value, nan, at, step in rows]
             self.send("metric", metrics, lambda part: self.client.log_batch(id_there, metrics=part), BATCH)
             if len(self.refused) == refused:  # else all since are sent again, until it is taken
-                self.client.set_tag(id_there, ROWS, f"{last} {count}")
+                self.client.set_tag(id_there, self._rows, f"{last} {count}")
 
     def _datasets(self, run: "Run", there: "Run") -> None:
         known = {(one.dataset.name, one.dataset.digest) for one in there.inputs.dataset_inputs}
@@ -182,7 +188,7 @@ class Mirror:
         paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and ".partial" not in path.name]
         stats = {path.relative_to(folder).as_posix(): path.stat() for path in paths}
         state = f"{max((stat.st_mtime_ns for stat in stats.values()), default=0)} {len(stats)}"
-        before = there.data.tags.get(FILES, "0 0")
+        before = there.data.tags.get(self._done, "0 0")
         if state == before:
             return
         listings = [self.client.list_artifacts(id_there, below or None) for below in {_folder(name) for name in stats}]
@@ -193,7 +199,7 @@ class Mirror:
             if changed or sizes.get(name) != stat.st_size:
                 self.send("file", [folder / name], partial(self._upload, id_there, _folder(name)))
         if len(self.refused) == refused:
-            self.client.set_tag(id_there, FILES, state)
+            self.client.set_tag(id_there, self._done, state)
 
     def _upload(self, id_there: str, below: str, part: Sequence[Path]) -> None:
         self.client.log_artifact(id_there, str(part[0]), below or None)
@@ -201,11 +207,12 @@ class Mirror:
     def _tags(self, run: "Run", there: "Run") -> None:
         from mlflow.entities import RunTag
 
-        wanted = {key: text for key, text in run.data.tags.items() if key not in (OPEN, PLACE, PARENT, NOTE)}
+        wanted = {key: text for key, text in run.data.tags.items()
+                  if key not in (OPEN, PLACE, PARENT, NOTE) and not key.startswith(f"{HOME}.")}  # fmt: skip
         known = there.data.tags
-        if NOTE not in known or _digest(known[NOTE]) == known.get(SENT):
+        if NOTE not in known or _digest(known[NOTE]) == known.get(self._sent):
             note = run.data.tags.get(NOTE, "").replace(run.info.run_id, there.info.run_id)
-            wanted |= {NOTE: note, SENT: _digest(note)}
+            wanted |= {NOTE: note, self._sent: _digest(note)}
         items = [RunTag(key, text) for key, text in wanted.items() if known.get(key) != text]
         self.send("tag", items, lambda part: self.client.log_batch(there.info.run_id, tags=part))
 

@@ -8,7 +8,7 @@ is that of its last stage. So a state that failed is carried on in the same pare
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,8 +37,7 @@ def begin(
     above: the parent's tags. locks: takes the lock of the stage's run, which says that its process is at work.
     """
     with store.lock("database"):
-        found = store.search(f"tags.`{OPEN}` = '{state.digest}'")
-        parent = str(found[0].info.run_id) if found else _new_parent(store, state, above)
+        parent = open_parent(store, state.digest, state.name, above, params_of)
         close_dead(store, parent)
         store.client.update_run(parent, status="RUNNING")
         own = {**tags, PARENT: parent, STATE: state.digest}
@@ -51,10 +50,35 @@ def finish(store: Store, child: str, parent: str, status: str) -> None:
     """The stage is over, and its parent rests until another stage starts, unless one is at work."""
     with store.lock("database"):
         store.client.set_terminated(child, status, now())
-        last = _last_runs(store, parent)
-        if all(run.info.status != "RUNNING" for run in last.values()):
-            store.client.set_terminated(parent, status, now())
-        _describe(store, parent, list(last), [])
+        rest(store, parent, status)
+
+
+def rest(store: Store, parent: str, status: str) -> None:
+    """A stage of a parent is over: describe it anew, and let it rest unless another stage is at work."""
+    last = _last_runs(store, parent)
+    if all(run.info.status != "RUNNING" for run in last.values()):
+        store.client.set_terminated(parent, status, now())
+    _describe(store, parent, list(last), [])
+
+
+def open_parent(
+    store: Store, digest: str, name: str, tags: Mapping[str, str], params: Callable[[Params], Mapping[str, str]] | None
+) -> str:
+    """The open parent of a state, made if there is none; its id.
+
+    tags: of a new one. params: what it logs of params.yaml; None: nothing.
+    """
+    if found := store.search(f"tags.`{OPEN}` = '{digest}'"):
+        return str(found[0].info.run_id)
+    place = os.path.relpath(workspace(), store.database.parent).replace("'", "_")
+    for other in store.search(f"tags.`{PLACE}` = '{place}' and tags.`{OPEN}` != ''"):
+        if "RUNNING" not in close_dead(store, other.info.run_id):
+            store.client.delete_tag(other.info.run_id, OPEN)
+    tags = {**tags, OPEN: digest, STATE: digest, PLACE: place, "mlflow.source.name": "dvc repro"}
+    run_id = str(store.client.create_run(store.experiment_id, now(), tags, name).info.run_id)
+    if params and (read := _read_params()):
+        store.log_params(run_id, params(read))
+    return run_id
 
 
 def close(store: Store, state: PipelineState) -> str | None:
@@ -155,18 +179,6 @@ def _read_params() -> Params | None:
         return load_params(workspace() / "params.yaml")
     except UserError:  # it is for `check` to say why
         return None
-
-
-def _new_parent(store: Store, state: PipelineState, tags: Mapping[str, str]) -> str:
-    place = os.path.relpath(workspace(), store.database.parent).replace("'", "_")
-    for other in store.search(f"tags.`{PLACE}` = '{place}' and tags.`{OPEN}` != ''"):
-        if "RUNNING" not in close_dead(store, other.info.run_id):
-            store.client.delete_tag(other.info.run_id, OPEN)
-    tags = {**tags, OPEN: state.digest, STATE: state.digest, PLACE: place, "mlflow.source.name": "dvc repro"}
-    run_id = str(store.client.create_run(store.experiment_id, now(), tags, state.name).info.run_id)
-    if params := _read_params():
-        store.log_params(run_id, params_of(params))
-    return run_id
 
 
 def _describe(store: Store, parent: str, ran: list[str], unneeded: list[str]) -> None:

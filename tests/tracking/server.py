@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -14,15 +15,22 @@ from mlflow import MlflowClient
 
 from tests.tracking.conftest import Book
 
+QUIET = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+
 
 class Mlflow:
-    """`mlflow server` on loopback, as docs/teams.md has it, to be killed and started again."""
+    """`mlflow server` on loopback, as docs/teams.md has it, to be killed and started again.
 
-    def __init__(self, folder: Path) -> None:
+    backend, artifacts: where runs and files go; "": to a database and a folder in `folder`. more: environment.
+    """
+
+    def __init__(self, folder: Path, backend: str = "", artifacts: str = "", more: Mapping[str, str] = {}) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self.folder = folder
+        self.backend = backend or f"sqlite:///{folder / 'mlflow.db'}"
+        self.artifacts = artifacts or str(folder / "artifacts")
+        self.more = more
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -31,11 +39,11 @@ class Mlflow:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        store = ["--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}"]
+        store = ["--backend-store-uri", self.backend, "--artifacts-destination", self.artifacts]
         self.process = subprocess.Popen(
-            [*command, "--workers", "1", *store, "--artifacts-destination", str(self.folder / "artifacts")],
+            [*command, "--workers", "1", *store],
             start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
+            env={**os.environ, **self.more, **QUIET},
         )  # fmt: skip
         for _ in range(1200):
             try:
