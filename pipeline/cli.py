@@ -18,6 +18,7 @@ from pipeline.options import (
     Fps,
     Frames,
     Hold,
+    Made,
     MorphKey,
     Out,
     Remote,
@@ -138,6 +139,41 @@ def export(
 
     for path in export.run(key, out, force):
         print(path)
+
+
+@command
+def package(
+    name: Made,
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    force: Force = False,
+) -> None:
+    """Write a set's adapters or a morph's recipe as a model for `mlflow models serve`: morphs and pictures over HTTP.
+
+    Example: morphline package woodcut --out served/woodcut
+
+    Example: morphline package morph@alps --out served/alps
+    """
+    from pipeline.commands import package
+
+    print(package.run(name, out, force))
+
+
+@command
+def promote(
+    name: Made,
+    to: Annotated[int | None, typer.Option(help="Give the alias to this version, whatever its figures.", min=1)] = None,
+) -> None:
+    """Make a set's adapters or a morph's recipe the champion of its registered model, if its figures are better.
+
+    Exit code 0: it is the champion; 1: it is not, and why. To go back: --to with an earlier version.
+
+    Example: morphline promote woodcut
+
+    Example: morphline promote morph@alps --to 3
+    """
+    from pipeline.commands import promote
+
+    raise typer.Exit(0 if promote.run(name, to) else 1)
 
 
 @command

@@ -6,7 +6,7 @@ from pipeline.adapters.store import is_file_name
 from pipeline.errors import Problem, UserError
 from pipeline.params import NONE, Params
 from pipeline.pictures.imagefolder import CaptionLength
-from pipeline.pictures.metadata import captions_of, read_rows
+from pipeline.pictures.metadata import captions_of, stream_rows
 
 RAW = Path("data/raw")
 
@@ -62,7 +62,7 @@ def find_style_problems(params: Params) -> list[Problem]:
 def _mask_problems(where: str, key: str) -> list[Problem]:
     """An edit within masks, of pictures that have none."""
     try:
-        lacking = [row.file_name for row in read_rows(RAW / key) if row.mask is None]
+        lacking = [row.file_name for row in stream_rows(RAW / key) if row.mask is None]
     except UserError:
         return []  # the set's own problems are reported already
     if not lacking:
@@ -78,7 +78,7 @@ def _adapter_name_problems(params: Params, where: str, name: str) -> list[Proble
         return _file_problems(params, name)
     key, slash, picture = name.partition("/")
     try:
-        stems = [Path(row.file_name).stem for row in read_rows(RAW / key)]
+        stems = [Path(row.file_name).stem for row in stream_rows(RAW / key)]
     except UserError:
         return []  # the set's own problems are reported already
     if params.sets[key].adapter == "set":

@@ -5,26 +5,28 @@ docs/python.md.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal
 
 import torch
 from accelerate import Accelerator
 
-from pipeline.adapters.mixing import WeightedAdapter
+from pipeline.adapters.mixing import Adapter, WeightedAdapter
 from pipeline.base.posterior import drawn_latents
 from pipeline.base.protocol import Base
 from pipeline.distances.features import Features, extract, feature_distance
+from pipeline.morphing.diffmorpher import KeyframeAttention
 from pipeline.morphing.engine import Bars, EncodedKeyframe, Recipe, invert_keyframes, morph_segment
 from pipeline.morphing.pacing import even_alphas, paced_frames
 from pipeline.processes.chunks import decided, one_each
 from pipeline.sampling.adapted import adapted_conditioning
+from pipeline.sections import MorphSection
 
 MOST_SEEN = 256 * 2**20
 """Bytes of pictures of a segment that are kept between pacing, which looks at them, and their turn in the film."""
 
-__all__ = ["Film", "FilmSettings", "Frame", "Keyframe", "Recipe", "draw_latents"]
+__all__ = ["Film", "FilmSettings", "Frame", "Keyframe", "Recipe", "draw_latents", "settings_of", "with_style"]
 
 
 @dataclass(frozen=True)
@@ -202,3 +204,33 @@ def _apart(first: Features, second: Features) -> float:
 def draw_latents(base: Base, pictures: torch.Tensor) -> torch.Tensor:
     """Latents (B, C, h, w) of pictures (B, 3, H, W): one draw from each posterior, always the same for a picture."""
     return drawn_latents(base.encode(pictures), pictures)
+
+
+def settings_of(settings: MorphSection) -> FilmSettings:
+    """The film's settings from the params."""
+    attention = None
+    if settings.attention and settings.attention_until > 0:
+        attention = KeyframeAttention(settings.attention, settings.attention_until, settings.attention_source)
+    recipe = Recipe(
+        steps=settings.steps,
+        inversion_steps=settings.inversion_steps,
+        solver=settings.solver,
+        use_adain=settings.adain,
+        attention=attention,
+        guidance=settings.guidance,
+        rescale=settings.rescale,
+        negative=settings.negative,
+    )
+    return FilmSettings(
+        recipe=recipe,
+        frames=settings.frames,
+        pacing=settings.pacing,
+        pacing_spare=settings.pacing_spare,
+        loop=settings.loop,
+    )
+
+
+def with_style(keyframes: Sequence[Keyframe], style: Adapter, settings: MorphSection) -> list[Keyframe]:
+    """The keyframes with a style whose weight goes evenly from the first one's to the last one's."""
+    weights = torch.linspace(settings.style_from, settings.style_to, len(keyframes)).tolist()
+    return [replace(each, style=((style, weight),)) for each, weight in zip(keyframes, weights, strict=True)]

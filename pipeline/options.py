@@ -8,6 +8,9 @@ import typer
 SetKey = Annotated[str, typer.Argument(metavar="SET", help="A key under `sets` in params.yaml.")]
 MorphKey = Annotated[str, typer.Argument(metavar="MORPH", help="A key under `morphs` in params.yaml.")]
 EditKey = Annotated[str, typer.Argument(metavar="EDIT", help="A key under `edits` in params.yaml.")]
+Made = Annotated[
+    str, typer.Argument(metavar="SET|MORPH", help="A set or morph; train@KEY or morph@KEY where both are named so.")
+]
 Out = Annotated[Path, typer.Option(help="The clip: .mp4, .webp or .gif; without a suffix, a folder of PNGs.")]
 Fps = Annotated[float | None, typer.Option(help="Frames a second; default: as in params.yaml.")]
 Hold = Annotated[float | None, typer.Option(help="Seconds on each keyframe; default: as in params.yaml.")]

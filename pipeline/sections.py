@@ -273,8 +273,11 @@ class MachineSection(Section):
 class TrackingSection(Section):
     """Where runs are logged. Never changes a result, so it is not a DVC param."""
 
+    model_config = ConfigDict(serialize_by_alias=True)
+
     uri: str | None
     experiment: str = Field(min_length=1)
     required: bool
     pictures_every: Annotated[int, Field(ge=1, le=1_000_000)] | None
     system_every: Annotated[float, Field(gt=0, le=86_400)] | None
+    registers: bool = Field(alias="register")

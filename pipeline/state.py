@@ -91,13 +91,21 @@ def content_digest(path: Path) -> str:
     """MD5 as DVC computes it: of a file's bytes, or of the JSON list of a folder's files (then `<md5>.dir`)."""
     if path.is_file():
         return _md5(path)
-    files = sorted(path.rglob("*"), key=lambda file: file.relative_to(path).as_posix())
-    listing = [
-        {"md5": _md5(file), "relpath": file.relative_to(path).as_posix()}
-        for file in files
-        if file.is_file() and "__pycache__" not in file.parts
+    names = [
+        os.path.relpath(os.path.join(folder, name), path).replace(os.sep, "/")
+        for folder, _, files in os.walk(path, followlinks=True)
+        if "__pycache__" not in Path(folder).parts
+        for name in files
     ]
-    return hashlib.md5(json.dumps(listing, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
+    # Entry by entry: the listing of a set of a hundred thousand would be a hundred megabytes.
+    total, before = hashlib.md5(usedforsecurity=False), "["
+    for name in sorted(names):
+        if (path / name).is_file():
+            entry = json.dumps({"md5": _md5(path / name), "relpath": name}, sort_keys=True)
+            total.update(f"{before}{entry}".encode())
+            before = ", "
+    total.update(b"]" if before == ", " else b"[]")
+    return f"{total.hexdigest()}.dir"
 
 
 def locked_stages() -> list[str]:
@@ -106,6 +114,13 @@ def locked_stages() -> list[str]:
     order = list(_load(top / "dvc.yaml").get("stages") or ())
     names = [name for name in _load(top / "dvc.lock").get("stages") or () if name.partition("@")[0] in order]
     return sorted(names, key=lambda name: (order.index(name.partition("@")[0]), name))
+
+
+def locked_dependency(stage: str, path: Path) -> str | None:
+    """DVC's hash of a file or folder as a stage read it when it ran last; None where dvc.lock does not say."""
+    entry = (_load(workspace() / "dvc.lock").get("stages") or {}).get(stage) or {}
+    found = [one for one in entry.get("deps") or () if one.get("path") == place_of(path)]
+    return str(found[0]["md5"]) if found and found[0].get("md5") else None
 
 
 def _outs(top: Path) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,7 @@ import torch
 
 from pipeline.base.posterior import Posterior
 from pipeline.base.protocol import Base
-from pipeline.film import Film, FilmSettings, Keyframe, draw_latents
+from pipeline.film import Film, FilmSettings, Keyframe, draw_latents, settings_of
 from pipeline.morphing.engine import EncodedKeyframe, Recipe, adapter_weights_at, invert_keyframes, morph_segment
 from tests.declarations import ROOT
 from tests.reference import random_adapters
@@ -144,6 +144,5 @@ def test_keyframes_of_two_sizes_are_refused(tiny: Base) -> None:
 
 def test_unasked_a_film_is_made_as_params_yaml_ships() -> None:
     from pipeline.params import load_params
-    from pipeline.stages.morph import settings_of
 
     assert FilmSettings() == settings_of(load_params(ROOT / "params.yaml").morph)

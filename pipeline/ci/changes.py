@@ -1,6 +1,6 @@
 """What changed between two states of params or figures, and whether a figure is better or worse for it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,19 @@ def difference(change: Change) -> float | None:
 def steps_differ(params: Sequence[Change]) -> bool:
     """Whether a change of params makes steps between frames incomparable: other frames, keyframes or morphs."""
     return any(change.key.rpartition(".")[2] in ("frames", "keyframes", "loop") for change in params)
+
+
+def judged(change: Change, steps_differ: bool = False, foreign: Collection[str] = ()) -> str:
+    """The verdict on a morph's figure, whose key is `<morph>.morph.<figure>`; empty for all others, and for those that
+    cannot be compared.
+
+    steps_differ: the frames or keyframes changed. foreign: morphs of whose naturalness the base knows nothing.
+    """
+    morph, own, figure = change.key.partition(".morph.")
+    # Whether a baseline got better is no merit of the change.
+    if not own or (figure == "naturalness" and morph in foreign) or (steps_differ and figure.endswith(STEPS)):
+        return ""
+    return verdict(change)
 
 
 def verdict(change: Change) -> str:

@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
-from pipeline.ci.changes import STEPS, Change, difference, verdict
+from pipeline.ci.changes import Change, difference, judged
 from pipeline.errors import printable
 
 
@@ -36,18 +37,10 @@ def figures_part(rows: Sequence[Change], steps_differ: bool = False, foreign: Co
     """
     if not rows:
         return "### Figures\n\nunchanged"
-    judged, others = [], []
-    for row in rows:
-        morph, _, figure = row.key.partition(".morph.")
-        blind = figure == "naturalness" and morph in foreign
-        found = "" if blind or (steps_differ and row.key.endswith(STEPS)) else verdict(row)
-        # Whether a baseline got better is no merit of the change.
-        if found and ".morph." in row.key:
-            judged.append((found, row))
-        else:
-            others.append(("", row))
-    judged.sort(key=lambda item: (item[0] != "worse", item[1].key))
-    parts = ["### Figures", _figures(judged) if judged else "no figure of a morph is better or worse"]
+    verdicts = [(judged(row, steps_differ, foreign), row) for row in rows]
+    compared = sorted(filter(itemgetter(0), verdicts), key=lambda item: (item[0] != "worse", item[1].key))
+    others = [item for item in verdicts if not item[0]]
+    parts = ["### Figures", _figures(compared) if compared else "no figure of a morph is better or worse"]
     if steps_differ:
         parts.append("The variance of the steps gets no verdict: the frames or keyframes changed.")
     if foreign:

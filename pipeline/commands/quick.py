@@ -12,12 +12,11 @@ from pipeline.base.device import choose_device
 from pipeline.commands import add, clip
 from pipeline.commands.morph import morph_settings, params_for
 from pipeline.errors import Problem, UserError
-from pipeline.film import Film, Keyframe
+from pipeline.film import Film, Keyframe, settings_of
 from pipeline.frames.tensors import from_arrays, to_arrays
 from pipeline.pictures.preparing import prepare_picture
 from pipeline.pictures.rows import Row
 from pipeline.sections import PrepareSection
-from pipeline.stages.morph import settings_of
 
 SAID = "quick: without training. The same without --quick trains an adapter for each picture, and keeps what it made."
 

@@ -5,12 +5,13 @@ import json
 import os
 import shlex
 import unicodedata
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pipeline.errors import Problem
-from pipeline.pictures.integrity import find_faults
-from pipeline.pictures.metadata import METADATA, Line, casefolded, leaves_folder, link_fault, read_metadata
+from pipeline.pictures.integrity import Files, find_faults
+from pipeline.pictures.metadata import METADATA, Line, Metadata, casefolded, leaves_folder, link_fault
 from pipeline.pictures.reading import SUFFIXES, size_of
 from pipeline.pictures.rows import escaped, printable
 
@@ -32,7 +33,9 @@ def find_problems(
     than 50, unless the file `memory` knows its content as whole; one that is larger than `max_megapixels` is refused by
     its header. With `caption_length`, captions that the base would truncate are reported too.
     """
-    lines, problems = read_metadata(folder)
+    lines = Metadata(folder)
+    deque(lines, maxlen=0)
+    problems = lines.problems
     if not os.path.isdir(folder):
         return problems
     if caption_length:
@@ -55,20 +58,28 @@ def _long_captions(lines: Iterable[Line], caption_length: CaptionLength) -> Iter
 
 
 def _missing_and_extra(folder: Path, entries: set[str], lines: Iterable[Line]) -> Iterator[Problem]:
-    rows = {line.name: line.where for line in lines if line.name is not None}
-    written = {line.written for line in lines}
-    written |= {line.row.mask for line in lines if line.row}
-    extra = [name for name in sorted(entries) if _is_picture(name) and name not in written]
-    extra = [name for name in extra if not os.path.isdir(folder / name)]
+    without_row = {name for name in entries if _is_picture(name)}
+    missing: dict[str, str] = {}
+    for line in lines:
+        without_row -= {line.written, line.row.mask if line.row else None}
+        if line.name is not None and line.name not in entries:
+            missing[line.name] = line.where
+    extra = [name for name in sorted(without_row) if not os.path.isdir(folder / name)]
     suggested = set()
-    for name, near in _closest_names([name for name in rows if name not in entries], extra):
+    for name, near in _closest_names(list(missing), extra):
         suggested.add(near)
-        yield Problem(rows[name], f"the picture {escaped(name)} is missing", _fix_missing(folder, name, near))
-    for name in (name for name in rows if name in entries):
-        if leaves_folder(folder, name):
-            yield Problem(rows[name], *link_fault(name))
-        elif not os.path.isfile(folder / name):
-            yield Problem(rows[name], f"{escaped(name)} is not a file", "Put the picture there.")
+        yield Problem(missing[name], f"the picture {escaped(name)} is missing", _fix_missing(folder, name, near))
+    told = set[str]()  # once, where a picture has two rows
+    for line in lines:
+        if line.name is None or line.name not in entries or line.name in told:
+            continue
+        if leaves_folder(folder, line.name):
+            yield Problem(line.where, *link_fault(line.name))
+        elif not os.path.isfile(folder / line.name):
+            yield Problem(line.where, f"{escaped(line.name)} is not a file", "Put the picture there.")
+        else:
+            continue
+        told.add(line.name)
     for line in lines:
         mask = line.row.mask if line.row else None
         if mask is not None and mask not in entries:
@@ -123,17 +134,24 @@ def _picture_problems(
     workers: int | None,
     memory: Path | None,
 ) -> Iterator[Problem]:
-    named = {folder / line.name: line for line in lines if line.name is not None and line.name in entries}
-    masked = {folder / line.row.mask: line for line in lines if line.row and line.row.mask in entries}
-    named = {**masked, **named}
-    paths = [path for path in named if os.path.isfile(path) and not leaves_folder(folder, path.name)]
-    faults = find_faults(paths, max_megapixels, label=folder.name, workers=workers, memory=memory)
+    # Names, not lines: of a large set, all of which are many megabytes.
+    masks: dict[str, tuple[str, str]] = {}
+    for line in lines:
+        if line.row and line.row.mask in entries:
+            masks[str(line.row.mask)] = (line.row.file_name, line.where)
+    pictures = (line.name for line in lines if line.name is not None and line.name in entries)
+    names = [*masks, *(name for name in pictures if name not in masks)]
+    files = Files(folder, [name for name in names if os.path.isfile(folder / name) and not leaves_folder(folder, name)])
+    faults = find_faults(files, max_megapixels, label=folder.name, workers=workers, memory=memory)
+    faulty = {path.name for path in faults}
+    where = {name: place for name, (_, place) in masks.items() if name in faulty}
+    where |= {line.name: line.where for line in lines if line.name in faulty}
     for path, (found, fix) in faults.items():
-        yield Problem(named[path].where, f"{escaped(path.name)}: {found}", fix)
-    for mask, line in masked.items():
-        picture = folder / str(line.name)
-        if mask in paths and picture in paths and not {mask, picture} & faults.keys():
-            (wide, high), (width, height) = (size_of(path, max_megapixels) for path in (mask, picture))
+        yield Problem(where[path.name], f"{escaped(path.name)}: {found}", fix)
+    whole = set(files.names) - faulty if masks else set()
+    for mask, (picture, place) in masks.items():
+        if {mask, picture} <= whole:
+            (wide, high), (width, height) = (size_of(folder / name, max_megapixels) for name in (mask, picture))
             if (wide, high) != (width, height):
-                found = f"the mask {escaped(mask.name)} has {wide}x{high} pixels, the picture {width}x{height}"
-                yield Problem(line.where, found, "Make it as large as the picture as it is seen.")
+                found = f"the mask {escaped(mask)} has {wide}x{high} pixels, the picture {width}x{height}"
+                yield Problem(place, found, "Make it as large as the picture as it is seen.")

@@ -2,9 +2,10 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, overload
 
 import PIL
 
@@ -20,6 +21,46 @@ _MANY = 51
 """Fewer pictures are read in one process and without a progress bar."""
 
 
+@dataclass(frozen=True)
+class Files(Sequence[Path]):
+    """Files of a folder, by their names: a path is made when it is asked for, which takes a fifth of the memory."""
+
+    folder: Path
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, number: int) -> Path: ...
+    @overload
+    def __getitem__(self, number: slice) -> "Files": ...
+    def __getitem__(self, number: int | slice) -> "Path | Files":
+        if isinstance(number, slice):
+            return Files(self.folder, self.names[number])
+        return self.folder / self.names[number]
+
+
+@dataclass(frozen=True)
+class Chosen(Sequence[Path]):
+    """Some of the files of a sequence, by their numbers there."""
+
+    files: Sequence[Path]
+    rows: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, number: int) -> Path: ...
+    @overload
+    def __getitem__(self, number: slice) -> "Chosen": ...
+    def __getitem__(self, number: int | slice) -> "Path | Chosen":
+        if isinstance(number, slice):
+            return Chosen(self.files, self.rows[number])
+        return self.files[self.rows[number]]
+
+
 def find_faults(
     paths: Sequence[Path], max_megapixels: float, *, label: str, workers: int | None = None, memory: Path | None = None
 ) -> dict[Path, Fault]:
@@ -29,20 +70,20 @@ def find_faults(
     stamp, and only for the same limit, the same code of this room and the same Pillow. Where the file is missing or
     damaged, or cannot be written, all pictures are decoded again.
     """
-    digests = dict(zip(paths, _map(_digest, paths, workers, f"hash {label}"), strict=True))
+    digests = list(_map(_digest, paths, workers, f"hash {label}"))
     key = f"{_code_digest()} {max_megapixels!r}"
     known = _read_memory(memory, key) if memory else frozenset()
-    whole = {digest for digest in digests.values() if digest in known}
-    unknown = [path for path, digest in digests.items() if digest not in known]
+    whole = {digest for digest in digests if digest in known}
+    unknown = Chosen(paths, [row for row, digest in enumerate(digests) if digest not in known])
     faults = {}
     results = _map(partial(_inspect, max_megapixels=max_megapixels), unknown, workers, f"check {label}")
-    for path, (fault, digest) in zip(unknown, results, strict=True):
+    for row, (fault, digest) in zip(unknown.rows, results, strict=True):
         if fault:
-            faults[path] = fault
-        elif digest and digest == digests[path]:  # else it changed meanwhile: which content was decoded?
+            faults[paths[row]] = fault
+        elif digest and digest == digests[row]:  # else it changed meanwhile: which content was decoded?
             whole.add(digest)
     if memory and whole != known:
-        _write_memory(memory, key, whole)
+        _write_memory(memory, key, {digest for digest in whole if digest})
     return faults
 
 
@@ -53,15 +94,15 @@ def _map(
     return parallel_map(function, paths, processes, label if len(paths) >= _MANY else None)
 
 
-def _digest(path: Path) -> str | None:
+def _digest(path: Path) -> bytes | None:
     try:
         with open_plain(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            return hashlib.file_digest(file, "sha256").digest()
     except OSError:
         return None  # decoding it reports what is wrong
 
 
-def _inspect(path: Path, max_megapixels: float) -> tuple[Fault | None, str | None]:
+def _inspect(path: Path, max_megapixels: float) -> tuple[Fault | None, bytes | None]:
     """What is wrong with a picture, if anything, and the digest of the file after it was decoded."""
     try:
         load_picture(path, max_megapixels)
@@ -77,17 +118,20 @@ def _code_digest() -> str:
     return hashlib.sha256(b"\0".join([PIL.__version__.encode(), *code])).hexdigest()
 
 
-def _read_memory(memory: Path, key: str) -> frozenset[str]:
+def _read_memory(memory: Path, key: str) -> frozenset[bytes]:
     try:
-        first, *digests = memory.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError):  # missing, not UTF-8, or empty
+        with memory.open(encoding="utf-8") as lines:
+            if next(lines, "").rstrip("\n") != key:
+                return frozenset()
+            return frozenset(bytes.fromhex(line) for line in lines)
+    except (OSError, ValueError):  # missing, not UTF-8, or damaged
         return frozenset()
-    return frozenset(digests if first == key else ())
 
 
-def _write_memory(memory: Path, key: str, whole: set[str]) -> None:
+def _write_memory(memory: Path, key: str, whole: set[bytes]) -> None:
     try:
-        with atomic_file(memory) as path:
-            path.write_text("\n".join([key, *sorted(whole)]) + "\n", encoding="utf-8")
+        with atomic_file(memory) as path, path.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(f"{key}\n")
+            file.writelines(f"{digest.hex()}\n" for digest in sorted(whole))
     except OSError:
         pass

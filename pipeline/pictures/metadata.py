@@ -1,17 +1,19 @@
 """Reading metadata.jsonl: its lines as rows, and every mistake in them."""
 
+import errno
 import json
 import os
 import re
 import unicodedata
+from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 
 from pipeline.errors import Problem, UserError
 from pipeline.frames.prepared import prepared_name
-from pipeline.inputs import read_plain
+from pipeline.inputs import MOST, open_plain
 from pipeline.pictures.rows import ALLOWED, Fault, Row, escaped, misspelt_columns, name_faults, parse_object, parse_row
 
 METADATA = "metadata.jsonl"
@@ -25,6 +27,7 @@ MOST_ROWS = 100_000
 # With cache.type symlink, DVC checks files out as links into its cache.
 _DVC_CACHE = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")
 
+_SAVE, _MARK = "Save it as plain UTF-8 text", b"\xef\xbb\xbf"
 _RESTORE = "Run `dvc pull`, if DVC tracks it, or put it there"
 
 
@@ -46,51 +49,97 @@ def read_rows(folder: Path) -> tuple[Row, ...]:
     Raises:
         UserError: with every problem of the metadata, each with its line.
     """
-    lines, problems = read_metadata(folder)
-    if problems:
-        raise UserError(*problems)
-    return tuple(line.row for line in lines if line.row)
+    return tuple(stream_rows(folder))
+
+
+def stream_rows(folder: Path) -> "Rows":
+    """The same, one by one: for sets so large that all rows at once would fill the memory."""
+    metadata = Metadata(folder)
+    count = sum(1 for _ in metadata)
+    if metadata.problems:
+        raise UserError(*metadata.problems)
+    return Rows(folder, count)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of metadata that is in order, read from the file each time one goes through them."""
+
+    folder: Path
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Row]:
+        for line in Metadata(self.folder):
+            if line.row is None:  # somebody edits it right now
+                raise UserError(Problem(line.where, "the line has changed while it was read", "Run the same again."))
+            yield line.row
 
 
 def read_metadata(folder: Path) -> tuple[list[Line], list[Problem]]:
     """The lines of `folder`/metadata.jsonl, valid or not, and every problem in them. Raises nothing for bad input."""
-    path = folder / METADATA
-    missing = _missing_metadata(folder)
-    if missing:
-        return [], [missing]
-    try:
-        content = read_plain(path)
-    except OSError as error:
-        fix = "Put a readable text there, one JSON object a line."
-        return [], [Problem(str(path), f"the file cannot be read ({error.strerror})", fix)]
-    save = "Save it as plain UTF-8 text"
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return [], [Problem(f"{path}:1", "UTF-16 text", f"{save}.")]
-    if b"\0" in content:
-        number = content[: content.index(b"\0")].count(b"\n") + 1
-        return [], [Problem(f"{path}:{number}", "a binary file, not text", f"{save}, one JSON object a line.")]
-    problems = []
-    if content.startswith(b"\xef\xbb\xbf"):
-        problems.append(Problem(f"{path}:1", "the file begins with a byte order mark", f"{save}, without the mark."))
-        content = content[3:]
-    lines: list[Line] = []
-    for number, line in enumerate(BytesIO(content), start=1):
-        if len(lines) == MOST_ROWS:
-            problems.append(Problem(f"{path}:{number}", f"more than {MOST_ROWS} rows", "Divide the set into several."))
-            break
-        if len(line) > LONGEST_LINE:
-            found, fix = f"a line of {len(line)} bytes", f"Write one row a line, of at most {LONGEST_LINE} bytes."
-            problems.append(Problem(f"{path}:{number}", found, fix))
-            lines.append(Line(f"{path}:{number}"))
-        elif line.strip():
-            read, faults = _read_line(f"{path}:{number}", line.rstrip(b"\n"))
-            lines.append(read)
-            problems += [Problem(read.where, *fault) for fault in faults]
-    if not lines:
-        problems.append(Problem(str(path), "no rows", "Write one row for each picture, or run `morphline add`."))
-    problems += _collision_problems(lines)
-    problems += _misspelt_column_problems(lines)
-    return lines, problems
+    metadata = Metadata(folder)
+    return list(metadata), metadata.problems
+
+
+class Metadata:
+    """The lines of `folder`/metadata.jsonl, valid or not, read one by one each time one goes through them. Raises
+    nothing for bad input.
+
+    problems: all in the lines gone through last; those that lie between several lines are found when they end.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / METADATA
+        self.problems: list[Problem] = []
+
+    def __iter__(self) -> Iterator[Line]:
+        self.problems = [found] if (found := _missing_metadata(self.folder) or _content_problem(self.path)) else []
+        if self.problems:
+            return
+        count, misspelt, names = 0, dict[str, Line](), array("Q")
+        for line, problems in self._lines():
+            self.problems += problems
+            if line is None:
+                continue
+            count += 1
+            for column in line.misspelt:
+                misspelt.setdefault(column, line)
+            if line.name is not None:
+                names.append(_hash(line.name))
+            yield line
+        if not count:
+            fix = "Write one row for each picture, or run `morphline add`."
+            self.problems.append(Problem(str(self.path), "no rows", fix))
+        if twice := {name for name, again in pairwise(sorted(names)) if name == again}:
+            lines = (line for line, _ in self._lines() if line is not None and line.name is not None)
+            self.problems += _collision_problems(line for line in lines if _hash(str(line.name)) in twice)
+        self.problems += _misspelt_column_problems(misspelt.values())
+
+    def _lines(self) -> Iterator[tuple[Line | None, list[Problem]]]:
+        """Each line with its own problems; None for problems of no row."""
+        count = 0
+        with open_plain(self.path) as file:
+            for number, line in enumerate(file, start=1):
+                where = f"{self.path}:{number}"
+                if number == 1 and line.startswith(_MARK):
+                    found = "the file begins with a byte order mark"
+                    yield None, [Problem(where, found, f"{_SAVE}, without the mark.")]
+                    line = line.removeprefix(_MARK)
+                if count == MOST_ROWS:
+                    yield None, [Problem(where, f"more than {MOST_ROWS} rows", "Divide the set into several.")]
+                    return
+                if len(line) > LONGEST_LINE:
+                    fix = f"Write one row a line, of at most {LONGEST_LINE} bytes."
+                    yield Line(where), [Problem(where, f"a line of {len(line)} bytes", fix)]
+                elif line.strip():
+                    read, faults = _read_line(where, line.rstrip(b"\n"))
+                    yield read, [Problem(where, *fault) for fault in faults]
+                else:
+                    continue
+                count += 1
 
 
 def leaves_folder(folder: Path, name: str) -> bool:
@@ -128,6 +177,32 @@ def _missing_metadata(folder: Path) -> Problem | None:
     if leaves_folder(folder, METADATA):
         return Problem(str(path), "a link that leaves the folder", "Put the file itself there.")
     return None
+
+
+def _content_problem(path: Path) -> Problem | None:
+    """What keeps the file from being read as text at all."""
+    try:
+        with open_plain(path) as file:
+            if os.fstat(file.fileno()).st_size > MOST:
+                raise OSError(errno.EINVAL, f"larger than {MOST / 2**20:g} MB")
+            if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+                return Problem(f"{path}:1", "UTF-16 text", f"{_SAVE}.")
+            file.seek(0)
+            number = 1
+            while part := file.read(2**20):
+                if b"\0" in part:
+                    number += part[: part.index(b"\0")].count(b"\n")
+                    return Problem(f"{path}:{number}", "a binary file, not text", f"{_SAVE}, one JSON object a line.")
+                number += part.count(b"\n")
+    except OSError as error:
+        fix = "Put a readable text there, one JSON object a line."
+        return Problem(str(path), f"the file cannot be read ({error.strerror})", fix)
+    return None
+
+
+def _hash(name: str) -> int:
+    """Of the name that the picture will have once prepared, as a file system that ignores case compares it."""
+    return hash(casefolded(prepared_name(name))) & (2**64 - 1)
 
 
 def _read_line(where: str, line: bytes) -> tuple[Line, list[Fault]]:
@@ -192,6 +267,6 @@ def _misspelt_column_problems(lines: Iterable[Line]) -> Iterator[Problem]:
 def captions_of(folder: Path) -> list[str]:
     """The captions of a set; none where they cannot be read, which `find_problems` reports."""
     try:
-        return [row.text for row in read_rows(folder)]
+        return [row.text for row in stream_rows(folder)]
     except UserError:
         return []

@@ -14,7 +14,7 @@ from pipeline.inputs import open_plain
 from pipeline.outputs import atomic_folder
 from pipeline.parallel import count_workers, parallel_map
 from pipeline.pictures.colours import to_srgb
-from pipeline.pictures.metadata import METADATA, leaves_folder, link_fault, read_rows
+from pipeline.pictures.metadata import METADATA, leaves_folder, link_fault, stream_rows
 from pipeline.pictures.reading import UnreadablePicture, load_picture
 from pipeline.pictures.rows import Row
 from pipeline.sections import PrepareSection
@@ -57,9 +57,9 @@ def prepare_set(raw: Path, out: Path, settings: PrepareSection, workers: int | N
     Raises:
         UserError: for faulty metadata, pictures that are links to elsewhere, or the first that cannot be read.
     """
-    rows = read_rows(raw)
+    rows = stream_rows(raw)
     # `check` has said the same, and the folder may have changed since.
-    named = [name for row in rows for name in (row.file_name, row.mask) if name is not None]
+    named = (name for row in rows for name in (row.file_name, row.mask) if name is not None)
     if leaving := [name for name in named if leaves_folder(raw, name)]:
         raise UserError(*(Problem(str(raw / METADATA), *link_fault(name)) for name in leaving))
     with atomic_folder(out) as folder:

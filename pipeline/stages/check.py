@@ -14,7 +14,7 @@ from pipeline.inputs import read_json
 from pipeline.outputs import atomic_file
 from pipeline.params import Params, load_params
 from pipeline.pictures.imagefolder import CaptionLength, find_problems
-from pipeline.pictures.metadata import captions_of, read_rows
+from pipeline.pictures.metadata import captions_of, stream_rows
 from pipeline.tracking import check_ran
 
 CHECKED = Path("data/checked.txt")
@@ -208,7 +208,7 @@ def _keyframe_problems(params: Params) -> list[Problem]:
     problems = []
     for key, morph in params.morphs.items():
         try:
-            names = [row.file_name for row in read_rows(RAW / morph.set)]
+            names = [row.file_name for row in stream_rows(RAW / morph.set)]
         except UserError:
             continue  # the set's own problems are reported already
         for index, keyframe in enumerate(morph.keyframes):

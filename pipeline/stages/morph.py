@@ -20,7 +20,7 @@ from pipeline.adapters.mixing import Adapter
 from pipeline.adapters.store import ADAPTERS, INDEX, find_adapter, read_index
 from pipeline.base.device import choose_device
 from pipeline.base.protocol import Base
-from pipeline.film import Film, FilmSettings, Keyframe
+from pipeline.film import Film, FilmSettings, Keyframe, settings_of, with_style
 from pipeline.frames.cache import FrameCache, Made
 from pipeline.frames.clips import write_frames, write_mp4, write_webp
 from pipeline.frames.prepared import prepared_name, read_captions
@@ -28,8 +28,7 @@ from pipeline.frames.real_ends import RealEnds
 from pipeline.frames.sheets import strip
 from pipeline.frames.tensors import Frame, FrameFiles, read_pictures, to_arrays
 from pipeline.frames.variants import CROSS_FADE, MORPH, WITHOUT_ADAPTERS, Variant
-from pipeline.morphing.diffmorpher import KeyframeAttention
-from pipeline.morphing.engine import Recipe, cross_fade
+from pipeline.morphing.engine import cross_fade
 from pipeline.morphing.pacing import even_alphas
 from pipeline.outputs import atomic_folder, reading, require_output
 from pipeline.params import NONE, load_params
@@ -179,36 +178,6 @@ def read_style(key: str, base: Base) -> Adapter:
     """The adapter of a set that has one for all."""
     require_output(ADAPTERS / key, f"train@{key}")
     return read_adapter(find_adapter(key), base.digest, base.device, base)
-
-
-def with_style(keyframes: Sequence[Keyframe], style: Adapter, settings: MorphSection) -> list[Keyframe]:
-    """The keyframes with a style whose weight goes evenly from the first one's to the last one's."""
-    weights = torch.linspace(settings.style_from, settings.style_to, len(keyframes)).tolist()
-    return [replace(each, style=((style, weight),)) for each, weight in zip(keyframes, weights, strict=True)]
-
-
-def settings_of(settings: MorphSection) -> FilmSettings:
-    """The film's settings from the params."""
-    attention = None
-    if settings.attention and settings.attention_until > 0:
-        attention = KeyframeAttention(settings.attention, settings.attention_until, settings.attention_source)
-    recipe = Recipe(
-        steps=settings.steps,
-        inversion_steps=settings.inversion_steps,
-        solver=settings.solver,
-        use_adain=settings.adain,
-        attention=attention,
-        guidance=settings.guidance,
-        rescale=settings.rescale,
-        negative=settings.negative,
-    )
-    return FilmSettings(
-        recipe=recipe,
-        frames=settings.frames,
-        pacing=settings.pacing,
-        pacing_spare=settings.pacing_spare,
-        loop=settings.loop,
-    )
 
 
 def faded(pictures: torch.Tensor, settings: FilmSettings) -> Iterator[Frame]:

@@ -42,6 +42,9 @@ def run() -> None:
         figures = {f"{key}/{name}": value for key, values in summaries.items() for name, value in values.items()}
         tracker.metrics({name: value for name, value in figures.items() if value is not None})
         tracker.metrics(state_figures(params))
+        if params.tracking.registers:
+            for stage in (*(f"train@{key}" for key in params.sets), *(f"morph@{key}" for key in params.morphs)):
+                tracker.register(params, stage)
     close_parent(params.tracking)
 
 

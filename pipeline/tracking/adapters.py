@@ -12,6 +12,7 @@ from pipeline.tracking.store import Store
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel, Run
+    from mlflow.entities.model_registry import ModelVersion
 
 MODEL = "morphline.model"  # on the server: a model's id in the project's database
 
@@ -77,6 +78,31 @@ def bring_models(mirror: Server, run: "Run", there: "Run") -> None:
         ready = [copies[one].model_id for one in made if one in copies and copies[one].model_id not in shown]
         if ready:
             mirror.client.log_outputs(target.info.run_id, [LoggedModelOutput(model_id, step=0) for model_id in ready])
+
+
+def bring_versions(mirror: Server, run: "Run", there: "Run") -> None:
+    """Bring the versions of registered models that a run made, once the server has their models."""
+    made = [output.model_id for output in run.outputs.model_outputs]
+    found = mirror.store.client.search_model_versions(f"run_id = '{run.info.run_id}'") if made else []
+    if not found:
+        return
+    from pipeline.tracking.registry import MODEL_ID, STATE, add_version, version_of
+
+    copies = _copies(mirror, there)
+
+    def bring(part: Sequence["ModelVersion"]) -> None:
+        version, copy = part[0], copies[part[0].tags[MODEL_ID]]
+        note = (version.description or "").replace(version.tags[MODEL_ID], copy.model_id)
+        source, run_id = f"models:/{copy.model_id}", there.info.run_id
+        add_version(mirror.client, version.name, version.tags, note, copy.model_id, run_id, source)
+
+    lacking = [
+        version
+        for version in found
+        if version.tags.get(MODEL_ID) in copies
+        and not version_of(mirror.client, version.name, version.tags.get(STATE, ""))
+    ]
+    mirror.send("version", lacking, bring, most=1)
 
 
 def _copies(mirror: Server, there: "Run") -> "dict[str, LoggedModel]":

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import redacted
-from pipeline.tracking.adapters import bring_models
+from pipeline.tracking.adapters import bring_models, bring_versions
 from pipeline.tracking.connection import connect, experiment_of, is_refusal, why
 from pipeline.tracking.descriptions import NOTE
 from pipeline.tracking.runs import OPEN, PARENT, PLACE
@@ -106,6 +106,7 @@ class Mirror:
         self._datasets(run, there)
         self._files(run, there)
         bring_models(self, run, there)
+        bring_versions(self, run, there)
         self._tags(run, there)
         if (there.info.status, there.info.end_time) != (run.info.status, run.info.end_time):
             self.client.update_run(there.info.run_id, run.info.status)

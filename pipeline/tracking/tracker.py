@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
     from PIL.Image import Image
 
+    from pipeline.params import Params
+
 BATCH, SECONDS = 1000, 5.0  # as many metrics as MLflow takes at once
 
 log = logging.getLogger(__name__)
@@ -166,6 +168,14 @@ class Tracker:
         """
         shown_in = (self._child, self._parent)
         log_adapter(self._store, shown_in, path, base_source, base_revision, model_name(name), size)
+        self._report()
+
+    @_never_raises
+    def register(self, params: "Params", stage: str) -> None:
+        """The results of `train@SET` or `morph@MORPH`, as they are now, as a version of a registered model."""
+        from pipeline.tracking.registry import candidate_of, register
+
+        register(self._store, self._child, candidate_of(params, stage))
         self._report()
 
     @_never_raises

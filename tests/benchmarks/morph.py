@@ -17,11 +17,11 @@ from diffusers import DDIMScheduler
 from pipeline.base.protocol import Base
 from pipeline.distances.perceptual import perceptual
 from pipeline.evaluation.fidelity import psnr
+from pipeline.film import settings_of
 from pipeline.morphing.diffmorpher import KeyframeAttention
 from pipeline.morphing.engine import Recipe, invert_keyframes
 from pipeline.morphing.pacing import even_alphas
 from pipeline.params import load_params
-from pipeline.stages.morph import settings_of
 from tests.benchmarks.pairs import scenes, trained_keyframes
 from tests.benchmarks.shared import open_pocket, paced_segment, paintings
 from tests.reference import FrameByFrame, repaced_alphas

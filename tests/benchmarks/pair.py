@@ -15,13 +15,12 @@ import torch
 
 from pipeline.base.protocol import Base
 from pipeline.distances.perceptual import perceptual
-from pipeline.film import Film, Keyframe
+from pipeline.film import Film, Keyframe, settings_of
 from pipeline.landscapes.world import caption
 from pipeline.morphing.engine import EncodedKeyframe, Recipe, invert_keyframes, morph_segment
 from pipeline.morphing.pacing import even_alphas
 from pipeline.params import load_params
 from pipeline.sections import TrainSection
-from pipeline.stages.morph import settings_of
 from tests.benchmarks.pairs import scenes, trained_keyframes
 from tests.benchmarks.shared import open_pocket, paintings
 from tests.reference import repaced_alphas

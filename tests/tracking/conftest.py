@@ -100,7 +100,9 @@ ONE_OF_TWO = """
 import sys
 from pipeline.sections import TrackingSection
 from pipeline.tracking import track
-section = TrackingSection(uri=None, experiment="morphline", required=True, pictures_every=None, system_every=None)
+section = TrackingSection(
+    uri=None, experiment="morphline", required=True, pictures_every=None, system_every=None, register=False
+)
 with track(f"train@{sys.argv[1]}", section, {}) as tracker:
     for step in range(30):
         tracker.metric("loss", step, step)
@@ -199,6 +201,7 @@ def section(uri: str | None, **changes: Any) -> TrackingSection:
             "required": True,
             "pictures_every": None,
             "system_every": None,
+            "register": False,
             **changes,
         }
     )

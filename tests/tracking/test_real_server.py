@@ -81,7 +81,7 @@ from PIL import Image
 from pipeline.sections import TrackingSection
 from pipeline.tracking import mirror, track
 section = TrackingSection(
-    uri=sys.argv[1], experiment="morphline", required=False, pictures_every=None, system_every=0.5
+    uri=sys.argv[1], experiment="morphline", required=False, pictures_every=None, system_every=0.5, register=False
 )
 mirror.FIRST_PAUSE = mirror.EVERY = 0.2
 with track(f"train@{sys.argv[2]}", section, {"rank": 8}) as tracker:

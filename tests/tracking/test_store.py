@@ -108,7 +108,9 @@ WRITER = """
 import sys
 from pipeline.sections import TrackingSection
 from pipeline.tracking import track
-section = TrackingSection(uri=None, experiment="morphline", required=True, pictures_every=None, system_every=0.05)
+section = TrackingSection(
+    uri=None, experiment="morphline", required=True, pictures_every=None, system_every=0.05, register=False
+)
 with track(f"train@{sys.argv[1]}", section, {}) as tracker:
     for step in range(400):
         tracker.metric("loss", step, step)

@@ -113,7 +113,7 @@ import os, signal, sys
 from pipeline.sections import TrackingSection
 from pipeline.tracking import track
 section = TrackingSection(
-    uri=sys.argv[1], experiment="morphline", required=True, pictures_every=None, system_every=None
+    uri=sys.argv[1], experiment="morphline", required=True, pictures_every=None, system_every=None, register=False
 )
 with track("train@alps", section, {}) as tracker:
     tracker.metric("loss", 0.5, 1)

@@ -11,7 +11,7 @@ from pipeline.base.protocol import Base
 from pipeline.sections import TrainSection
 from pipeline.training import trainer
 from pipeline.training.checkpoints import Checkpoints, TrainState
-from pipeline.training.examples import Example
+from pipeline.training.examples import Encoded, Example
 from pipeline.training.loop import Job, TrainingSetup, train_adapters
 from pipeline.training.objectives import objective_of
 from tests.training.settings import SETTINGS
@@ -27,7 +27,8 @@ def examples(base: Base, first: int = 0, count: int = 2) -> list[Example]:
         mirrored = Posterior(mean.flip(-1), torch.full_like(mean, 0.1))
         conditioning = base.condition(["a red hill"]).to(torch.device("cpu"))
         posterior = Posterior(mean, torch.full_like(mean, 0.1))
-        made.append(Example(f"{number}.png", f"digest {number}", posterior, conditioning, "a red hill", mirrored))
+        encoded = Encoded(posterior, conditioning, mirrored)
+        made.append(Example(f"{number}.png", f"digest {number}", encoded, "a red hill"))
     return made
 
 

@@ -3,7 +3,7 @@ import torch
 
 from pipeline.base.posterior import Posterior
 from pipeline.training.draws import draw_batch, validation_batch
-from pipeline.training.examples import Example
+from pipeline.training.examples import Encoded, Example
 from tests.paths import PATHS
 from tests.tiny import caption_of
 from tests.training.settings import SETTINGS
@@ -18,10 +18,12 @@ def examples(count: int, std: float = 0.1) -> list[Example]:
         Example(
             f"{number}.png",
             f"digest {number}",
-            Posterior(torch.randn(1, 4, 8, 8, generator=generator), torch.full((1, 4, 8, 8), std)),
-            caption_of(torch.full((1, 3, 2), 1.0 + number)),
+            Encoded(
+                Posterior(torch.randn(1, 4, 8, 8, generator=generator), torch.full((1, 4, 8, 8), std)),
+                caption_of(torch.full((1, 3, 2), 1.0 + number)),
+                Posterior(torch.full((1, 4, 8, 8), -7.0), torch.zeros(1, 4, 8, 8)),
+            ),
             "a red hill",
-            Posterior(torch.full((1, 4, 8, 8), -7.0), torch.zeros(1, 4, 8, 8)),
         )
         for number in range(count)
     ]

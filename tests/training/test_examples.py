@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.errors import UserError
 from pipeline.training import examples
 
 
@@ -50,3 +51,36 @@ def test_the_cache_of_encoded_pictures_has_a_limit_but_for_those_in_use(tmp_path
     assert left(499, 2000) == "1234"
     assert left(0, 1003) == "34"
     assert left(100, 2000) == "4"
+
+
+def test_encoded_pictures_of_a_large_set_are_not_all_in_memory(
+    tmp_path: Path, fresh_tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = fresh_tiny()
+    examples._opened.cache_clear()
+    pixels = torch.randint(256, (12, 3, 32, 32), generator=torch.Generator().manual_seed(1)).byte()
+    plain, read = examples._read, []
+
+    def spy(path: Path) -> Any:
+        read.append(path)
+        return plain(path)
+
+    made = [examples.encode_example(base, str(row), pixels[row], "a hill", False, tmp_path) for row in range(12)]
+    assert all(isinstance(example.encoded, Path) for example in made)
+    monkeypatch.setattr(examples, "_read", spy)
+    for _ in range(2):
+        for row, example in enumerate(made):
+            assert torch.equal(example.posterior.mean, base.encode(pixels[row][None].float() / 255).mean)
+            assert example.flipped is None and example.conditioning["embedding"].shape[0] == 1
+    assert len(read) == 12  # a small set is read once
+    assert examples._opened.cache_info().maxsize == examples.OPEN
+
+
+def test_an_encoded_picture_that_is_gone_is_named(tmp_path: Path, fresh_tiny: Any) -> None:
+    pixels = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    example = examples.encode_example(fresh_tiny(), "a", pixels, "a lake at noon", False, tmp_path)
+    examples._opened.cache_clear()
+    for path in tmp_path.iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match="deleted or damaged while it was needed. Run the same again"):
+        example.posterior.sample(torch.Generator())
