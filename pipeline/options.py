@@ -21,3 +21,14 @@ Frames = Annotated[
 ]
 Steps = Annotated[int | None, typer.Option(help="That make a frame; else as in params.yaml.", min=2, max=1000)]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]
+Key = Annotated[str | None, typer.Option(help="Key of the set and the morph; default: from the pictures' names.")]
+Focuses = Annotated[
+    list[str] | None,
+    typer.Option("--focus", metavar="X,Y", help="What the crop centres on, 0 to 1 each: for each picture, or for all."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", "-S", metavar="SECTION.NAME=VALUE", help="A value of its own, of prepare, train, sample or morph."
+    ),
+]
