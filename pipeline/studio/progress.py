@@ -68,7 +68,7 @@ class LogReader:
 
 
 def problems_in(log: Path, start: int = 0) -> list[str]:
-    """The problems that commands have printed in a log, each once. That `dvc repro` failed is none beside its reason."""
+    """The problems that commands have printed in a log, each once; `dvc repro failed` is no reason."""
     found: dict[str, None] = {}
     within = False
     for line in tail(log, start).splitlines():
@@ -78,10 +78,10 @@ def problems_in(log: Path, start: int = 0) -> list[str]:
             found[problem[1]] = None
         else:
             within = False
-            if said := re.match(r"morphline [\w-]+: (?!stopped)(.+)", line):
-                found[said[1]] = None
-    ours = [line for line in found if not line.startswith("dvc repro ")]
-    return ours or list(found)
+            if said := re.match(r"morphline [\w-]+: (?!stopped)(.+)|ERROR: (.+)", line):
+                found[said[1] or said[2]] = None
+    ours = [line for line in found if not line.startswith(("dvc repro ", "failed to reproduce "))]
+    return ours or [line for line in found if not line.startswith("dvc repro ")] or list(found)
 
 
 def tail(log: Path, start: int = 0) -> str:

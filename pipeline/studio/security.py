@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -39,8 +40,12 @@ HEADERS = {
 }
 
 
-class TooLarge(Exception):
-    """A body beyond what is allowed."""
+class TooLarge(HTTPException):
+    """A body that turned out to be beyond what is allowed; most: bytes."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(413)
+        self.most = most
 
 
 class Guard:
@@ -79,7 +84,7 @@ class Guard:
             return
         most = self.most_upload if scope["path"].endswith(UPLOAD) else MOST_TEXT
         if int(headers.get("content-length", "0")) > most:
-            await _too_large(most)(scope, receive, send_guarded)
+            await too_large(most)(scope, receive, send_guarded)
             return
         read = 0
 
@@ -88,13 +93,10 @@ class Guard:
             message = await receive()
             read += len(message.get("body", b""))
             if read > most:
-                raise TooLarge
+                raise TooLarge(most)
             return message
 
-        try:
-            await self.app(scope, receive_bounded, send_guarded)
-        except TooLarge:
-            await _too_large(most)(scope, receive, send_guarded)
+        await self.app(scope, receive_bounded, send_guarded)
 
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
         """Where the host or the origin is another's, or the request is malformed."""
@@ -153,7 +155,8 @@ def refused(status: int, *problems: Problem) -> Response:
     return JSONResponse({"problems": told}, status)
 
 
-def _too_large(most: int) -> Response:
+def too_large(most: int) -> Response:
+    """The answer to a body of more than `most` bytes."""
     size = f"{most / 2**20:g} MB" if most >= 2**20 else f"{most / 2**10:g} kB"
     response = refused(413, Problem("the file", f"larger than {size}", "Shrink the picture, or save it as JPEG."))
     response.headers["connection"] = "close"  # the rest of the body is not read

@@ -22,7 +22,7 @@ from pipeline.studio.fields import captions_known, fields_of, words_of
 from pipeline.studio.jobs import Queue
 from pipeline.studio.project import Project
 from pipeline.studio.runner import Runner
-from pipeline.studio.security import Guard, refused
+from pipeline.studio.security import Guard, TooLarge, refused, too_large
 from pipeline.studio.uploads import MOST_BYTES, Draft
 
 ELSEWHERE = tuple(f"morph.{name}" for name in ("frames", "fps", "hold", "loop", "pacing", "style_from", "style_to"))
@@ -90,6 +90,10 @@ def _answer_for_mistakes(app: FastAPI, studio: Studio) -> None:
     @app.exception_handler(KeyError)
     async def of_name(request: Request, error: KeyError) -> Response:
         return told(request, 404, Problem(request.url.path, "there is nothing here", "Go back to the gallery."))
+
+    @app.exception_handler(TooLarge)
+    async def of_size(request: Request, error: TooLarge) -> Response:
+        return too_large(error.most)
 
     @app.exception_handler(HTTPException)
     async def of_http(request: Request, error: HTTPException) -> Response:
