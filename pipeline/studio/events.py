@@ -5,8 +5,8 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+from pipeline.frames.first_looks import FIRST_LOOKS
 from pipeline.studio.jobs import Job, Queue
-from pipeline.studio.project import PREVIEWS
 from pipeline.studio.runner import Runner, is_over
 
 EVERY = 0.4  # seconds between two looks
@@ -29,7 +29,7 @@ def previews(job: Job) -> list[str]:
     """Names of the frames that can be seen already, in the order of the morph."""
     started = job.started or job.created
     try:
-        files = [path for path in (PREVIEWS / job.key).glob("*.png") if path.stat().st_mtime >= started - 1]
+        files = [path for path in (FIRST_LOOKS / job.key).glob("*.png") if path.stat().st_mtime >= started - 1]
     except FileNotFoundError:  # they have just been replaced
         return []
     return sorted(path.name for path in files)

@@ -10,10 +10,11 @@ from fastapi import FastAPI
 from starlette.responses import FileResponse, Response, StreamingResponse
 
 from pipeline.errors import Problem, UserError
+from pipeline.frames.first_looks import FIRST_LOOKS
 from pipeline.frames.variants import VARIANTS
 from pipeline.params import KEY, LONGEST_KEY
 from pipeline.studio import gallery
-from pipeline.studio.project import PREVIEWS, STUDIO
+from pipeline.studio.project import STUDIO
 from pipeline.studio.uploads import Draft
 
 KEEP = {"cache-control": "private, max-age=86400"}  # of addresses that change with what they show
@@ -119,7 +120,7 @@ def add_routes(app: FastAPI, morphline: Sequence[str]) -> None:
     def preview(key: str, name: str) -> Response:
         if not re.fullmatch(r"\d{3}-\d\.\d{6}\.png", name):
             raise KeyError(name)
-        return file(PREVIEWS / checked(key) / name, "image/png")
+        return file(FIRST_LOOKS / checked(key) / name, "image/png")
 
 
 def _gif(key: str, morphline: Sequence[str]) -> Path:

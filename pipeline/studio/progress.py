@@ -31,11 +31,11 @@ class Progress:
 
 
 class LogReader:
-    """Reads a log on from where it was left, and keeps how far the job is. start: the byte where this run begins."""
+    """Reads a log on from where it was left, and keeps how far the job is."""
 
-    def __init__(self, path: Path, start: int = 0) -> None:
+    def __init__(self, path: Path) -> None:
         self.path, self.progress = path, Progress()
-        self._position, self._rest = start, ""
+        self._position, self._rest = 0, ""
 
     def read(self) -> Progress:
         """The progress, after whatever the log has more by now."""
@@ -67,11 +67,11 @@ class LogReader:
             )  # fmt: skip
 
 
-def problems_in(log: Path, start: int = 0) -> list[str]:
+def problems_in(log: Path) -> list[str]:
     """The problems that commands have printed in a log, each once; `dvc repro failed` is no reason."""
     found: dict[str, None] = {}
     within = False
-    for line in tail(log, start).splitlines():
+    for line in tail(log).splitlines():
         if re.match(r"morphline [\w-]+(?: [\w-]+)?: \d+ problem\(s\)$", line):
             within = True
         elif within and (problem := _PROBLEM.fullmatch(line)):
@@ -84,12 +84,12 @@ def problems_in(log: Path, start: int = 0) -> list[str]:
     return ours or [line for line in found if not line.startswith("dvc repro ")] or list(found)
 
 
-def tail(log: Path, start: int = 0) -> str:
+def tail(log: Path) -> str:
     """The end of a log as a person would have seen it: of each progress bar, only how it was left."""
     try:
         with log.open("rb") as file:
             size = file.seek(0, 2)
-            file.seek(max(start, size - MOST_LOG))
+            file.seek(max(0, size - MOST_LOG))
             text = file.read().decode("utf-8", "replace")
     except FileNotFoundError:
         return ""

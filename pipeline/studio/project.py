@@ -7,8 +7,6 @@ from pathlib import Path
 from pipeline.params import Params
 
 STUDIO = Path(".work/studio")
-PREVIEWS = Path(".work/previews")
-"""Where the stage `morph` leaves the first frames that it sees, a folder for each morph."""
 
 
 @dataclass(frozen=True)

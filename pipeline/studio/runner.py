@@ -90,9 +90,8 @@ class Runner:
 
     def _run(self, job: Job) -> None:
         job.folder.mkdir(parents=True, exist_ok=True)
-        with job.log.open("ab") as log:
-            start = log.tell()
-            self._readers[job.id] = LogReader(job.log, start)
+        with job.log.open("wb") as log:
+            self._readers[job.id] = LogReader(job.log)
             try:
                 process = subprocess.Popen(
                     [*self.morphline, *job.command], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
@@ -109,9 +108,7 @@ class Runner:
         if process.returncode == 0:
             self.queue.change(job.id, status="done", ended=time.time(), process=None)
         else:
-            problems = problems_in(job.log, start) or [
-                f"it ended with exit code {process.returncode}; the log says more"
-            ]
+            problems = problems_in(job.log) or [f"it ended with exit code {process.returncode}; the log says more"]
             self.queue.change(job.id, status="failed", ended=time.time(), process=None, problems=tuple(problems))
 
     def _watch(self, job: Job, group: int, lives: Callable[[], bool]) -> bool:

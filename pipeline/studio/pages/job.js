@@ -32,7 +32,9 @@ const show = (job) => {
   }[job.status] ?? (job.of ? `${job.label || job.stage}: ${job.step} of ${job.of}` : job.stage ? `${job.stage} is starting` : "Starting");
   part("left").textContent = live && job.of ? studio.seconds(job.left) : "";
   const losses = job.losses;
-  part("loss").hidden = losses.length < 2;
+  part("loss").hidden = !losses.length;
+  document.querySelector("#loss svg").hidden = losses.length < 2;
+  if (losses.length === 1) part("loss-told").textContent = `Training loss: ${losses[0].toPrecision(3)}`;
   if (losses.length > 1) {
     const low = Math.min(...losses), high = Math.max(...losses);
     const points = losses.map((loss, index) => `${(300 * index) / (losses.length - 1)},${76 - (72 * (loss - low)) / (high - low || 1)}`);
