@@ -14,16 +14,19 @@ from pipeline.options import (
     Adapters,
     Captions,
     Engine,
+    Focuses,
     Force,
     Fps,
     Frames,
     Hold,
+    Key,
     Made,
     MorphKey,
     Out,
     Remote,
     Scratch,
     SetKey,
+    Settings,
     Size,
     StageKeys,
     StageName,
@@ -45,6 +48,7 @@ tracking = typer.Typer(
     help="Manage the MLflow runs, which `morphline ui` shows.\n\nExample: morphline track sync",
     no_args_is_help=True,
 )
+LOCAL = "127.0.0.1"
 FOR_PEOPLE = "For you"
 STAGES = "Stages, which `dvc repro` runs when they are needed"
 app.add_typer(tracking, name="track", rich_help_panel=FOR_PEOPLE)
@@ -83,6 +87,10 @@ def morph(
     fps: Fps = None,
     hold: Hold = None,
     size: Size = None,
+    key: Key = None,
+    focus: Focuses = None,
+    settings: Settings = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Measure it, too, beside its baselines.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Without training, tracking or traces: seconds.")] = False,
     force: Force = False,
 ) -> None:
@@ -90,12 +98,18 @@ def morph(
 
     Example: morphline morph a.jpg b.jpg --caption "a beach by day" --caption "a beach at night" --out beach.mp4
 
+    Example: morphline morph a.jpg b.jpg --key trip --focus 0.3,0.5 --focus "" --set morph.loop=true
+
     Example: morphline morph a.jpg b.jpg --quick --frames 60 --fps 24 --out beach.webp
     """
-    from pipeline.commands import morph
+    from pipeline.commands import add, morph
     from pipeline.commands import quick as untrained
 
-    make = partial(untrained.run if quick else morph.run, frames=frames, steps=steps)
+    extras = add.extras_of(focus, settings)
+    if quick and (key or measure):
+        raise typer.BadParameter("--quick adds nothing to the project: neither --key nor --measure goes with it.")
+    made_by = untrained.run if quick else partial(morph.run, key=key, measure=measure)
+    make = partial(made_by, extras=extras, frames=frames, steps=steps)
     print(make(pictures, caption or [], out, fps=fps, hold=hold, size=size, force=force))
 
 
@@ -104,6 +118,8 @@ def add(
     key: Annotated[str, typer.Argument(help="Key of the new set and morph: lower-case letters, digits, hyphens.")],
     pictures: Annotated[list[Path], typer.Argument(help="Two or more pictures, in the order of the morph.")],
     caption: Captions = None,
+    focus: Focuses = None,
+    settings: Settings = None,
 ) -> None:
     """Add your own pictures: copies them to data/raw/KEY, writes metadata.jsonl, and adds set and morph to params.yaml.
 
@@ -111,7 +127,7 @@ def add(
     """
     from pipeline.commands import add
 
-    add.run(key, pictures, caption or [])
+    add.run(key, pictures, caption or [], add.extras_of(focus, settings))
 
 
 @command
@@ -216,6 +232,21 @@ def ui(port: Annotated[int, typer.Option(help="Port on this machine.", min=1, ma
     from pipeline.commands import ui
 
     raise typer.Exit(ui.run(port))
+
+
+@command
+def studio(
+    port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 8300,
+    host: Annotated[str, typer.Option(help="Address to serve on; by default only this machine can reach it.")] = LOCAL,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open it in a browser.")] = True,
+) -> None:
+    """Open the studio: make morphs, watch them being made, see and compare them, in a browser.
+
+    Example: morphline studio --port 8301 --no-browser
+    """
+    from pipeline.commands import studio
+
+    raise typer.Exit(studio.run(port, host, browser))
 
 
 @partial(command, group=tracking, panel="Commands")

@@ -78,6 +78,7 @@ class Film:
     Each keyframe is a frame once, generated and never pasted in; of a loop the first is not repeated at the end.
     batch: samples in one call of the
     denoiser; None: all of a segment. accelerator: of the processes that share the work, and all iterate over the film.
+    on_look: gets each picture (3, H, W) that pacing looks at, with its segment and alpha, long before the film has it.
 
     noise: (K, C, h, w), the keyframes' inverted noise, whose std is 1 at best. alphas: one tensor (F,) for each segment
     generated so far, both ends included.
@@ -95,13 +96,14 @@ class Film:
         batch: int | None = None,
         progress: Bars = lambda label: iter,
         accelerator: Accelerator | None = None,
+        on_look: Callable[[int, float, torch.Tensor], None] = lambda segment, alpha, picture: None,
     ) -> None:
         sizes = {tuple(keyframe.picture.shape) for keyframe in keyframes}
         if len(keyframes) < 2 or len(sizes) != 1:
             found = f"{len(keyframes)} of {', '.join(map(str, sorted(sizes)))}"
             raise ValueError(f"a film needs two keyframes or more of one size, found {found}")
         self.base, self.settings = base, settings or FilmSettings()
-        self.batch, self.progress, self.accelerator = batch, progress, accelerator
+        self.batch, self.progress, self.accelerator, self.on_look = batch, progress, accelerator, on_look
         latents = draw_latents(base, torch.stack([keyframe.picture for keyframe in keyframes]))
         captions = [keyframe.caption for keyframe in keyframes]
         own = adapted_conditioning(base, captions, [keyframe.adapters for keyframe in keyframes])
@@ -132,7 +134,7 @@ class Film:
             # A keyframe is the end of two segments, and made for one of them.
             known = {alpha: ends[row] for alpha, row in ((0.0, first), (1.0, second)) if row in ends}
             bars, seen = self._bars(f"{number + 1}/{len(segments)}"), dict[float, torch.Tensor]()
-            alphas, latents = self._segment(first, second, known, seen, bars)
+            alphas, latents = self._segment(number, known, seen, bars)
             ends |= {first: latents[0], second: latents[-1]}
             self.alphas.append(alphas)
             start = 1 if number else 0
@@ -147,8 +149,7 @@ class Film:
 
     def _segment(
         self,
-        first: int,
-        second: int,
+        number: int,
         known: dict[float, torch.Tensor],
         seen: dict[float, torch.Tensor],
         bars: Bars,
@@ -157,7 +158,8 @@ class Film:
 
         known: those of its ends that are there. seen: gets the pictures that pacing has decoded, as many as MOST_SEEN.
         """
-        settings, noise = self.settings, self.noise[[first, second]]
+        settings, (first, second) = self.settings, self.segments[number]
+        noise = self.noise[[first, second]]
         pair, found = (self.keyframes[first], self.keyframes[second]), dict(known)
 
         def make(alphas: torch.Tensor) -> torch.Tensor:
@@ -177,6 +179,7 @@ class Film:
             features = []
             for alpha, (octaves, picture) in zip(alphas, one_each(list(latents), shown, self.accelerator), strict=True):
                 features.append(Features(tuple(octave.to(self.base.device) for octave in octaves)))
+                self.on_look(number, alpha, picture)
                 if (len(seen) + 1) * picture.nbytes <= MOST_SEEN:
                     seen[alpha] = picture
             return features

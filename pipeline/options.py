@@ -31,3 +31,14 @@ Remote = Annotated[
 ]
 Scratch = Annotated[Path | None, typer.Option(help="Folder for clones; default: the one for temporary files.")]
 Engine = Literal["local", "ray", "slurm"]
+Key = Annotated[str | None, typer.Option(help="Key of the set and the morph; default: from the pictures' names.")]
+Focuses = Annotated[
+    list[str] | None,
+    typer.Option("--focus", metavar="X,Y", help="What the crop centres on, 0 to 1 each: for each picture, or for all."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", "-S", metavar="SECTION.NAME=VALUE", help="A value of its own, of prepare, train, sample or morph."
+    ),
+]

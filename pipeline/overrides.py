@@ -2,10 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
 
 from pipeline.errors import Problem, UserError, shown
-from pipeline.validation import KeyPath
+from pipeline.inputs import BadYaml, parse_yaml
+from pipeline.sections import Section
+from pipeline.validation import KeyPath, explain_errors
+
+OneSection = TypeVar("OneSection", bound=Section)
 
 Overrides = Mapping[KeyPath, set[str]]
 """(`sets`, key of a set, section) to the names that the set overrides there; morphs and edits likewise."""
@@ -40,3 +46,44 @@ def merge_overrides(raw: dict[str, Any], sections: Mapping[str, Sequence[str]], 
 def is_inherited(location: KeyPath, overrides: Overrides) -> bool:
     """Whether an error in a set, a morph or an edit comes from the shared section, where it is reported too."""
     return location[:3] in overrides and location[3] not in overrides[location[:3]]
+
+
+def parse_settings(texts: Sequence[str], sections: Sequence[str]) -> dict[str, dict[str, object]]:
+    """Values by section and name out of texts such as `morph.steps=12`, each value as YAML reads it.
+
+    Raises:
+        UserError: with every text that is no such thing, or names another section.
+    """
+    found: dict[str, dict[str, object]] = {name: {} for name in sections}
+    problems = []
+    for text in texts:
+        where, equals, value = text.partition("=")
+        section, point, name = where.strip().partition(".")
+        if not (equals and point and name and section in sections):
+            fix = f"Write SECTION.NAME=VALUE, such as morph.loop=true; sections: {', '.join(sections)}."
+            problems.append(Problem("--set", f"found {shown(text)}", fix))
+            continue
+        try:
+            found[section][name] = parse_yaml(value)
+        except BadYaml as error:
+            problems.append(Problem(f"--set {where.strip()}", str(error), "Write a value as params.yaml has it."))
+    if problems:
+        raise UserError(*problems)
+    return found
+
+
+def overridden(section: OneSection, name: str, values: Mapping[str, object]) -> OneSection:
+    """A section of params.yaml, called `name`, with other values, which are validated as those of the file are.
+
+    Raises:
+        UserError: with every value that is refused, at `--set NAME.KEY`.
+    """
+    try:
+        return type(section).model_validate({**section.model_dump(by_alias=True), **values})
+    except ValidationError as error:
+        raise UserError(
+            *(
+                Problem(problem.where.replace(": ", ".", 1), problem.found, problem.fix)
+                for problem in explain_errors(error.errors(include_url=False), type(section), Path(f"--set {name}"))
+            )
+        ) from None

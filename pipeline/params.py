@@ -4,6 +4,8 @@ A set, a morph or an edit may override values of its own sections under its key;
 `params.sets["alps"].train` is the complete training section of that set.
 """
 
+import re
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -110,6 +112,12 @@ class Params(Section):
     def get_edit(self, key: str) -> EditSpec:
         """The edit of that key. Raises UserError when there is none."""
         return _entry("edits", self.edits, key)
+
+
+def slugify(text: str) -> str:
+    """Lower-case letters, digits and single hyphens: "Großer See (2)" gives "grosser-see-2"."""
+    ascii_text = unicodedata.normalize("NFKD", text.casefold()).encode("ascii", "ignore").decode()
+    return re.sub(r"[^a-z0-9]+", "-", ascii_text).strip("-")
 
 
 def _entry(group: str, entries: Mapping[str, Entry], key: str) -> Entry:

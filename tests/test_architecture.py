@@ -87,6 +87,7 @@ def test_no_module_imports_itself_through_others() -> None:
                 "commands/add.py",
                 "commands/quick.py",
                 "serving/service.py",
+                "studio",
             },
         ),
         ("landscapes", {"pocket/paintings.py", "pocket/sheet.py", "stages/pocket.py"}),

@@ -6,6 +6,7 @@ import re
 import shutil
 import unicodedata
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
 
@@ -15,33 +16,66 @@ from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from pipeline.errors import Problem, UserError
 from pipeline.outputs import atomic_file, atomic_folder
-from pipeline.params import KEY, LONGEST_KEY, NONE, load_params
+from pipeline.overrides import overridden, parse_settings
+from pipeline.params import KEY, LONGEST_KEY, NONE, MorphSpec, Params, SetSpec, load_params
 from pipeline.pictures.imagefolder import find_problems
 
 RAW = Path("data/raw")
 PARAMS = Path("params.yaml")
+SECTIONS = (*SetSpec.SECTIONS, *MorphSpec.SECTIONS)
+"""Those of params.yaml that a set and its morph may override."""
+_SHARE = r"\s*(?:0?\.\d+|0\.?|1(?:\.0*)?)\s*"
+FOCUS = re.compile(rf"{_SHARE},{_SHARE}")
 
 
-def run(
-    key: str, pictures: Sequence[Path], captions: Sequence[str], overrides: Mapping[str, object] | None = None
-) -> None:
+@dataclass(frozen=True)
+class Extras:
+    """What a set and a morph may have besides pictures and captions.
+
+    focuses: "X,Y" for each picture, one for all, or none; an empty one is none. settings: values that override those of
+    params.yaml, by section (`SECTIONS`) and name.
+    """
+
+    focuses: Sequence[str] = ()
+    settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+
+    def of_section(self, section: str) -> Mapping[str, object]:
+        """The values that override those of a section."""
+        return self.settings.get(section, {})
+
+
+def extras_of(focuses: Sequence[str] | None, settings: Sequence[str] | None) -> Extras:
+    """The extras out of the options of a command.
+
+    Raises:
+        UserError: for a setting that is none.
+    """
+    return Extras(focuses or (), parse_settings(settings or (), SECTIONS))
+
+
+def run(key: str, pictures: Sequence[Path], captions: Sequence[str], extras: Extras | None = None) -> None:
     """Copy the pictures to data/raw/<key>/ with a metadata.jsonl, and add the set and the morph to params.yaml.
 
-    captions: one for each picture, one for all, or none. overrides: valid values of the section `morph` for this morph.
+    captions: one for each picture, one for all, or none.
 
     Raises:
         UserError: with every problem found; then nothing is made, and nothing is ever overwritten.
     """
-    params = load_params(PARAMS)
-    problems = _key_problems(key, {*params.sets, *params.morphs}) + find_mistakes(pictures, captions)
+    params, extras = load_params(PARAMS), extras or Extras()
+    problems = _key_problems(key, {*params.sets, *params.morphs}) + find_mistakes(pictures, captions, extras.focuses)
+    problems += settings_problems(params, extras)
     if problems:
         raise UserError(*problems)
     captions = one_for_each(pictures, captions)
+    focuses = focus_for_each(pictures, extras.focuses)
     names = [_file_name(picture) for picture in pictures]
     with atomic_folder(RAW / key) as folder:
         for picture, name in zip(pictures, names, strict=True):
             shutil.copyfile(picture, folder / name)
-        rows = [{"file_name": name, "text": text} for name, text in zip(names, captions, strict=True)]
+        rows = [
+            {"file_name": name, "text": text, **({"focus": focus} if focus else {})}
+            for name, text, focus in zip(names, captions, focuses, strict=True)
+        ]
         lines = (json.dumps(row, ensure_ascii=False) for row in rows)
         (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         found = find_problems(folder, max_megapixels=params.prepare.max_megapixels)
@@ -49,8 +83,8 @@ def run(
             raise UserError(*(_without_folder(problem, folder) for problem in found))
         _add_to_params(
             {
-                "sets": {"adapter": "image", "prepare": {}, "train": {}, "sample": {}},
-                "morphs": _morph_entry(key, names, overrides),
+                "sets": {"adapter": "image", **{name: dict(extras.of_section(name)) for name in SetSpec.SECTIONS}},
+                "morphs": _morph_entry(key, names, extras.of_section("morph")),
             },
             key,
         )
@@ -68,6 +102,23 @@ def one_for_each(pictures: Sequence[Path], captions: Sequence[str]) -> list[str]
     return [caption.strip() or caption for caption in given]  # what is only blanks is refused with the set
 
 
+def focus_for_each(pictures: Sequence[Path], focuses: Sequence[str]) -> list[list[float] | None]:
+    """The point of each picture that its crop centres on; None: its middle."""
+    given = focuses if len(focuses) > 1 else [*focuses, ""][:1] * len(pictures)
+    return [[float(part) for part in text.split(",")] if text.strip() else None for text in given]
+
+
+def settings_problems(params: Params, extras: Extras) -> list[Problem]:
+    """What is wrong with the values that override those of params.yaml."""
+    problems: list[Problem] = []
+    for name, values in extras.settings.items():
+        try:
+            overridden(getattr(params, name), name, values)
+        except UserError as error:
+            problems += error.problems
+    return problems
+
+
 def _key_problems(key: str, taken: set[str]) -> list[Problem]:
     if not re.fullmatch(KEY, key) or len(key) > LONGEST_KEY:
         fix = f"Allowed: lower-case letters, digits and (not first) hyphens, {LONGEST_KEY} at most."
@@ -77,8 +128,8 @@ def _key_problems(key: str, taken: set[str]) -> list[Problem]:
     return []
 
 
-def find_mistakes(pictures: Sequence[Path], captions: Sequence[str]) -> list[Problem]:
-    """What is wrong with the pictures and captions of a command, before any is opened."""
+def find_mistakes(pictures: Sequence[Path], captions: Sequence[str], focuses: Sequence[str] = ()) -> list[Problem]:
+    """What is wrong with the pictures, captions and focuses of a command, before any picture is opened."""
     problems = []
     if len(pictures) < 2:
         problems.append(Problem("PICTURES", f"{len(pictures)} given", "A morph needs two or more."))
@@ -89,6 +140,14 @@ def find_mistakes(pictures: Sequence[Path], captions: Sequence[str]) -> list[Pro
         Problem("--caption", f"{caption!r} is not UTF-8", "Write it in a terminal whose encoding is UTF-8.")
         for caption in captions
         if not _is_text(caption)
+    ]
+    if len(focuses) not in (0, 1, len(pictures)):
+        found = f"{len(focuses)} points for {len(pictures)} pictures"
+        problems.append(Problem("--focus", found, "Give one for each, in the same order, one for all, or none."))
+    problems += [
+        Problem("--focus", f"found {text!r}", "Write X,Y: 0,0 is left and top, 1,1 right and bottom; empty for none.")
+        for text in focuses
+        if text.strip() and not FOCUS.fullmatch(text)
     ]
     problems += [_missing(path) for path in pictures if not os.path.isfile(path)]
     problems += pipe_problems(RAW)

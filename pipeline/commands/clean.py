@@ -16,6 +16,9 @@ FOLDERS = {
     "adapters": "unfinished trainings",
     "pocket": "unfinished trainings",
     "baselines": "morphs without adapters",
+    "previews": "first frames of morphs",
+    "studio/drafts": "drafts of the studio",
+    "studio/jobs": "logs of the studio",
 }
 
 
@@ -61,7 +64,7 @@ def find_unused(work: Path, before: float) -> Iterator[Unused]:
         files = [path for path in folder.rglob("*") if path.is_file()]
         if max((path.stat().st_mtime for path in files), default=folder.stat().st_mtime) < before:
             finished = (folder / "adapter.safetensors").exists()
-            kind = "finished adapters" if finished else FOLDERS[folder.parent.name]
+            kind = "finished adapters" if finished else FOLDERS[folder.parent.relative_to(work).as_posix()]
             yield Unused(kind, folder, sum(path.stat().st_size for path in files))
 
 

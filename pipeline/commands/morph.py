@@ -1,10 +1,9 @@
 """`morphline morph a.jpg b.jpg`: from a few pictures to a clip in one command, through the same tracked pipeline."""
 
 import json
-import re
+import shutil
 import subprocess
 import sys
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -13,7 +12,10 @@ from pathlib import Path
 from pipeline.commands import add, clip
 from pipeline.errors import Problem, UserError
 from pipeline.inputs import open_plain
-from pipeline.params import Params, load_params
+from pipeline.outputs import atomic_file
+from pipeline.overrides import overridden
+from pipeline.params import NONE, Params, load_params, slugify
+from pipeline.stages import check
 
 FRAMES = 31
 """Of two pictures, at least: with fewer the clip would be over in two seconds."""
@@ -24,6 +26,9 @@ def run(
     captions: Sequence[str],
     out: Path,
     *,
+    key: str | None = None,
+    measure: bool = False,
+    extras: add.Extras | None = None,
     frames: int | None = None,
     steps: int | None = None,
     fps: float | None = None,
@@ -33,31 +38,79 @@ def run(
 ) -> Path:
     """Add the pictures as a set and a morph (unless they were added before), run the pipeline, and write the clip.
 
-    captions: one for each picture, one for all, or none. frames, steps: see `morph_settings`.
+    captions: one for each picture, one for all, or none. key: of the set and the morph; None: from the pictures' names.
+    measure: whether the stage `evaluate` runs, too. frames, steps: see `morph_settings`.
 
     Raises:
         UserError: for pictures or captions that `morphline add` refuses, a clip that `morphline clip` would not write,
-            and a pipeline that failed, which has printed why.
+            what `morphline check` says of what was added, which then is taken back, and a pipeline that failed, which
+            has printed why.
     """
+    extras = extras or add.Extras()
     clip.check_output(out, fps, hold, size, force)
-    params = params_for(pictures, captions)
-    overrides = morph_settings(params, pictures, frames, steps)
-    place = find_place(params, pictures, add.one_for_each(pictures, captions), overrides)
+    params = params_for(pictures, captions, extras)
+    own = {**extras.settings, "morph": morph_settings(params, pictures, frames, steps, extras.of_section("morph"))}
+    extras = add.Extras(extras.focuses, own)
+    place = find_place(params, pictures, add.one_for_each(pictures, captions), extras, key)
+    before = add.PARAMS.read_bytes()
     if place.of is None:
-        add.run(place.key, pictures, captions, overrides)
+        add.run(place.key, pictures, captions, extras)
     elif not place.known:
-        add.add_morph(place.key, place.of, pictures, overrides)
-    code = subprocess.call([sys.executable, "-m", "dvc", "repro", f"morph@{place.key}"])
+        add.add_morph(place.key, place.of, pictures, own["morph"])
+    after = add.PARAMS.read_bytes()
+    target = f"{'evaluate' if measure else 'morph'}@{place.key}"
+    code = reproduce(target)
+    if code and before != after:
+        _take_back_if_refused(place, before, after)
     if code:
-        fix = (
-            f"Fix the problem that it printed above, then run `dvc repro morph@{place.key}` or the same command again."
-        )
-        raise UserError(Problem(f"dvc repro morph@{place.key}", f"it failed (exit code {code})", fix))
+        fix = f"Fix the problem that it printed above, then run `dvc repro {target}` or the same command again."
+        raise UserError(Problem(f"dvc repro {target}", f"it failed (exit code {code})", fix))
     return clip.run(place.key, out, fps=fps, hold=hold, size=size, force=force)
 
 
-def params_for(pictures: Sequence[Path], captions: Sequence[str]) -> Params:
-    """The params, for pictures and captions in which there is no mistake.
+def reproduce(*targets: str) -> int:
+    """Run `dvc repro`; its exit code.
+
+    Raises:
+        KeyboardInterrupt: at Ctrl-C, which goes to the stage too: once that has saved where it is, and has ended.
+    """
+    process, stopped = subprocess.Popen([sys.executable, "-m", "dvc", "repro", *targets]), False
+    while True:
+        try:
+            code = process.wait()
+            break
+        except KeyboardInterrupt:
+            stopped = True
+    if stopped:
+        raise KeyboardInterrupt
+    return code
+
+
+def _take_back_if_refused(place: "Place", before: bytes, after: bytes) -> None:
+    """Undo what was added where `morphline check` refuses it: else it would stop all of the pipeline.
+
+    Raises:
+        UserError: with what it says of that.
+    """
+    try:
+        check.run()
+    except UserError as error:
+        parts = (f": sets.{place.key}:", f": sets.{place.key}.", f": morphs.{place.key}:", f": morphs.{place.key}.")
+        ours = [
+            problem
+            for problem in error.problems
+            if any(part in problem.where for part in parts) or f"{add.RAW / place.key}/" in problem.where
+        ]
+        if ours and add.PARAMS.read_bytes() == after:
+            with atomic_file(add.PARAMS) as path:
+                path.write_bytes(before)
+            if place.of is None:
+                shutil.rmtree(add.RAW / place.key)
+            raise UserError(*ours) from None
+
+
+def params_for(pictures: Sequence[Path], captions: Sequence[str], extras: add.Extras | None = None) -> Params:
+    """The params, for pictures, captions and extras in which there is no mistake.
 
     Raises:
         UserError: with every mistake; who gives the key of a morph for a picture is told what to run instead.
@@ -66,23 +119,29 @@ def params_for(pictures: Sequence[Path], captions: Sequence[str]) -> Params:
     keys = [str(path) for path in pictures if str(path) in params.morphs and not path.exists()]
     fix = "`dvc repro morph@{0}` makes it, `morphline clip {0} --out {0}.mp4` writes its clip anew."
     problems = [Problem(key, "this is a morph of params.yaml, not a picture", fix.format(key)) for key in keys]
-    if problems := problems or add.find_mistakes(pictures, captions):
+    extras = extras or add.Extras()
+    problems = problems or add.find_mistakes(pictures, captions, extras.focuses)
+    if problems := problems + add.settings_problems(params, extras):
         raise UserError(*problems)
     return params
 
 
 def morph_settings(
-    params: Params, pictures: Sequence[Path], frames: int | None, steps: int | None
+    params: Params,
+    pictures: Sequence[Path],
+    frames: int | None,
+    steps: int | None,
+    own: Mapping[str, object] | None = None,
 ) -> dict[str, object]:
     """What a morph through the pictures overrides of the section `morph`.
 
     frames: of each segment, both keyframes included; None: as in params.yaml, but for two pictures FRAMES at least.
-    steps: of inversion and of sampling; None: as in params.yaml.
+    steps: of inversion and of sampling; None: as in params.yaml. own: other values, which win over both.
     """
     if frames is None and len(pictures) == 2 and params.morph.frames < FRAMES:
         frames = FRAMES
     given = {"frames": frames, "steps": steps, "inversion_steps": steps}
-    return {name: value for name, value in given.items() if value is not None}
+    return {**{name: value for name, value in given.items() if value is not None}, **(own or {})}
 
 
 @dataclass(frozen=True)
@@ -95,37 +154,54 @@ class Place:
 
 
 def find_place(
-    params: Params, pictures: Sequence[Path], captions: Sequence[str], overrides: Mapping[str, object]
+    params: Params, pictures: Sequence[Path], captions: Sequence[str], extras: add.Extras, key: str | None = None
 ) -> Place:
-    """A key from the pictures' names, and what was added before of the same pictures, captions and settings."""
-    stem = "-".join(slugify(picture.stem) for picture in pictures)[:60].strip("-") or "morph"
-    settings = params.morph.model_copy(update=dict(overrides))
+    """A key from the pictures' names, or the one given, and what was added before of the same pictures, captions and
+    settings.
+
+    Raises:
+        UserError: where the key that is given is that of something else.
+    """
+    stem = key or "-".join(slugify(picture.stem) for picture in pictures)[:60].strip("-") or "morph"
+    settings = overridden(params.morph, "morph", extras.of_section("morph"))
+    focuses = add.focus_for_each(pictures, extras.focuses)
+
+    def is_set(name: str) -> bool:
+        if name not in params.sets or not _was_added(add.RAW / name, pictures, captions, focuses):
+            return False
+        spec = params.sets[name]
+        return all(
+            getattr(spec, part) == overridden(getattr(params, part), part, extras.of_section(part))
+            for part in spec.SECTIONS
+        )
+
     of: str | None = None
     for number in count(1):
-        key = stem if number == 1 else f"{stem}-{number}"
-        spec = params.morphs.get(key)
-        if spec and spec.morph == settings and _was_added(add.RAW / spec.set, pictures, captions):
-            return Place(key, spec.set, known=True)
-        if of is None and key in params.sets and _was_added(add.RAW / key, pictures, captions):
-            of = key
-        if key not in params.sets and spec is None and not (add.RAW / key).exists():
-            return Place(key, of, known=False)
+        name = stem if number == 1 else f"{stem}-{number}"
+        spec = params.morphs.get(name)
+        if spec and spec.morph == settings and spec.style == NONE and is_set(spec.set):
+            return Place(name, spec.set, known=True)
+        if of is None and is_set(name):
+            of = name
+        if name not in params.sets and spec is None and not (add.RAW / name).exists():
+            return Place(name, of, known=False)
+        if key and (spec or of is None):
+            raise UserError(Problem("--key", f"{key!r} exists already", "Choose another key; nothing is overwritten."))
+        if key:
+            return Place(name, of, known=False)
     raise AssertionError("unreachable: there are always more numbers")
 
 
-def slugify(text: str) -> str:
-    """Lower-case letters, digits and single hyphens: "Großer See (2)" gives "grosser-see-2"."""
-    ascii_text = unicodedata.normalize("NFKD", text.casefold()).encode("ascii", "ignore").decode()
-    return re.sub(r"[^a-z0-9]+", "-", ascii_text).strip("-")
-
-
-def _was_added(folder: Path, pictures: Sequence[Path], captions: Sequence[str]) -> bool:
+def _was_added(
+    folder: Path, pictures: Sequence[Path], captions: Sequence[str], focuses: Sequence[list[float] | None]
+) -> bool:
     try:
         lines = (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines]
-        texts = [row["text"] for row in rows]
+        texts, points = [row["text"] for row in rows], [row.get("focus") for row in rows]
         contents = [_content(folder / row["file_name"]) for row in rows]
-        return texts == list(captions) and contents == [_content(picture) for picture in pictures]
+        same = texts == list(captions) and points == list(focuses)
+        return same and contents == [_content(picture) for picture in pictures]
     except (OSError, ValueError, KeyError, TypeError):
         return False  # another set, or one that was changed: `find_place` tries another name
 

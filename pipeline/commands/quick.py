@@ -14,6 +14,7 @@ from pipeline.commands.morph import morph_settings, params_for
 from pipeline.errors import Problem, UserError
 from pipeline.film import Film, Keyframe, settings_of
 from pipeline.frames.tensors import from_arrays, to_arrays
+from pipeline.overrides import overridden
 from pipeline.pictures.preparing import prepare_picture
 from pipeline.pictures.rows import Row
 from pipeline.sections import PrepareSection
@@ -26,6 +27,7 @@ def run(
     captions: Sequence[str],
     out: Path,
     *,
+    extras: add.Extras | None = None,
     frames: int | None = None,
     steps: int | None = None,
     fps: float | None = None,
@@ -38,11 +40,16 @@ def run(
     Raises:
         UserError: for mistakes in the command, pictures that cannot be read, and a base that cannot be opened.
     """
+    extras = extras or add.Extras()
     clip.check_output(out, fps, hold, size, force)
-    params = params_for(pictures, captions)
-    texts = add.one_for_each(pictures, captions)
-    section = params.morph.model_copy(update=morph_settings(params, pictures, frames, steps))
-    prepared = from_arrays([_prepared(path, params.prepare) for path in pictures])
+    params = params_for(pictures, captions, extras)
+    texts, focuses = add.one_for_each(pictures, captions), add.focus_for_each(pictures, extras.focuses)
+    values = morph_settings(params, pictures, frames, steps, extras.of_section("morph"))
+    section = overridden(params.morph, "morph", values)
+    size_and_crop = overridden(params.prepare, "prepare", extras.of_section("prepare"))
+    prepared = from_arrays(
+        [_prepared(path, focus, size_and_crop) for path, focus in zip(pictures, focuses, strict=True)]
+    )
     base = open_adapted_base(params.base, choose_device(params.machine.device))
     if base.inpaints:
         found = "a base made for inpainting, which makes no morphs"
@@ -56,8 +63,9 @@ def run(
     return clip.write(out, made, stops, fps=fps, hold=hold, size=size)
 
 
-def _prepared(path: Path, settings: PrepareSection) -> np.ndarray:
-    picture, _ = prepare_picture(path, Row(file_name=path.name, text=""), settings)
+def _prepared(path: Path, focus: list[float] | None, settings: PrepareSection) -> np.ndarray:
+    row = Row(file_name=path.name, text="", focus=(focus[0], focus[1]) if focus else None)
+    picture, _ = prepare_picture(path, row, settings)
     return np.asarray(picture)
 
 

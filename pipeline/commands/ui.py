@@ -16,7 +16,7 @@ def run(port: int) -> int:
         UserError: when the port is taken, or the database cannot be opened.
     """
     params = load_params().tracking
-    _require_free(port)
+    require_free(port)
     command, folder = dashboard_command(params, port)
     address = f"http://127.0.0.1:{port}{runs_page(params)}"
     # A group of its own: MLflow serves in a process that it starts, and would leave behind.
@@ -35,11 +35,16 @@ def run(port: int) -> int:
         end_group(server)
 
 
-def _require_free(port: int) -> None:
-    with socket.socket() as probe:
+def require_free(port: int, host: str = "127.0.0.1") -> None:
+    """Refuse a port that cannot be served on.
+
+    Raises:
+        UserError: with the system's reason.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((host, port))
         except OSError as error:
-            fix = "Choose another one, or stop what serves there: it may be an older `morphline ui`."
+            fix = "Choose another one, or stop what serves there: it may be an older Morphline."
             raise UserError(Problem(f"--port {port}", f"it cannot be served on ({error.strerror})", fix)) from None

@@ -2,7 +2,6 @@
 
 import hashlib
 import tempfile
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.adapters.store import INDEX, read_index
-from pipeline.frames.variants import MORPH, VARIANTS, Variant, read_facts
+from pipeline.frames.variants import MORPH, read_facts
 from pipeline.inputs import read_json
 from pipeline.outputs import naming, reading
 from pipeline.params import SetSpec
@@ -19,27 +18,12 @@ from pipeline.report.data_uris import data_uri, thumbnail_uri
 from pipeline.report.figures import ENDS, PACE, Metrics, Row, table
 from pipeline.report.plots import loss_plot
 from pipeline.report.trainings import AdapterRow, adapter_row, read_trainings
+from pipeline.report.viewer import FrameView, frame_views, stops_of, variants_of
 from pipeline.sections import BaseSection, TrainSection
 
-MAX_FRAMES = 120  # in the viewer; of a longer morph every second one, or third, and all at keyframes
 FRAME_SIDE = 384  # px, the most of a frame in the viewer
 WIDE_SIDE = 2400  # px, the most of strips and grids
 EDIT_FIGURES = ("scale", "edges_kept", "style_distance", "style_strangeness")
-
-
-@dataclass(frozen=True)
-class FrameView:
-    """One frame in the viewer.
-
-    position: as text. caption: the keyframe's, or the two that the frame lies between. alphas, as text, and pictures,
-    data URIs: one for each of the variants that were made, since each is paced by itself.
-    """
-
-    number: int
-    position: str
-    caption: str
-    alphas: tuple[str, ...]
-    pictures: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -113,14 +97,17 @@ def morph_part(key: str, metrics: Metrics) -> MorphPart:
     folder = Path("data/morphs", key)
     facts = read_facts(folder)
     prepared, adapters = Path("data/prepared", facts["set"]), Path("models/adapters", facts["set"])
-    frames = frame_views(folder, facts)
-    stops = tuple(index for index, frame in enumerate(frames) if frame.number in _stops(facts))
+    names = sorted(path.name for path in (folder / MORPH.folder).glob("*.png"))
+    frames = frame_views(
+        facts, lambda number, variant: thumbnail_uri(folder / variant.folder / names[number], FRAME_SIDE)
+    )
+    stops = tuple(index for index, frame in enumerate(frames) if frame.number in stops_of(facts))
     index = read_index(adapters)
     with reading(adapters / INDEX):
         files = list(dict.fromkeys(index[keyframe["file_name"]] for keyframe in facts["keyframes"]))
     return MorphPart(
         key=key,
-        variants=tuple(variant.label for variant in _made(facts)),
+        variants=tuple(variant.label for variant in variants_of(facts)),
         facts=facts,
         clip=data_uri(folder / "morph.webp"),
         strip=thumbnail_uri(folder / "strip.png", WIDE_SIDE),
@@ -146,43 +133,6 @@ def morph_part(key: str, metrics: Metrics) -> MorphPart:
             **{f"adapter {name}": file_digest(adapters / name) for name in files},
         },
     )
-
-
-def frame_views(folder: Path, facts: Mapping[str, Any]) -> tuple[FrameView, ...]:
-    """The frames of the viewer, each in every variant that was made. facts: the content of morph.json."""
-    count, stops = len(facts["positions"]), _stops(facts)
-    every = -(-count // MAX_FRAMES)
-    names = sorted(path.name for path in (folder / MORPH.folder).glob("*.png"))
-    return tuple(
-        FrameView(
-            number,
-            *describe_frame(number, facts),
-            tuple(alpha_of(number, facts, variant) for variant in _made(facts)),
-            tuple(thumbnail_uri(folder / variant.folder / names[number], FRAME_SIDE) for variant in _made(facts)),
-        )
-        for number in range(count)
-        if number % every == 0 or number in stops
-    )
-
-
-def describe_frame(number: int, facts: Mapping[str, Any]) -> tuple[str, str]:
-    """Position of a frame as text, and the caption or captions there."""
-    stops, captions = _stops(facts), [keyframe["text"] for keyframe in facts["keyframes"]]
-    position = f"position {facts['positions'][number]:.3g}"
-    if number in stops:
-        return f"{position}, keyframe", captions[stops.index(number)]
-    segment = bisect_right(stops, number) - 1
-    following = captions[(segment + 1) % len(captions)]  # a loop's last segment leads to the first keyframe
-    return position, f"{captions[segment]} → {following}" if captions[segment] or following else ""
-
-
-def alpha_of(number: int, facts: Mapping[str, Any], variant: Variant) -> str:
-    """How far a frame of a variant is from one keyframe to the next, as text; empty at a keyframe."""
-    stops = _stops(facts)
-    if number in stops:
-        return ""
-    segment = bisect_right(stops, number) - 1
-    return f"alpha {facts['alphas'][variant.label][segment][number - stops[segment]]:.3g}"
 
 
 def set_part(key: str, spec: SetSpec, shared: TrainSection) -> SetPart:
@@ -252,12 +202,3 @@ def folder_digest(folder: Path) -> str:
     for path in sorted(folder.iterdir()):
         total.update(f"{path.name}\0{file_digest(path)}\n".encode())
     return f"sha256:{total.hexdigest()}"
-
-
-def _made(facts: Mapping[str, Any]) -> list[Variant]:
-    return [variant for variant in VARIANTS if variant.label in facts["alphas"]]
-
-
-def _stops(facts: Mapping[str, Any]) -> list[int]:
-    """Which frame lies at each keyframe."""
-    return [keyframe["frame"] for keyframe in facts["keyframes"]]

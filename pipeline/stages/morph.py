@@ -23,6 +23,7 @@ from pipeline.base.protocol import Base
 from pipeline.film import Film, FilmSettings, Keyframe, settings_of, with_style
 from pipeline.frames.cache import FrameCache, Made
 from pipeline.frames.clips import write_frames, write_mp4, write_webp
+from pipeline.frames.first_looks import FirstLooks
 from pipeline.frames.prepared import prepared_name, read_captions
 from pipeline.frames.real_ends import RealEnds
 from pipeline.frames.sheets import strip
@@ -78,7 +79,11 @@ def run(key: str) -> None:
             )
             bars = partial(_bar, variant.label, tracker is None)
             batch = params.machine.batch
-            return Film(base, own, film_settings, batch=batch, progress=bars, accelerator=accelerator)
+            film = partial(Film, base, own, film_settings, batch=batch, progress=bars, accelerator=accelerator)
+            if tracker is None or variant != MORPH:
+                return film()
+            looks = FirstLooks(key)
+            return film(on_look=lambda segment, alpha, seen: looks(segment, alpha, to_arrays(seen[None])[0]))
 
         cache = FrameCache(BASELINES)
         digest = baseline_digest(base, keyframes, settings, params.machine.batch, accelerator.num_processes)

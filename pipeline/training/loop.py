@@ -165,9 +165,14 @@ def train_pack(setup: TrainingSetup, jobs: Sequence[Job], states: dict[str, Trai
 
     def report() -> None:
         require_finite()
+        last = []
         for row, job in enumerate(jobs):
+            values: Mapping[str, float] = {}
             for step, values in trainer.values(row, reported):
                 callbacks.step(job.name, step, values)
+            last += [values["loss"]] if values else []
+        if last:
+            bar.set_postfix(loss=f"{sum(last) / len(last):.4f}", refresh=False)
 
     def save() -> None:
         require_finite()

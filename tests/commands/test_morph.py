@@ -1,5 +1,4 @@
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -34,13 +33,13 @@ def runs(monkeypatch: pytest.MonkeyPatch, ran: Path) -> list[list[str]]:
     """What would be run; its morph is another one."""
     called: list[list[str]] = []
 
-    def call(command: list[str]) -> int:
-        called.append(command[1:])
-        out = Path("data/morphs") / command[-1].removeprefix("morph@")
+    def call(target: str) -> int:
+        called.append(["-m", "dvc", "repro", target])
+        out = Path("data/morphs") / target.removeprefix("morph@")
         shutil.copytree(ran / "data/morphs/hills", out, dirs_exist_ok=True)
         return 0
 
-    monkeypatch.setattr(subprocess, "call", call)
+    monkeypatch.setattr(morph, "reproduce", call)
     return called
 
 
@@ -78,7 +77,7 @@ def test_nothing_is_made_or_replaced_for_a_mistake(project: Path, own: list[Path
 def test_a_pipeline_that_fails_is_reported_with_what_to_do(
     project: Path, own: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(subprocess, "call", lambda command: 255)
+    monkeypatch.setattr(morph, "reproduce", lambda target: 255)
     with pytest.raises(UserError, match="exit code 255.*dvc repro morph@one-hill-two"):
         morph.run(own, ["a red hill", "a blue hill"], Path("clip.mp4"))
 

@@ -17,7 +17,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from pipeline.frames.variants import CROSS_FADE, MORPH
-from pipeline.report.page import MAX_FRAMES, alpha_of, describe_frame, frame_views
+from pipeline.report.viewer import MAX_FRAMES, alpha_of, describe_frame, frame_views
 from tests.declarations import ROOT
 from tests.project import HILLS
 
@@ -233,14 +233,13 @@ def test_each_variant_has_its_own_alphas() -> None:
     assert found == [["", "alpha 0.3", "", "alpha 0.6"], ["", "alpha 0.5", "", "alpha 0.5"]]
 
 
-def test_a_long_morph_is_thinned_out_but_for_its_keyframes(tmp_path: Path) -> None:
+def test_a_long_morph_is_thinned_out_but_for_its_keyframes() -> None:
     count, stop = 2 * MAX_FRAMES + 2, 33
-    for folder in FOLDERS.values():
-        (tmp_path / folder).mkdir()
-        for number in range(count):
-            Image.new("RGB", (4, 4), (number % 256, 0, 0)).save(tmp_path / folder / f"{number:04}.png")
     alphas = [np.linspace(0, 1, stop + 1).tolist(), np.linspace(0, 1, count - stop).tolist()]
-    numbers = [frame.number for frame in frame_views(tmp_path, facts_of([0, stop, count - 1], alphas, count))]
+    facts = facts_of([0, stop, count - 1], alphas, count)
+    views = frame_views(facts, lambda number, variant: f"{variant.folder}/{number}")
+    numbers = [frame.number for frame in views]
+    assert views[1].pictures == tuple(f"{folder}/{numbers[1]}" for folder in FOLDERS.values())
     assert len(numbers) < MAX_FRAMES and numbers[0] == 0 and stop in numbers and numbers[-1] == count - 1
     assert numbers == sorted(numbers)
 
@@ -248,7 +247,7 @@ def test_a_long_morph_is_thinned_out_but_for_its_keyframes(tmp_path: Path) -> No
 def test_every_template_is_declared_and_packed() -> None:
     files = {path.relative_to(ROOT / "pipeline/report") for path in (ROOT / "pipeline/report").rglob("*.*")}
     templates = {path for path in files if path.suffix in (".html", ".css", ".js")}
-    assert {path.name for path in templates} == {"page.html", "page.css", "page.js"}
+    assert {path.name for path in templates} == {"page.html", "parts.html", "page.css", "page.js"}
     dvc = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
     deps = {Path(dep) for dep in dvc["stages"]["report"]["deps"]}
     assert all(deps & set((Path("pipeline/report") / path).parents) for path in templates)
