@@ -73,7 +73,7 @@ def models_of(params: Params) -> list[str]:
     """Paths in params.yaml of what Git and DVC need not know: it is pinned by its digest."""
     sections = [params.base, params.refiner, *(spec.edit.control for spec in params.edits.values())]
     names = [getattr(section, name, None) for section in sections for name in ("source", "config")]
-
+    names += [one.file for one in params.base.adapters]
     return sorted({name for name in [*names, params.evaluate.lpips] if name})
 
 

@@ -51,9 +51,10 @@ class PackagedKeyframe(Section):
 class Package(Section):
     """Everything that decides an answer but the request.
 
-    base, digest: the base, and what its adapters are bound to. prepare, morph, sample: sections as in params.yaml, with
-    the set's or morph's own values merged in. adapters: names of the files. keyframes: of a morph, in order. style: the
-    adapter that lies over all frames, at the morph's weights, unless a request says otherwise.
+    base, digest: the base, with the places of its own adapters in here, and what the others are bound to. prepare,
+    morph, sample: sections as in params.yaml, with the set's or morph's own values merged in. adapters: names of the
+    files. keyframes: of a morph, in order. style: the adapter that lies over all frames, at the morph's weights, unless
+    a request says otherwise.
     """
 
     base: BaseSection
@@ -84,7 +85,12 @@ def contents_of(params: Params, stage: str) -> Contents:
     from pipeline.base.opening import adapters_digest  # loads torch and diffusers
 
     kind, _, key = stage.partition("@")
-    return (set_contents if kind == "train" else morph_contents)(params, key, adapters_digest(params.base))
+    contents = (set_contents if kind == "train" else morph_contents)(params, key, adapters_digest(params.base))
+    under = {f"base/{number}.safetensors": one for number, one in enumerate(params.base.adapters)}
+    own = tuple(one.model_copy(update={"file": place}) for place, one in under.items())
+    base = params.base.model_copy(update={"adapters": own})
+    files = {**contents.files, **{place: Path(one.file) for place, one in under.items()}}
+    return Contents(contents.package.model_copy(update={"base": base}), files)
 
 
 def set_contents(params: Params, key: str, digest: str) -> Contents:
@@ -184,7 +190,8 @@ def keyframe_file(name: str) -> str:
 
 
 def _files(package: Package) -> list[str]:
-    return [*map(adapter_file, package.adapters), *(keyframe_file(keyframe.name) for keyframe in package.keyframes)]
+    keyframes = (keyframe_file(keyframe.name) for keyframe in package.keyframes)
+    return [*map(adapter_file, package.adapters), *keyframes, *(one.file for one in package.base.adapters)]
 
 
 def _adapters(params: Params, key: str) -> dict[str, Path]:

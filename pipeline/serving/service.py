@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pipeline.adapted_base import open_adapted_base
 from pipeline.adapters.lora import read_adapter
 from pipeline.adapters.mixing import Adapter, WeightedAdapter
 from pipeline.base.checking import base_digest, is_hub_id
 from pipeline.base.device import choose_device
-from pipeline.base.opening import open_base
 from pipeline.base.posterior import keyed_seed
 from pipeline.base.protocol import Base
 from pipeline.errors import Problem, UserError
@@ -30,6 +30,7 @@ from pipeline.pictures.preparing import prepare_picture
 from pipeline.pictures.rows import Row
 from pipeline.sampling.adapted import adapted_conditioning
 from pipeline.sampling.captions import sample_captions
+from pipeline.sampling.consistency import MOST_STEPS
 from pipeline.sections import MorphSection
 from pipeline.serving.package import Package, adapter_file, keyframe_file, read_package
 from pipeline.serving.requests import (
@@ -62,7 +63,7 @@ class Service:
 
     def __init__(self, folder: Path, patience: float = PATIENCE) -> None:
         self.folder, self.package, self.patience = folder, read_package(folder), patience
-        self.base = open_pinned(self.package)
+        self.base = open_pinned(self.package, folder)
         self._adapters: OrderedDict[str, Adapter] = OrderedDict()
         self._turn, self._count, self._waiting = threading.Lock(), threading.Lock(), 0
 
@@ -132,7 +133,10 @@ class Service:
         section, prepare, count = self.package.sample, self.package.prepare, len(request.captions)
         seed = section.seed if request.seed is None else request.seed
         guidance = section.guidance if request.guidance is None else request.guidance
-        side = self.base.pixels_per_latent
+        steps, side = request.steps or section.steps, self.base.pixels_per_latent
+        if section.solver == "consistency" and steps > MOST_STEPS:
+            found = f"{steps} steps, and this model is sampled by consistency"
+            raise UserError(Problem("inputs: steps", found, f"Ask for at most {MOST_STEPS}."))
         shape = (self.base.latent_channels, prepare.height // side, prepare.width // side)
         # The same noise as in the set's sheet of samples.
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(keyed_seed("sample", seed)))
@@ -142,8 +146,10 @@ class Service:
             noise.repeat(count, 1, 1, 1).to(self.base.device),
             adapted_conditioning(self.base, request.captions, adapters),
             adapters,
-            steps=request.steps or section.steps,
+            steps=steps,
             guidance=guidance,
+            solver=section.solver,
+            seeds=[keyed_seed("sample", seed)] * count,
         )
         return {"pictures": [_png(to_arrays(self.base.decode(latent[None]))[0]) for latent in latents]}
 
@@ -178,7 +184,7 @@ class Service:
         raise UserError(Problem(f"inputs: {where}", found, f"Send a whole picture of at most {most:g} megapixels."))
 
 
-def open_pinned(package: Package) -> Base:
+def open_pinned(package: Package, folder: Path) -> Base:
     """The package's base, which must be the very one by its digest; on CUDA where that is, else MPS, else the CPU.
 
     Raises:
@@ -199,7 +205,9 @@ def open_pinned(package: Package) -> Base:
         fix = f"This model needs {wanted}: name its place by {BASE}=/path/to/base."
         raise UserError(Problem(section.source, f"another base ({found})", fix))
     # Who made the package may have needed no pin, as models/pocket does not.
-    return open_base(section.model_copy(update={"revision": section.revision or wanted}), choose_device("auto"))
+    own = tuple(one.model_copy(update={"file": str(folder / one.file)}) for one in section.adapters)
+    pinned = section.model_copy(update={"revision": section.revision or wanted, "adapters": own})
+    return open_adapted_base(pinned, choose_device("auto"))
 
 
 def _png(frame: Frame) -> str:

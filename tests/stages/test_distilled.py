@@ -8,6 +8,10 @@ from typer.testing import CliRunner
 
 from pipeline.adapters.lora import read_notes
 from pipeline.cli import app
+from pipeline.errors import UserError
+from pipeline.params import load_params
+from pipeline.serving.package import contents_of, write_package
+from pipeline.serving.service import Service
 from pipeline.stages import edit as edit_stage
 from pipeline.stages import prepare, sample, styles, train
 from tests.project import contents, edit, with_entries, with_values
@@ -60,6 +64,25 @@ def test_it_lies_under_samples_and_edits_and_what_is_trained_later_is_bound_to_i
     edit(params, lambda text: with_values(text, {"sample.solver": "midpoint", "base.adapters": "[]"}))
     answer = CliRunner().invoke(app, ["check"])
     assert "without base.adapters: the base must be distilled itself" in answer.stderr
+
+
+def test_a_served_model_takes_it_along(distilled: Path, tmp_path: Path) -> None:
+    """The file is in the package, which needs nothing else of the project; and its samples are in few steps, too."""
+    train.run("dots")
+    values = {"sample.solver": "consistency", "sample.steps": 3, "sample.guidance": 1.0}
+    edit(distilled / "params.yaml", lambda text: with_values(text, values))
+    folder = tmp_path / "package"
+    folder.mkdir()
+    params = load_params()
+    write_package(contents_of(params, "train@dots"), folder)
+    FILE.unlink()
+    service = Service(folder)
+    assert service.base.digest == read_notes(Path("models/adapters/dots/set.safetensors"))["base"]["digest"]
+    asked = {"captions": ["a red hill"], "seed": 1}
+    few = service.answer(asked)["pictures"]
+    assert few == service.answer(asked)["pictures"] and few != service.answer({**asked, "steps": 2})["pictures"]
+    with pytest.raises(UserError, match="9 steps, and this model is sampled by consistency. Ask for at most 8."):
+        service.answer({**asked, "steps": 9})
 
 
 def test_an_adapter_of_the_base_alone_is_refused_on_the_base_with_another_under_it(distilled: Path) -> None:
