@@ -163,6 +163,27 @@ def test_an_override_of_one_set_reruns_that_set_alone(project: Path, morphline: 
     assert sorted(answer.ran) == sorted(["check", "sample@dots", "report"])
 
 
+@pytest.mark.parametrize("stage", ["train@hills", "evaluate@hills"])
+def test_mlflow_draws_the_curves_of_a_stage_above_its_single_figures(
+    reproduced: Path, database: str, stage: str
+) -> None:
+    """Its sections are the names' parts before the last slash, in their order, and at the end one for the rest; it
+    draws bars where the last step is 0."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(database)
+    experiment = client.get_experiment_by_name("by DVC").experiment_id
+    run, *_ = client.search_runs([experiment], f"attributes.run_name = '{stage}'")
+    sections: dict[str, list[str]] = {}
+    for name in run.data.metrics:
+        if not name.startswith("system/"):
+            sections.setdefault(name.rpartition("/")[0], []).append(name)
+    last = {name: client.get_metric_history(run.info.run_id, name)[-1].step for name in run.data.metrics}
+    first, *_, end = sorted(sections, key=lambda section: (section == "", section))
+    assert all(last[name] >= 1 for name in sections[first]), first
+    assert any(last[name] == 0 for name in sections[end]), end
+
+
 def test_two_parents_differ_in_mlflow_only_where_their_states_do(project: Path, morphline: Path, database: str) -> None:
     """So that Compare shows true differences alone, and the pictures of both side by side."""
     from mlflow import MlflowClient

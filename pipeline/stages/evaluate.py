@@ -126,7 +126,7 @@ def log_measurements(tracker: Tracker, key: str, measurements: Mapping[Variant, 
         # Not compared: the report puts the few that decide beside other states'.
         tracker.metrics({f"{variant.name}/{name}": value for name, value in figures.items()}, compared=False)
     for step, row in enumerate(zip(*(measured.distances for measured in measurements.values()), strict=True)):
-        names = (f"distance/{variant.name}" for variant in measurements)
+        names = (f"by_frame/distance/{variant.name}" for variant in measurements)  # MLflow sorts by name: curves first
         tracker.metrics(dict(zip(names, map(float, row), strict=True)), step)
     tracker.picture("smoothness", PLOTS / f"{key}.png")
 

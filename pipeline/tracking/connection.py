@@ -95,8 +95,8 @@ def unusable(uri: str, error: Exception) -> Problem:
     fix = "Make that file readable and writable, or move it away (a new one is made)" if local else (
         "Start that server or correct the address"
     )  # fmt: skip
-    if local and re.search("disk is full|No space left|File too large|[Qq]uota", str(error)):
-        fix = "Make room there"
+    if local and re.search("disk is full|disk I/O error|No space left|File too large|[Qq]uota", str(error)):
+        fix = "Make room there"  # an I/O error is SQLite's word for a file that may not grow
     if "out-of-date" in str(error):
         fix = f"Run `mlflow db upgrade {redacted(uri)}` after saving a copy"
     return Problem(

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import Problem, UserError, redacted
 from pipeline.sections import TrackingSection
-from pipeline.tracking.connection import why
+from pipeline.tracking.connection import unusable, why
 from pipeline.tracking.mirror import Mirror
 from pipeline.tracking.runs import PARENT, STATE, close_dead
-from pipeline.tracking.store import open_store, server_uri
+from pipeline.tracking.store import Store, open_store, server_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -50,11 +50,18 @@ def sync(params: TrackingSection) -> Iterator[Outcome]:
         runs = mirror.store.search(f"tags.`{STATE}` != ''")
         for run in runs:
             if PARENT not in run.data.tags and run.info.status == "RUNNING":
-                close_dead(mirror.store, run.info.run_id)
+                _close_dead(mirror.store, run.info.run_id)
         for run in sorted(reversed(runs), key=lambda run: PARENT in run.data.tags):
             outcome = _bring(mirror, run)
             if outcome.sent or outcome.problem:
                 yield outcome
+
+
+def _close_dead(store: Store, parent: str) -> None:
+    try:
+        close_dead(store, parent)
+    except Exception as error:  # a disk without room, or one that is read-only
+        raise UserError(unusable(f"sqlite:///{store.database}", error)) from None
 
 
 def _bring(mirror: Mirror, run: "Run") -> Outcome:

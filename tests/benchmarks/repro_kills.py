@@ -1,11 +1,13 @@
 """Whole runs of the pipeline killed at random against an undisturbed one: `python -m tests.benchmarks.repro_kills`.
 
-Each `dvc repro` of a tiny project gets a SIGKILL at a random moment: its stage, DVC alone (which leaves the stage
-running, while the next `dvc repro` begins), or both. After so many kills it is let finish. Says whether every output
-and dvc.lock have the bytes of the undisturbed run. `--kills 20 --seed 0`.
+A tiny project's `dvc repro` gets a SIGKILL at a random moment, is started again, is killed again, and so on: its stage,
+DVC alone (which leaves the stage running, while the next `dvc repro` begins), or both. The kills are spread over a few
+whole runs, each from nothing, which are let finish after their share. Says whether every output and dvc.lock have the
+bytes of the undisturbed run. `--kills 20 --runs 3 --seed 0`.
 """
 
 import argparse
+import math
 import os
 import random
 import shutil
@@ -59,16 +61,20 @@ def kill(process: subprocess.Popen[bytes], kind: str) -> bool:
     return True
 
 
-def run(project: Path, kills: int, longest: float, rng: random.Random) -> Counter[str]:
-    """Run until the end, with up to so many kills; which kinds hit."""
+def run(project: Path, kills: int, seconds: float, rng: random.Random) -> Counter[str]:
+    """Run until the end, with up to so many kills, spread over the seconds that it takes; which kinds hit."""
     hit: Counter[str] = Counter()
     for number in range(TRIES):
         process, kind = start(project, project.parent / "log.txt"), rng.choice(KINDS)
+        due = hit.total() < kills
         with suppress(subprocess.TimeoutExpired):
-            process.wait(rng.uniform(0, longest) if hit.total() < kills else None)
-        if process.poll() is None and kill(process, kind):
-            hit[kind] += 1
-            print(f"try {number + 1}: {kind} killed", flush=True)
+            process.wait(rng.uniform(0, 2 * seconds / (kills + 1)) if due else None)
+        while due and process.poll() is None:
+            if kill(process, kind):
+                hit[kind] += 1
+                print(f"try {number + 1}: {kind} killed", flush=True)
+                break
+            time.sleep(0.02)  # between two stages there is none to kill
         code = process.wait()
         if code == 0 and not left(project):
             return hit
@@ -91,7 +97,7 @@ def main() -> None:
     """Kill, compare and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--longest", type=float, default=0.0, help="seconds to a kill; default: as long as one run")
+    parser.add_argument("--runs", type=int, default=3, help="whole runs over which the kills are spread")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
@@ -107,17 +113,24 @@ def main() -> None:
         captions = {name: HILLS[name] for name in ("red hill.png", "blue.png")}
         calm = make_clone(top / "calm", top / "base", params, {"hills": captions})
         subprocess.run(["git", "init", "-q"], cwd=calm, check=True)
-        disturbed = Path(shutil.copytree(calm, top / "disturbed"))
+        fresh = Path(shutil.copytree(calm, top / "fresh"))
         started = time.monotonic()
         run(calm, 0, 0, rng)
-        longest = arguments.longest or time.monotonic() - started
-        hit = run(disturbed, arguments.kills, longest, rng)
-        same = all(contents(disturbed / folder) == contents(calm / folder) for folder in MADE)
-        same &= (disturbed / "dvc.lock").read_bytes() == (calm / "dvc.lock").read_bytes()
-        stale = [path for folder in MADE for path in (disturbed / folder).rglob("*.partial*")]
+        seconds = time.monotonic() - started
+        print(f"undisturbed: {seconds:.0f} s", flush=True)
+        hit: Counter[str] = Counter()
+        runs, same, stale = 0, True, 0
+        while hit.total() < arguments.kills:  # a run may end before its share of them
+            share = math.ceil((arguments.kills - hit.total()) / max(arguments.runs - runs, 1))
+            disturbed = Path(shutil.copytree(fresh, top / f"disturbed-{runs}"))
+            hit += run(disturbed, share, seconds, rng)
+            runs += 1
+            same &= all(contents(disturbed / folder) == contents(calm / folder) for folder in MADE)
+            same &= (disturbed / "dvc.lock").read_bytes() == (calm / "dvc.lock").read_bytes()
+            stale += sum(1 for folder in MADE for _ in (disturbed / folder).rglob("*.partial*"))
         kinds = ", ".join(f"{hit[kind]} of {kind}" for kind in KINDS)
-        print(f"{hit.total()} kills ({kinds}): {'the same bytes' if same else 'OTHER BYTES'}, "
-              f"{len(stale)} unfinished files left")  # fmt: skip
+        print(f"{hit.total()} kills ({kinds}) in {runs} whole runs and {time.monotonic() - started:.0f} s: "
+              f"{'the same bytes' if same else 'OTHER BYTES'}, {stale} unfinished files left")  # fmt: skip
         sys.exit(0 if same and not stale else 1)
 
 

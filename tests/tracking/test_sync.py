@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.tracking import close_parent, sync, track
+from tests.hostile.disks import full_disk
 from tests.tracking.conftest import ROOT, offline_stage, open_book, section, wait_a_moment
 from tests.tracking.stub import Stub
 
@@ -212,3 +213,20 @@ def test_a_stage_that_arrives_after_its_state_was_closed_joins_its_parent(stub: 
     assert first["tags"]["stages.not_run"] == "train@alps"
     note = first["tags"]["mlflow.note.content"]
     assert "Ran: `prepare@alps`, `report`" in note and "Did not need to run: `train@alps`" in note
+
+
+@pytest.mark.parametrize("size", [0, 66_000], ids=["no room at all", "none for its changes"])
+def test_a_database_on_a_full_disk_is_one_line_that_names_it(stub: Stub, project: Path, size: int) -> None:
+    stub.stop()
+    offline_stage(stub.uri, "train@alps")
+    stub.start()
+    book = open_book(project, "morphline")
+    for run in book.runs():  # of a process that was killed
+        book.client.update_run(run.info.run_id, "RUNNING")
+    with full_disk(size), pytest.raises(UserError) as caught:
+        list(sync(section(stub.uri)))
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"tracking database sqlite:///{project}/mlflow.db: cannot be used ("), line
+    assert "Make room there" in line
+    assert [outcome.failed for outcome in sync(section(stub.uri))] == [False, False]
+    assert stub.history("train@alps", "loss") == THREE
