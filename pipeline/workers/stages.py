@@ -104,7 +104,13 @@ def push(repo: "Repo", names: Sequence[str], remote: str) -> None:
         UserError: it does not take them.
     """
     with asking_dvc(f"Look after the remote {remote}, and run the same again."), chdir(repo.root_dir):
-        repo.push(list(names), remote=remote, run_cache=True)
+        repo.push(list(names), remote=remote)
+        own = {stage.cmd for stage in repo.index.stages if stage.addressing in set(names)}
+        runs = repo.stage_cache.push(remote)
+        runs = [run for run in runs if (repo.stage_cache._load_cache(*run) or {}).get("cmd") in own]
+        # A plot that is not in DVC's cache is kept for these records alone, and `dvc push` leaves it out.
+        for objects in repo.stage_cache.get_used_objs(runs).values():
+            repo.cloud.push([one for one in objects if repo.cache.local.exists(one.value)], remote=remote)
 
 
 def _above(repo: "Repo", names: Sequence[str]) -> set[str]:
