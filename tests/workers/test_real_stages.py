@@ -39,5 +39,5 @@ def test_a_real_training_in_a_worker(tmp_path: Path, tiny_folders: dict[str, Pat
     parent = client.get_run(trained.data.tags["mlflow.parentRunId"])
     assert sorted(names) == sorted(["prepare@dots", "train@dots", parent.info.run_name]), "one parent for both"
     assert trained.info.status == "FINISHED" and trained.data.tags["dvc.stage"] == "train@dots"
-    assert len(client.get_metric_history(trained.info.run_id, "loss")) == 4
+    assert len(client.get_metric_history(trained.info.run_id, "loss/set")) == 4
     assert trained.outputs.model_outputs and trained.inputs.dataset_inputs
