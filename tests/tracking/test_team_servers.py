@@ -140,8 +140,9 @@ def rows(postgres: str, query: str) -> list[tuple[Any, ...]]:
 
 
 def test_eight_trainings_log_at_once_while_the_server_is_killed_and_all_is_there_once(
-    team: Mlflow, postgres: str, bucket: Bucket, migrated: Path
+    team: Mlflow, postgres: str, bucket: Bucket, migrated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")  # not a second, as other tests have it
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
     team.start()
     eight = [subprocess.Popen([sys.executable, "-c", WRITER, team.uri, key], env=environment) for key in KEYS]
