@@ -47,13 +47,19 @@ def run_on_ray(tasks: Sequence[Task], workers: int, gpus: int | None, folder: Pa
 
 
 def _join(ray: Any, workers: int) -> None:
+    """Join the cluster that is there, or begin one that ends with this process."""
     try:
         ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), logging_level="ERROR")
+        return
     except ConnectionError:
         if "RAY_ADDRESS" in os.environ:
             fix = "Start it, or unset RAY_ADDRESS for one of this machine's own."
             raise UserError(Problem("RAY_ADDRESS", "no Ray cluster answers there", fix)) from None
+    try:
         ray.init(address="local", num_cpus=workers, logging_level="ERROR", include_dashboard=False)
+    except Exception as error:  # of no kind of its own, where a busy machine takes longer than Ray's 30 seconds
+        fix = "Start one with `ray start --head`, or choose `--on local`."
+        raise UserError(Problem("--on ray", f"no cluster could be begun here ({error})", fix)) from None
 
 
 def _run(ray: Any, tasks: Sequence[Task], workers: int, gpus: int, folder: Path) -> list[str]:

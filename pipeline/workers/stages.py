@@ -65,14 +65,12 @@ def find_stale(repo: "Repo", names: Sequence[str]) -> list[str]:
     Raises:
         UserError: they wait for other stages, whose results may change what they are made from.
     """
+    stage = names[0].partition("@")[0]
     with asking_dvc():
-        run = repo.reproduce(list(names), dry=True, allow_missing=True)
-        would_run = {stage.addressing: stage for stage in run}
-        if waiting := [name for name in would_run if name not in names]:
-            fix = (
-                f"Run `dvc repro {' '.join(waiting[:SHOWN])}` first; `morphline fan-out` shares out such a stage, too."
-            )
-            stage = names[0].partition("@")[0]
+        # The whole stage at once: for each name DVC would read its files anew.
+        would_run = {one.addressing: one for one in repo.reproduce([stage], dry=True, allow_missing=True)}
+        if waiting := sorted(_above(repo, names) & would_run.keys()):
+            fix = f"Run `dvc repro {' '.join(waiting[:SHOWN])}` first; `morphline fan-out` shares out such stages, too."
             raise UserError(Problem(f"stage {stage}", f"it waits for {_few(waiting)}", fix))
         return [name for name in names if name in would_run and not _is_finished(repo, would_run[name])]
 
@@ -106,7 +104,25 @@ def push(repo: "Repo", names: Sequence[str], remote: str) -> None:
         UserError: it does not take them.
     """
     with asking_dvc(f"Look after the remote {remote}, and run the same again."), chdir(repo.root_dir):
-        repo.push(list(names), remote=remote, run_cache=True)
+        repo.push(list(names), remote=remote)
+        own = {stage.cmd for stage in repo.index.stages if stage.addressing in set(names)}
+        runs = repo.stage_cache.push(remote)
+        runs = [run for run in runs if (repo.stage_cache._load_cache(*run) or {}).get("cmd") in own]
+        # A plot that is not in DVC's cache is kept for these records alone, and `dvc push` leaves it out.
+        for objects in repo.stage_cache.get_used_objs(runs).values():
+            repo.cloud.push([one for one in objects if repo.cache.local.exists(one.value)], remote=remote)
+
+
+def _above(repo: "Repo", names: Sequence[str]) -> set[str]:
+    """All that these instances depend on, near and far."""
+    graph, asked = repo.index.graph, set(names)
+    waiting = [stage for stage in graph if stage.addressing in asked]
+    seen = set(waiting)
+    while waiting:
+        new = set(graph.successors(waiting.pop())) - seen
+        seen |= new
+        waiting += new
+    return {stage.addressing for stage in seen} - asked
 
 
 def _instances(repo: "Repo", stage: str) -> "dict[str, PipelineStage]":

@@ -23,7 +23,7 @@ def made(project: Path) -> dict[str, bytes]:
 def wait_for(condition: object, process: "subprocess.Popen[str]", seconds: float = 300.0) -> None:
     until = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
-        assert process.poll() is None and time.monotonic() < until
+        assert process.poll() is None and time.monotonic() < until, process.communicate(timeout=60)[0]
         time.sleep(0.05)
 
 
