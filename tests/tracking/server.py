@@ -37,7 +37,7 @@ class Mlflow:
             start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
         )  # fmt: skip
-        for _ in range(1200):
+        for _ in range(6000):
             try:
                 with urlopen(f"{self.uri}/health", timeout=5):
                     return
