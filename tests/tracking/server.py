@@ -45,7 +45,7 @@ class Mlflow:
             start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             env={**os.environ, **self.more, **QUIET},
         )  # fmt: skip
-        for _ in range(3000):
+        for _ in range(6000):
             try:
                 with urlopen(f"{self.uri}/health", timeout=5):
                     return
