@@ -13,7 +13,8 @@ const studio = {
     } catch {
       throw [{ where: "the studio", text: "The studio does not answer. Start it again: nothing is lost." }];
     }
-    const content = answer.headers.get("content-type")?.includes("json") ? await answer.json() : null;
+    const told = answer.status !== 204 && answer.headers.get("content-type")?.includes("json");
+    const content = told ? await answer.json() : null;
     if (!answer.ok) throw content?.problems ?? [{ where: "the studio", text: `It answered ${answer.status}.` }];
     return content;
   },
