@@ -20,11 +20,13 @@ from pipeline.options import (
     Hold,
     Key,
     MorphKey,
+    OneOrEach,
     Out,
     SetKey,
     Settings,
     Size,
     Steps,
+    Style,
 )
 
 # Before torch is imported: threads that wait for each other give way soon. By default they spin, so that two processes
@@ -84,6 +86,7 @@ def morph(
     key: Key = None,
     focus: Focuses = None,
     settings: Settings = None,
+    style: Style = None,
     measure: Annotated[bool, typer.Option("--measure", help="Measure it, too, beside its baselines.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Without training, tracking or traces: seconds.")] = False,
     force: Force = False,
@@ -99,9 +102,9 @@ def morph(
     from pipeline.commands import add, morph
     from pipeline.commands import quick as untrained
 
-    extras = add.extras_of(focus, settings)
-    if quick and (key or measure):
-        raise typer.BadParameter("--quick adds nothing to the project: neither --key nor --measure goes with it.")
+    extras = add.extras_of(focus, settings, style)
+    if quick and (key or measure or style):
+        raise typer.BadParameter("--quick adds nothing to the project: no --key, --measure or --style goes with it.")
     made_by = untrained.run if quick else partial(morph.run, key=key, measure=measure)
     make = partial(made_by, extras=extras, frames=frames, steps=steps)
     print(make(pictures, caption or [], out, fps=fps, hold=hold, size=size, force=force))
@@ -114,6 +117,7 @@ def add(
     caption: Captions = None,
     focus: Focuses = None,
     settings: Settings = None,
+    adapter: OneOrEach = "image",
 ) -> None:
     """Add your own pictures: copies them to data/raw/KEY, writes metadata.jsonl, and adds set and morph to params.yaml.
 
@@ -121,7 +125,9 @@ def add(
     """
     from pipeline.commands import add
 
-    add.run(key, pictures, caption or [], add.extras_of(focus, settings))
+    if adapter not in ("image", "set"):
+        raise typer.BadParameter("--adapter is image or set.")
+    add.run(key, pictures, caption or [], add.extras_of(focus, settings), "set" if adapter == "set" else "image")
 
 
 @command
@@ -180,6 +186,22 @@ def fuse(
     from pipeline.commands import fuse
 
     print(fuse.run(adapters, out, force))
+
+
+@command
+def restyle(
+    key: SetKey,
+    adapters: Adapters,
+    name: Annotated[str | None, typer.Option("--key", help="Key of the edit; default: from the sets' names.")] = None,
+    settings: Settings = None,
+) -> None:
+    """Change the pictures of a set by other sets' adapters: adds an edit, and runs the pipeline for it.
+
+    Example: morphline restyle alps woodcut:0.8 --set edit.strength=0.6
+    """
+    from pipeline.commands import restyle
+
+    print(restyle.run(key, adapters, name, settings or []))
 
 
 @command

@@ -21,6 +21,8 @@ Frames = Annotated[
 ]
 Steps = Annotated[int | None, typer.Option(help="That make a frame; else as in params.yaml.", min=2, max=1000)]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]
+Style = Annotated[str | None, typer.Option(help="A set with one adapter for all, in whose style the morph is.")]
+OneOrEach = Annotated[str, typer.Option(help="image: one for each picture, and a morph; set: one for all, a style.")]
 Key = Annotated[str | None, typer.Option(help="Key of the set and the morph; default: from the pictures' names.")]
 Focuses = Annotated[
     list[str] | None,
@@ -28,7 +30,5 @@ Focuses = Annotated[
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", "-S", metavar="SECTION.NAME=VALUE", help="A value of its own, of prepare, train, sample or morph."
-    ),
+    typer.Option("--set", "-S", metavar="SECTION.NAME=VALUE", help="A value of its own, as params.yaml has it."),
 ]

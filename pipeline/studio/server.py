@@ -18,6 +18,7 @@ from starlette.responses import Response
 from pipeline.errors import Problem, UserError, of_system
 from pipeline.report.figures import ENDS, PACE
 from pipeline.studio import api, gallery, media
+from pipeline.studio.drafting import styles_of
 from pipeline.studio.fields import captions_known, fields_of, words_of
 from pipeline.studio.jobs import Queue
 from pipeline.studio.project import Project
@@ -156,7 +157,20 @@ def _add_pages(app: FastAPI, studio: Studio) -> None:
         return studio.page(
             "new.html", draft=key, start={"uploads": uploads, "form": draft.form()}, params=params,
             sections=fields_of(params, text, ELSEWHERE), captions=captions_known(params),
-            words=words_of(params.base.source),
+            words=words_of(params.base.source), styles=styles_of(params),
+        )  # fmt: skip
+
+    @app.get("/style")
+    def new_style() -> Response:
+        return RedirectResponse(f"/style/{Draft.new().key}", 303)
+
+    @app.get("/style/{key}")
+    def show_style(key: str) -> Response:
+        draft, params = Draft(key), load()
+        uploads = {name: upload.__dict__ for name, upload in draft.uploads().items()}
+        return studio.page(
+            "style.html", draft=key, start={"uploads": uploads, "form": draft.form()}, params=params,
+            styles=styles_of(params), captions=captions_known(params), words=words_of(params.base.source),
         )  # fmt: skip
 
     @app.get("/jobs")

@@ -4,7 +4,8 @@ const draft = form.dataset.draft;
 const list = document.querySelector("#pictures");
 const start = JSON.parse(document.querySelector("#start").textContent);
 const shape = Number(form.dataset.width) / Number(form.dataset.height);
-const fields = ["title", "frames", "seconds", "hold", "pacing"];
+const makes = form.dataset.makes;
+const fields = ["title", "frames", "seconds", "hold", "pacing", "style", "over", "weight", "strength", "steps"].filter((name) => form.elements[name]);
 let lastCaption = null;
 let timer = 0;
 
@@ -17,7 +18,8 @@ const content = () => {
   const settings = {};
   for (const field of document.querySelectorAll("[data-setting]")) if (field.value.trim()) settings[field.dataset.setting] = field.value;
   const values = Object.fromEntries(fields.map((name) => [name, form.elements[name].value]));
-  return { ...values, loop: form.elements.loop.checked, settings, pictures: [...list.children].map(pictureOf) };
+  if (makes === "morph") Object.assign(values, { loop: form.elements.loop.checked, settings });
+  return { ...values, pictures: [...list.children].map(pictureOf) };
 };
 const save = () => {
   clearTimeout(timer);
@@ -204,7 +206,7 @@ form.addEventListener("submit", async (event) => {
   button.disabled = true;
   clearTimeout(timer);
   try {
-    const made = await studio.ask("POST", `/api/drafts/${draft}/morph`, content());
+    const made = await studio.ask("POST", `/api/drafts/${draft}/${makes}`, content());
     location.href = `/jobs/${made.job}`;
   } catch (problems) {
     showProblems(problems);
@@ -215,7 +217,7 @@ form.addEventListener("submit", async (event) => {
 
 const kept = start.form;
 for (const name of fields) if (kept[name]) form.elements[name].value = kept[name];
-if (kept.loop !== undefined) form.elements.loop.checked = kept.loop;
+if (kept.loop !== undefined && form.elements.loop) form.elements.loop.checked = kept.loop;
 for (const [name, value] of Object.entries(kept.settings ?? {})) {
   const field = document.querySelector(`[data-setting="${CSS.escape(name)}"]`);
   if (field) field.value = value;
@@ -224,3 +226,14 @@ const ordered = (kept.pictures ?? []).filter((picture) => start.uploads[picture.
 const names = new Set(ordered.map((picture) => picture.name));
 for (const picture of [...ordered, ...Object.values(start.uploads).filter((one) => !names.has(one.name))]) add(picture);
 if (list.children.length) renumber();
+
+// A style that is there needs no pictures.
+const ofPictures = document.querySelector("#of-pictures");
+if (ofPictures && form.elements.style) {
+  const choose = () => {
+    ofPictures.hidden = Boolean(form.elements.style.value);
+    form.elements.title.disabled = Boolean(form.elements.style.value);
+  };
+  form.elements.style.addEventListener("change", choose);
+  choose();
+}
