@@ -78,14 +78,21 @@ const add = (picture) => {
     const box = crop.getBoundingClientRect();
     moveFocus(item, (event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height);
   };
-  crop.addEventListener("pointerdown", (event) => {
+  // The ring is dragged or its new place clicked at; dragging the picture elsewhere drags it into order.
+  ring.addEventListener("pointerdown", (event) => {
     event.preventDefault();
+    item.draggable = false;
     ring.focus();
-    crop.setPointerCapture(event.pointerId);
-    drag(event);
-    crop.addEventListener("pointermove", drag);
+    ring.setPointerCapture(event.pointerId);
+    ring.addEventListener("pointermove", drag);
   });
-  for (const end of ["pointerup", "pointercancel"]) crop.addEventListener(end, () => crop.removeEventListener("pointermove", drag));
+  for (const end of ["pointerup", "pointercancel"]) {
+    ring.addEventListener(end, () => {
+      item.draggable = true;
+      ring.removeEventListener("pointermove", drag);
+    });
+  }
+  crop.addEventListener("click", (event) => { if (event.detail) drag(event); }); // not of a key
   ring.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: [-0.02, 0], ArrowRight: [0.02, 0], ArrowUp: [0, -0.02], ArrowDown: [0, 0.02] }[event.key];
     const [x, y] = item.dataset.focus ? JSON.parse(item.dataset.focus) : [0.5, 0.5];
