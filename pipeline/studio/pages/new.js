@@ -38,6 +38,8 @@ const renumber = () => {
     item.querySelector("img").alt = `Picture ${index + 1}: ${start.uploads[item.dataset.name].called}`;
     item.querySelector(".problem").dataset.for = `pictures.${index}.caption`;
     item.querySelector(".caption").setAttribute("aria-label", `Caption of picture ${index + 1}`);
+    const names = { ".focus": "Crop of picture #: arrow keys move it, Delete centres it", ".earlier": "Picture # earlier", ".later": "Picture # later", ".remove": "Remove picture #" };
+    for (const [button, name] of Object.entries(names)) item.querySelector(button).setAttribute("aria-label", name.replace("#", index + 1));
     item.querySelector(".earlier").disabled = index === 0;
     item.querySelector(".later").disabled = index === list.children.length - 1;
   });
@@ -104,20 +106,25 @@ const add = (picture) => {
     } else return;
     event.preventDefault();
   });
-  item.querySelector(".earlier").addEventListener("click", (event) => {
+  const earlier = item.querySelector(".earlier"), later = item.querySelector(".later");
+  const moved = (button, other) => {
+    renumber();
+    (button.disabled ? other : button).focus();
+  };
+  earlier.addEventListener("click", () => {
     item.previousElementSibling?.before(item);
-    renumber();
-    event.target.focus();
+    moved(earlier, later);
   });
-  item.querySelector(".later").addEventListener("click", (event) => {
+  later.addEventListener("click", () => {
     item.nextElementSibling?.after(item);
-    renumber();
-    event.target.focus();
+    moved(later, earlier);
   });
   item.querySelector(".remove").addEventListener("click", async () => {
     await studio.ask("DELETE", `/api/drafts/${draft}/pictures/${picture.name}`).catch(() => {});
+    const next = item.nextElementSibling ?? item.previousElementSibling;
     item.remove();
     renumber();
+    (next?.querySelector(".remove") ?? document.querySelector("#files")).focus();
   });
   // A caption is for writing: while one writes in it, its picture is not dragged.
   caption.addEventListener("pointerdown", () => { item.draggable = false; });
