@@ -219,6 +219,9 @@ def ui(port: Annotated[int, typer.Option(help="Port on this machine.", min=1, ma
 def studio(
     port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 8300,
     host: Annotated[str, typer.Option(help="Address to serve on; by default only this machine can reach it.")] = LOCAL,
+    name: Annotated[
+        list[str] | None, typer.Option(help="Host name of a proxy before it; as often as there are names.")
+    ] = None,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open it in a browser.")] = True,
 ) -> None:
     """Open the studio: make morphs, watch them being made, see and compare them, in a browser.
@@ -227,7 +230,7 @@ def studio(
     """
     from pipeline.commands import studio
 
-    raise typer.Exit(studio.run(port, host, browser))
+    raise typer.Exit(studio.run(port, host, browser, name or ()))
 
 
 @partial(command, group=tracking, panel="Commands")
