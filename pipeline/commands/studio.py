@@ -14,6 +14,7 @@ from pipeline.errors import Problem, UserError
 from pipeline.params import load_params
 from pipeline.studio.project import STUDIO, Project
 from pipeline.studio.server import Studio, create_app
+from pipeline.tracking import run_page
 
 HIDDEN = ("0.0.0.0", "::")
 """Hosts that stand for all of this machine's addresses."""
@@ -38,7 +39,8 @@ def run(port: int, host: str, open_browser: bool) -> int:
 
 def _serve(port: int, host: str, open_browser: bool) -> int:
     token = secrets.token_urlsafe(32)
-    project = Project(load=load_params, morphline=[sys.executable, "-m", "pipeline"])
+    morphline = [sys.executable, "-m", "pipeline"]
+    project = Project(load_params, morphline, lambda stage: run_page(load_params().tracking, stage))
     studio = Studio(project)
     app = create_app(studio, token, () if host in HIDDEN else (host.lower(),))
     shown = "127.0.0.1" if host in HIDDEN else f"[{host}]" if ":" in host else host
