@@ -15,6 +15,7 @@ from pipeline.errors import Problem, UserError
 from pipeline.params import load_params
 from pipeline.studio.project import STUDIO, Project
 from pipeline.studio.server import Studio, create_app
+from pipeline.tracking import run_page
 
 HIDDEN = ("0.0.0.0", "::")
 """Hosts that stand for all of this machine's addresses."""
@@ -41,7 +42,8 @@ def run(port: int, host: str, open_browser: bool, names: Sequence[str] = ()) -> 
 
 def _serve(port: int, host: str, open_browser: bool, names: Sequence[str]) -> int:
     token = secrets.token_urlsafe(32)
-    project = Project(load=load_params, morphline=[sys.executable, "-m", "pipeline"])
+    morphline = [sys.executable, "-m", "pipeline"]
+    project = Project(load_params, morphline, lambda stage: run_page(load_params().tracking, stage))
     studio = Studio(project)
     own = () if host in HIDDEN else (host,)
     app = create_app(studio, token, tuple(name.lower() for name in (*own, *names)))

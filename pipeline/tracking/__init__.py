@@ -8,12 +8,13 @@ every few seconds while a stage runs, at its end, and by `sync`. Tracking never 
 stage can fail (a UserError, unless `tracking.required` is false); after it no call raises.
 """
 
-from pipeline.tracking.dashboard import dashboard_command, runs_page
+from pipeline.tracking.dashboard import dashboard_command, run_page, runs_page
 from pipeline.tracking.stages import check_ran, close_parent, note_ran, track
 from pipeline.tracking.store import server_uri
 from pipeline.tracking.sync import sync
 from pipeline.tracking.tracker import Tracker
 
 __all__ = [
-    "Tracker", "check_ran", "close_parent", "dashboard_command", "note_ran", "runs_page", "server_uri", "sync", "track",
+    "Tracker", "check_ran", "close_parent", "dashboard_command", "note_ran", "run_page", "runs_page",
+    "server_uri", "sync", "track",
 ]  # fmt: skip
