@@ -22,6 +22,7 @@ from pipeline.options import (
     Key,
     Made,
     MorphKey,
+    OneOrEach,
     Out,
     Remote,
     Scratch,
@@ -31,6 +32,7 @@ from pipeline.options import (
     StageKeys,
     StageName,
     Steps,
+    Style,
 )
 
 # Before torch is imported: threads that wait for each other give way soon. By default they spin, so that two processes
@@ -90,6 +92,7 @@ def morph(
     key: Key = None,
     focus: Focuses = None,
     settings: Settings = None,
+    style: Style = None,
     measure: Annotated[bool, typer.Option("--measure", help="Measure it, too, beside its baselines.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Without training, tracking or traces: seconds.")] = False,
     force: Force = False,
@@ -105,9 +108,9 @@ def morph(
     from pipeline.commands import add, morph
     from pipeline.commands import quick as untrained
 
-    extras = add.extras_of(focus, settings)
-    if quick and (key or measure):
-        raise typer.BadParameter("--quick adds nothing to the project: neither --key nor --measure goes with it.")
+    extras = add.extras_of(focus, settings, style)
+    if quick and (key or measure or style):
+        raise typer.BadParameter("--quick adds nothing to the project: no --key, --measure or --style goes with it.")
     made_by = untrained.run if quick else partial(morph.run, key=key, measure=measure)
     make = partial(made_by, extras=extras, frames=frames, steps=steps)
     print(make(pictures, caption or [], out, fps=fps, hold=hold, size=size, force=force))
@@ -120,6 +123,7 @@ def add(
     caption: Captions = None,
     focus: Focuses = None,
     settings: Settings = None,
+    adapter: OneOrEach = "image",
 ) -> None:
     """Add your own pictures: copies them to data/raw/KEY, writes metadata.jsonl, and adds set and morph to params.yaml.
 
@@ -127,7 +131,9 @@ def add(
     """
     from pipeline.commands import add
 
-    add.run(key, pictures, caption or [], add.extras_of(focus, settings))
+    if adapter not in ("image", "set"):
+        raise typer.BadParameter("--adapter is image or set.")
+    add.run(key, pictures, caption or [], add.extras_of(focus, settings), "set" if adapter == "set" else "image")
 
 
 @command
@@ -224,6 +230,22 @@ def fuse(
 
 
 @command
+def restyle(
+    key: SetKey,
+    adapters: Adapters,
+    name: Annotated[str | None, typer.Option("--key", help="Key of the edit; default: from the sets' names.")] = None,
+    settings: Settings = None,
+) -> None:
+    """Change the pictures of a set by other sets' adapters: adds an edit, and runs the pipeline for it.
+
+    Example: morphline restyle alps woodcut:0.8 --set edit.strength=0.6
+    """
+    from pipeline.commands import restyle
+
+    print(restyle.run(key, adapters, name, settings or []))
+
+
+@command
 def ui(port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 5000) -> None:
     """Open the MLflow dashboard of all runs of this project in a local server.
 
@@ -238,6 +260,9 @@ def ui(port: Annotated[int, typer.Option(help="Port on this machine.", min=1, ma
 def studio(
     port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 8300,
     host: Annotated[str, typer.Option(help="Address to serve on; by default only this machine can reach it.")] = LOCAL,
+    name: Annotated[
+        list[str] | None, typer.Option(help="Host name of a proxy before it; as often as there are names.")
+    ] = None,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open it in a browser.")] = True,
 ) -> None:
     """Open the studio: make morphs, watch them being made, see and compare them, in a browser.
@@ -246,7 +271,7 @@ def studio(
     """
     from pipeline.commands import studio
 
-    raise typer.Exit(studio.run(port, host, browser))
+    raise typer.Exit(studio.run(port, host, browser, name or ()))
 
 
 @partial(command, group=tracking, panel="Commands")

@@ -31,6 +31,8 @@ Remote = Annotated[
 ]
 Scratch = Annotated[Path | None, typer.Option(help="Folder for clones; default: the one for temporary files.")]
 Engine = Literal["local", "ray", "slurm"]
+Style = Annotated[str | None, typer.Option(help="A set with one adapter for all, in whose style the morph is.")]
+OneOrEach = Annotated[str, typer.Option(help="image: one for each picture, and a morph; set: one for all, a style.")]
 Key = Annotated[str | None, typer.Option(help="Key of the set and the morph; default: from the pictures' names.")]
 Focuses = Annotated[
     list[str] | None,
@@ -38,7 +40,5 @@ Focuses = Annotated[
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", "-S", metavar="SECTION.NAME=VALUE", help="A value of its own, of prepare, train, sample or morph."
-    ),
+    typer.Option("--set", "-S", metavar="SECTION.NAME=VALUE", help="A value of its own, as params.yaml has it."),
 ]

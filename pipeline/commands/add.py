@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
+from typing import Literal
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
@@ -33,37 +34,45 @@ class Extras:
     """What a set and a morph may have besides pictures and captions.
 
     focuses: "X,Y" for each picture, one for all, or none; an empty one is none. settings: values that override those of
-    params.yaml, by section (`SECTIONS`) and name.
+    params.yaml, by section (`SECTIONS`) and name. style: the set in whose style the morph is.
     """
 
     focuses: Sequence[str] = ()
     settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    style: str = NONE
 
     def of_section(self, section: str) -> Mapping[str, object]:
         """The values that override those of a section."""
         return self.settings.get(section, {})
 
 
-def extras_of(focuses: Sequence[str] | None, settings: Sequence[str] | None) -> Extras:
+def extras_of(focuses: Sequence[str] | None, settings: Sequence[str] | None, style: str | None = None) -> Extras:
     """The extras out of the options of a command.
 
     Raises:
         UserError: for a setting that is none.
     """
-    return Extras(focuses or (), parse_settings(settings or (), SECTIONS))
+    return Extras(focuses or (), parse_settings(settings or (), SECTIONS), style or NONE)
 
 
-def run(key: str, pictures: Sequence[Path], captions: Sequence[str], extras: Extras | None = None) -> None:
+def run(
+    key: str,
+    pictures: Sequence[Path],
+    captions: Sequence[str],
+    extras: Extras | None = None,
+    adapter: Literal["image", "set"] = "image",
+) -> None:
     """Copy the pictures to data/raw/<key>/ with a metadata.jsonl, and add the set and the morph to params.yaml.
 
-    captions: one for each picture, one for all, or none.
+    captions: one for each picture, one for all, or none. adapter: "set" for a style: one adapter for all, and no morph.
 
     Raises:
         UserError: with every problem found; then nothing is made, and nothing is ever overwritten.
     """
     params, extras = load_params(PARAMS), extras or Extras()
-    problems = _key_problems(key, {*params.sets, *params.morphs}) + find_mistakes(pictures, captions, extras.focuses)
-    problems += settings_problems(params, extras)
+    problems = _key_problems(key, {*params.sets, *params.morphs})
+    problems += find_mistakes(pictures, captions, extras.focuses, least=1 if adapter == "set" else 2)
+    problems += extras_problems(params, extras)
     if problems:
         raise UserError(*problems)
     captions = one_for_each(pictures, captions)
@@ -81,19 +90,22 @@ def run(key: str, pictures: Sequence[Path], captions: Sequence[str], extras: Ext
         found = find_problems(folder, max_megapixels=params.prepare.max_megapixels)
         if found:
             raise UserError(*(_without_folder(problem, folder) for problem in found))
-        _add_to_params(
+        add_entries(
             {
-                "sets": {"adapter": "image", **{name: dict(extras.of_section(name)) for name in SetSpec.SECTIONS}},
-                "morphs": _morph_entry(key, names, extras.of_section("morph")),
+                "sets": {"adapter": adapter, **{name: dict(extras.of_section(name)) for name in SetSpec.SECTIONS}},
+                **({"morphs": _morph_entry(key, names, extras)} if adapter == "image" else {}),
             },
             key,
         )
-    print(f"Added the set and the morph {key!r}. `dvc repro` makes the clip: data/morphs/{key}/morph.mp4")
+    if adapter == "set":
+        print(f"Added the set {key!r}. `morphline restyle SET {key}` lays its style over another set's pictures.")
+    else:
+        print(f"Added the set and the morph {key!r}. `dvc repro` makes the clip: data/morphs/{key}/morph.mp4")
 
 
-def add_morph(key: str, of: str, pictures: Sequence[Path], overrides: Mapping[str, object]) -> None:
+def add_morph(key: str, of: str, pictures: Sequence[Path], extras: Extras) -> None:
     """Add one more morph through pictures of a set that is there, with other settings."""
-    _add_to_params({"morphs": _morph_entry(of, [_file_name(picture) for picture in pictures], overrides)}, key)
+    add_entries({"morphs": _morph_entry(of, [_file_name(picture) for picture in pictures], extras)}, key)
 
 
 def one_for_each(pictures: Sequence[Path], captions: Sequence[str]) -> list[str]:
@@ -108,9 +120,13 @@ def focus_for_each(pictures: Sequence[Path], focuses: Sequence[str]) -> list[lis
     return [[float(part) for part in text.split(",")] if text.strip() else None for text in given]
 
 
-def settings_problems(params: Params, extras: Extras) -> list[Problem]:
-    """What is wrong with the values that override those of params.yaml."""
+def extras_problems(params: Params, extras: Extras) -> list[Problem]:
+    """What is wrong with the values that override those of params.yaml, and with the style."""
     problems: list[Problem] = []
+    if extras.style != NONE and (extras.style not in params.sets or params.sets[extras.style].adapter != "set"):
+        styles = ", ".join(key for key, spec in params.sets.items() if spec.adapter == "set") or "none yet"
+        found = f"{extras.style!r} is no set with one adapter for all"
+        problems.append(Problem("--style", found, f"Choose from: {styles}."))
     for name, values in extras.settings.items():
         try:
             overridden(getattr(params, name), name, values)
@@ -128,10 +144,12 @@ def _key_problems(key: str, taken: set[str]) -> list[Problem]:
     return []
 
 
-def find_mistakes(pictures: Sequence[Path], captions: Sequence[str], focuses: Sequence[str] = ()) -> list[Problem]:
+def find_mistakes(
+    pictures: Sequence[Path], captions: Sequence[str], focuses: Sequence[str] = (), least: int = 2
+) -> list[Problem]:
     """What is wrong with the pictures, captions and focuses of a command, before any picture is opened."""
     problems = []
-    if len(pictures) < 2:
+    if len(pictures) < least:
         problems.append(Problem("PICTURES", f"{len(pictures)} given", "A morph needs two or more."))
     if len(captions) not in (0, 1, len(pictures)):
         found = f"{len(captions)} captions for {len(pictures)} pictures"
@@ -192,11 +210,11 @@ def _without_folder(problem: Problem, folder: Path) -> Problem:
     return Problem(problem.where.replace(f"{folder}/", ""), problem.found, problem.fix)
 
 
-def _morph_entry(of: str, names: Sequence[str], overrides: Mapping[str, object] | None) -> dict[str, object]:
-    return {"set": of, "style": NONE, "keyframes": list(names), "morph": dict(overrides or {})}
+def _morph_entry(of: str, names: Sequence[str], extras: Extras) -> dict[str, object]:
+    return {"set": of, "style": extras.style, "keyframes": list(names), "morph": dict(extras.of_section("morph"))}
 
 
-def _add_to_params(entries: Mapping[str, Mapping[str, object]], key: str) -> None:
+def add_entries(entries: Mapping[str, Mapping[str, object]], key: str) -> None:
     """Add entries by their sections and change no other byte: the file's comments and layout are the user's."""
     text = PARAMS.read_bytes().decode("utf-8")
     for section, entry in entries.items():

@@ -77,13 +77,18 @@ def read_chosen(chosen: list[Chosen], base: Adaptable | None, fused: bool = Fals
 
 
 def _choose(name: str) -> Chosen:
-    path, weight = _weighted(name)
+    path, weight = weighted(name)
     file = Path(path) if path.endswith(".safetensors") else find_adapter(path)
     foreign = file.is_file() and is_foreign(file)
     return Chosen(file, weight, None if foreign else read_notes(file)["base"])
 
 
-def _weighted(name: str) -> tuple[str, float]:
+def weighted(name: str) -> tuple[str, float]:
+    """An adapter's name and its weight, 1 where none is given.
+
+    Raises:
+        UserError: for a weight that is no number.
+    """
     path, colon, text = name.rpartition(":")
     if not colon:
         return name, 1.0

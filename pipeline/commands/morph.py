@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from pipeline.errors import Problem, UserError
 from pipeline.inputs import open_plain
 from pipeline.outputs import atomic_file
 from pipeline.overrides import overridden
-from pipeline.params import NONE, Params, load_params, slugify
+from pipeline.params import Params, load_params, slugify
 from pipeline.stages import check
 
 FRAMES = 31
@@ -50,18 +50,19 @@ def run(
     clip.check_output(out, fps, hold, size, force)
     params = params_for(pictures, captions, extras)
     own = {**extras.settings, "morph": morph_settings(params, pictures, frames, steps, extras.of_section("morph"))}
-    extras = add.Extras(extras.focuses, own)
+    extras = replace(extras, settings=own)
     place = find_place(params, pictures, add.one_for_each(pictures, captions), extras, key)
     before = add.PARAMS.read_bytes()
     if place.of is None:
         add.run(place.key, pictures, captions, extras)
     elif not place.known:
-        add.add_morph(place.key, place.of, pictures, own["morph"])
+        add.add_morph(place.key, place.of, pictures, extras)
     after = add.PARAMS.read_bytes()
     target = f"{'evaluate' if measure else 'morph'}@{place.key}"
     code = reproduce(target)
     if code and before != after:
-        _take_back_if_refused(place, before, after)
+        entries = [("morphs", place.key), *([("sets", place.key)] if place.of is None else [])]
+        take_back_if_refused(entries, before, after)
     if code:
         fix = f"Fix the problem that it printed above, then run `dvc repro {target}` or the same command again."
         raise UserError(Problem(f"dvc repro {target}", f"it failed (exit code {code})", fix))
@@ -86,8 +87,10 @@ def reproduce(*targets: str) -> int:
     return code
 
 
-def _take_back_if_refused(place: "Place", before: bytes, after: bytes) -> None:
+def take_back_if_refused(entries: Sequence[tuple[str, str]], before: bytes, after: bytes) -> None:
     """Undo what was added where `morphline check` refuses it: else it would stop all of the pipeline.
+
+    entries: group of params.yaml and key of what was added. before, after: that file, without and with it.
 
     Raises:
         UserError: with what it says of that.
@@ -95,17 +98,18 @@ def _take_back_if_refused(place: "Place", before: bytes, after: bytes) -> None:
     try:
         check.run()
     except UserError as error:
-        parts = (f": sets.{place.key}:", f": sets.{place.key}.", f": morphs.{place.key}:", f": morphs.{place.key}.")
+        parts = [f": {group}.{key}{end}" for group, key in entries for end in (":", ".")]
+        sets = [add.RAW / key for group, key in entries if group == "sets"]
         ours = [
             problem
             for problem in error.problems
-            if any(part in problem.where for part in parts) or f"{add.RAW / place.key}/" in problem.where
+            if any(part in problem.where for part in parts) or any(f"{path}/" in problem.where for path in sets)
         ]
         if ours and add.PARAMS.read_bytes() == after:
             with atomic_file(add.PARAMS) as path:
                 path.write_bytes(before)
-            if place.of is None:
-                shutil.rmtree(add.RAW / place.key)
+            for path in sets:
+                shutil.rmtree(path)
             raise UserError(*ours) from None
 
 
@@ -121,7 +125,7 @@ def params_for(pictures: Sequence[Path], captions: Sequence[str], extras: add.Ex
     problems = [Problem(key, "this is a morph of params.yaml, not a picture", fix.format(key)) for key in keys]
     extras = extras or add.Extras()
     problems = problems or add.find_mistakes(pictures, captions, extras.focuses)
-    if problems := problems + add.settings_problems(params, extras):
+    if problems := problems + add.extras_problems(params, extras):
         raise UserError(*problems)
     return params
 
@@ -179,7 +183,7 @@ def find_place(
     for number in count(1):
         name = stem if number == 1 else f"{stem}-{number}"
         spec = params.morphs.get(name)
-        if spec and spec.morph == settings and spec.style == NONE and is_set(spec.set):
+        if spec and spec.morph == settings and spec.style == extras.style and is_set(spec.set):
             return Place(name, spec.set, known=True)
         if of is None and is_set(name):
             of = name

@@ -4,6 +4,7 @@ import secrets
 import sys
 import threading
 import webbrowser
+from collections.abc import Sequence
 from contextlib import suppress
 
 import uvicorn
@@ -14,13 +15,16 @@ from pipeline.errors import Problem, UserError
 from pipeline.params import load_params
 from pipeline.studio.project import STUDIO, Project
 from pipeline.studio.server import Studio, create_app
+from pipeline.tracking import run_page
 
 HIDDEN = ("0.0.0.0", "::")
 """Hosts that stand for all of this machine's addresses."""
 
 
-def run(port: int, host: str, open_browser: bool) -> int:
+def run(port: int, host: str, open_browser: bool, names: Sequence[str] = ()) -> int:
     """Serve the studio until Ctrl-C or SIGTERM; a job that runs then is interrupted, and goes on at the next start.
+
+    names: of the hosts at which browsers find it besides this machine's own, such as a proxy's.
 
     Raises:
         UserError: where params.yaml is wrong, the port is taken, or another studio serves this project.
@@ -30,17 +34,19 @@ def run(port: int, host: str, open_browser: bool) -> int:
     STUDIO.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(STUDIO / "studio.lock", timeout=0):
-            return _serve(port, host, open_browser)
+            return _serve(port, host, open_browser, names)
     except Timeout:
         found = "another `morphline studio` serves this project already"
         raise UserError(Problem("the studio", found, "Use that one, or stop it.")) from None
 
 
-def _serve(port: int, host: str, open_browser: bool) -> int:
+def _serve(port: int, host: str, open_browser: bool, names: Sequence[str]) -> int:
     token = secrets.token_urlsafe(32)
-    project = Project(load=load_params, morphline=[sys.executable, "-m", "pipeline"])
+    morphline = [sys.executable, "-m", "pipeline"]
+    project = Project(load_params, morphline, lambda stage: run_page(load_params().tracking, stage))
     studio = Studio(project)
-    app = create_app(studio, token, () if host in HIDDEN else (host.lower(),))
+    own = () if host in HIDDEN else (host,)
+    app = create_app(studio, token, tuple(name.lower() for name in (*own, *names)))
     shown = "127.0.0.1" if host in HIDDEN else f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{port}/?token={token}"
     config = uvicorn.Config(

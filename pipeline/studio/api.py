@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.responses import PlainTextResponse, Response
 
 from pipeline.errors import Problem, UserError
-from pipeline.studio.drafting import MorphForm, command_of
+from pipeline.studio.drafting import MorphForm, StyleForm, command_of, commands_of_style
 from pipeline.studio.events import of_job, of_queue, told
 from pipeline.studio.jobs import WAITING, Job, Queue
 from pipeline.studio.progress import tail
@@ -78,7 +78,7 @@ def add_routes(app: FastAPI, project: Project, runner: Runner, stopping: asyncio
         return {"uploads": {name: one.__dict__ for name, one in draft.uploads().items()}, "form": draft.form()}
 
     @app.put("/api/drafts/{key}", status_code=204)
-    def save_draft(key: str, form: MorphForm) -> None:
+    def save_draft(key: str, form: MorphForm | StyleForm) -> None:
         Draft(key).save(form.model_dump())
 
     @app.post("/api/drafts/{key}/check")
@@ -93,6 +93,17 @@ def add_routes(app: FastAPI, project: Project, runner: Runner, stopping: asyncio
         draft.save(form.model_dump())
         job = queue.add("morph", form.title.strip() or made, command, made, draft.key)
         return {"job": job.id, "key": made}
+
+    @app.post("/api/drafts/{key}/style", status_code=201)
+    def make_style(key: str, form: StyleForm) -> Any:
+        draft = Draft(key)
+        jobs = commands_of_style(form, draft, project.load(), _keys(queue))
+        draft.save(form.model_dump())
+        made = [
+            queue.add(kind, (kind == "set" and form.title.strip()) or of, command, of, draft.key)
+            for kind, of, command in jobs
+        ]
+        return {"job": made[-1].id, "key": made[-1].key, "jobs": [job.id for job in made]}
 
     @app.get("/api/jobs")
     def get_jobs() -> Any:

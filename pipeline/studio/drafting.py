@@ -1,5 +1,6 @@
 """A draft's form as a command of the command line, or everything that is wrong with it, field by field."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,7 @@ from pipeline.errors import Problem, UserError
 from pipeline.overrides import overridden, parse_settings
 from pipeline.params import MorphSpec, Params, SetSpec, slugify
 from pipeline.pictures.rows import parse_row
+from pipeline.studio.jobs import Kind
 from pipeline.studio.uploads import Draft
 
 SECTIONS = (*SetSpec.SECTIONS, *MorphSpec.SECTIONS)
@@ -26,10 +28,29 @@ class PictureForm(BaseModel):
     focus: tuple[Share, Share] | None = None
 
 
+class StyleForm(BaseModel):
+    """What the page of a style holds. style: a set that has one adapter for all; empty: one made of the pictures.
+
+    over: the set whose pictures are changed. strength, weight, steps: texts, as params.yaml has them; an
+    empty one: as there.
+    """
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    title: str = Field(default="", max_length=200)
+    pictures: list[PictureForm] = Field(default=[], max_length=64)
+    style: str = Field(default="", max_length=100)
+    over: str = Field(default="", max_length=100)
+    strength: str = Field(default="", max_length=40)
+    weight: str = Field(default="", max_length=40)
+    steps: str = Field(default="", max_length=40)
+
+
 class MorphForm(BaseModel):
     """What the page of a new morph holds. Values are texts, as params.yaml would have them; an empty one: as there.
 
-    seconds: from one picture to the next; settings: by name, such as `morph.steps`.
+    seconds: from one picture to the next; settings: by name, such as `morph.steps`; style: a set with one adapter for
+    all, or nothing.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -41,6 +62,7 @@ class MorphForm(BaseModel):
     hold: str = Field(default="", max_length=40)
     loop: bool = False
     pacing: str = Field(default="", max_length=2000)
+    style: str = Field(default="", max_length=100)
     settings: dict[Annotated[str, Field(max_length=100)], Annotated[str, Field(max_length=2000)]] = Field(
         default={}, max_length=100
     )
@@ -54,31 +76,104 @@ def command_of(form: MorphForm, draft: Draft, params: Params, taken: Sequence[st
     Raises:
         UserError: with every problem; `where` is the field: `pictures`, `pictures.0.caption`, `frames`, `morph.steps`.
     """
-    uploads, problems = draft.uploads(), list[Problem]()
+    names, problems = [picture.name for picture in form.pictures], _picture_problems(form.pictures, draft)
     if len(form.pictures) < 2:
         problems.append(Problem("pictures", f"{len(form.pictures)} given", "A morph needs two or more."))
-    names = [picture.name for picture in form.pictures]
-    for number, picture in enumerate(form.pictures):
+    settings, found = _settings(form, params)
+    problems += found
+    if form.style and form.style not in styles_of(params):
+        problems.append(Problem("style", f"found {form.style!r}", f"Choose from: {', '.join(styles_of(params))}."))
+    key, found = _key(form.title)
+    problems += found
+    if problems:
+        raise UserError(*problems)
+    key = free_key(key or "-".join(Path(name).stem for name in names)[:60].strip("-"), params, taken)
+    command = ["morph", "--key", key, "--measure", "--force", "--out", "{folder}/clip.mp4"]
+    command += [f"--style={form.style}"] if form.style else []
+    command += [*_row_options(form.pictures), *(f"--set={text}" for text in settings)]
+    return key, [*command, "--", *(str(draft.picture(name)) for name in names)]
+
+
+def commands_of_style(
+    form: StyleForm, draft: Draft, params: Params, taken: Sequence[str]
+) -> list[tuple[Kind, str, list[str]]]:
+    """Kind, key and command of the jobs that make a style, if it is none that is there, and lay it over a set.
+
+    Raises:
+        UserError: with every problem; `where` is the field.
+    """
+    problems, styles = list[Problem](), styles_of(params)
+    if form.style and form.style not in styles:
+        problems.append(Problem("style", f"found {form.style!r}", f"Choose from: {', '.join(styles)}."))
+    if not form.style:
+        problems += _picture_problems(form.pictures, draft)
+        if len(form.pictures) < 2:
+            fix = "Drop two pictures or more in one style, or choose a style that is there."
+            problems.append(Problem("pictures", f"{len(form.pictures)} given", fix))
+    if form.over not in params.sets:
+        problems.append(Problem("over", f"found {form.over!r}", f"Choose from: {', '.join(params.sets)}."))
+    weight, found = _weight(form.weight)
+    problems += found
+    settings = {f"edit.{name}": text for name in ("strength", "steps") if (text := getattr(form, name).strip())}
+    for name, text in settings.items():
+        try:
+            overridden(params.edit, "edit", parse_settings([f"{name}={text}"], ["edit"])["edit"])
+        except UserError as error:
+            problems += [Problem(name.removeprefix("edit."), one.found, one.fix) for one in error.problems]
+    key, found = _key(form.title)
+    problems += found
+    if problems:
+        raise UserError(*problems)
+    jobs, style = list[tuple[Kind, str, list[str]]](), form.style
+    if not style:
+        style = free_key(key or "style", params, taken)
+        pictures = [str(draft.picture(picture.name)) for picture in form.pictures]
+        command = ["add", style, "--adapter", "set", *_row_options(form.pictures), "--", *pictures]
+        jobs.append(("set", style, command))
+    edit = free_key(f"{form.over}-{style}"[:60].strip("-"), params, [*taken, style])
+    command = ["restyle", form.over, f"{style}:{weight:g}", "--key", edit]
+    jobs.append(("edit", edit, [*command, *(f"--set={name}={text}" for name, text in settings.items())]))
+    return jobs
+
+
+def styles_of(params: Params) -> list[str]:
+    """The sets that have one adapter for all."""
+    return [key for key, spec in params.sets.items() if spec.adapter == "set"]
+
+
+def _picture_problems(pictures: Sequence[PictureForm], draft: Draft) -> list[Problem]:
+    uploads, problems = draft.uploads(), list[Problem]()
+    names = [picture.name for picture in pictures]
+    for number, picture in enumerate(pictures):
         if picture.name not in uploads or names.index(picture.name) != number:
             problems.append(Problem(f"pictures.{number}", "the picture is not here any more", "Drop it again."))
             continue
         _, faults = parse_row({"file_name": picture.name, "text": picture.caption})
         problems += [Problem(f"pictures.{number}.caption", *fault) for fault in faults]
-    settings, found = _settings(form, params)
-    problems += found
-    key = slugify(form.title)[:60].strip("-")
-    if form.title.strip() and not key:
-        fix = "Use some letters or digits: folders and files are named by it."
-        problems.append(Problem("title", f"found {form.title.strip()!r}", fix))
-    if problems:
-        raise UserError(*problems)
-    key = free_key(key or "-".join(Path(name).stem for name in names)[:60].strip("-"), params, taken)
-    command = ["morph", "--key", key, "--measure", "--force", "--out", "{folder}/clip.mp4"]
-    for picture in form.pictures:
+    return problems
+
+
+def _row_options(pictures: Sequence[PictureForm]) -> list[str]:
+    options = []
+    for picture in pictures:
         focus = "" if picture.focus is None else f"{picture.focus[0]:.4f},{picture.focus[1]:.4f}"
-        command += [f"--caption={picture.caption}", f"--focus={focus}"]
-    command += [f"--set={text}" for text in settings]
-    return key, [*command, "--", *(str(draft.picture(name)) for name in names)]
+        options += [f"--caption={picture.caption}", f"--focus={focus}"]
+    return options
+
+
+def _key(title: str) -> tuple[str, list[Problem]]:
+    key = slugify(title)[:60].strip("-")
+    fix = "Use some letters or digits: folders and files are named by it."
+    return key, [Problem("title", f"found {title.strip()!r}", fix)] if title.strip() and not key else []
+
+
+def _weight(text: str) -> tuple[float, list[Problem]]:
+    try:
+        weight = float(text or 1)
+    except ValueError:
+        weight = math.nan
+    wrong = [] if -4 <= weight <= 4 else [Problem("weight", f"found {text.strip()!r}", "Write a number, -4 to 4.")]
+    return weight, wrong
 
 
 def free_key(key: str, params: Params, taken: Sequence[str]) -> str:

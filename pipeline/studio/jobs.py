@@ -14,6 +14,7 @@ from pipeline.inputs import read_json
 from pipeline.outputs import atomic_file
 from pipeline.studio.project import STUDIO
 
+Kind = Literal["morph", "edit", "set"]
 Status = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
 WAITING: tuple[Status, ...] = ("interrupted", "queued")
 ENDED: tuple[Status, ...] = ("done", "failed", "cancelled")
@@ -24,13 +25,13 @@ MOST_WAITING = 100
 class Job:
     """A command of the command line that is to run, runs or has run.
 
-    command: what follows `morphline`. key: of the morph or edit that it makes. draft: where its pictures are. out: a
-    file that is there once it has succeeded. process: number and start (seconds since 1970) of what runs it. problems:
-    why it failed, a line each. Times are seconds since 1970.
+    command: what follows `morphline`. key: of the morph, edit or set that it makes. draft: where its pictures are.
+    process: number and start (seconds since 1970) of what runs it. problems: why it failed, a line each. Times are
+    seconds since 1970.
     """
 
     id: str
-    kind: Literal["morph", "edit"]
+    kind: Kind
     title: str
     command: tuple[str, ...]
     key: str
@@ -75,7 +76,12 @@ class Queue:
             return self._jobs.get(key)
 
     def add(
-        self, kind: Literal["morph", "edit"], title: str, command: Sequence[str], key: str, draft: str | None = None
+        self,
+        kind: Literal["morph", "edit", "set"],
+        title: str,
+        command: Sequence[str],
+        key: str,
+        draft: str | None = None,
     ) -> Job:
         """Put a job at the end of the queue. `{folder}` in a part of its command stands for the job's own folder.
 

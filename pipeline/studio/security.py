@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import cookie_parser
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.errors import Problem
@@ -38,6 +38,14 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
+
+
+STRANGERS = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<meta name="color-scheme" content="light dark">
+<title>Morphline studio</title><h1>Morphline studio</h1><p>Not shown: {found}. {fix}</p></html>
+"""
+"""The only page that a browser without the token sees: it needs nothing else of the studio's."""
 
 
 class TooLarge(HTTPException):
@@ -143,7 +151,10 @@ class Guard:
         if self._is_token(cookies.get(self.cookie, "")):
             return None
         fix = "Open the address that `morphline studio` printed when it was started, with the token at its end."
-        return refused(403, Problem("the studio", "this browser has not its token", fix))
+        problem = Problem("the studio", "this browser has not its token", fix)
+        if "text/html" in headers.get("accept", ""):
+            return HTMLResponse(STRANGERS.format(found=problem.found, fix=problem.fix), 403)
+        return refused(403, problem)
 
     def _is_token(self, given: str) -> bool:
         return secrets.compare_digest(given.encode(), self.token.encode())

@@ -18,6 +18,8 @@ from starlette.responses import Response
 from pipeline.errors import Problem, UserError, of_system
 from pipeline.report.figures import ENDS, PACE
 from pipeline.studio import api, gallery, media
+from pipeline.studio.dashboard import Dashboard
+from pipeline.studio.drafting import styles_of
 from pipeline.studio.fields import captions_known, fields_of, words_of
 from pipeline.studio.jobs import Queue
 from pipeline.studio.project import Project
@@ -35,7 +37,7 @@ class Studio:
 
     def __init__(self, project: Project, runner: Runner | None = None) -> None:
         self.project, self.runner = project, runner or Runner(Queue(), project.morphline)
-        self.queue = self.runner.queue
+        self.queue, self.dashboard = self.runner.queue, Dashboard(project.morphline)
         self.stopping = asyncio.Event()
         places = (("pipeline.studio", "pages"), ("pipeline.report", "templates"))
         self.pages = Environment(
@@ -60,6 +62,7 @@ def create_app(studio: Studio, token: str, names: tuple[str, ...] = ()) -> Guard
         yield
         studio.stopping.set()
         await asyncio.to_thread(studio.runner.stop)
+        await asyncio.to_thread(studio.dashboard.stop)
 
     app = FastAPI(title="Morphline studio", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     _answer_for_mistakes(app, studio)
@@ -119,7 +122,8 @@ def _add_pages(app: FastAPI, studio: Studio) -> None:
             return studio.page("unmade.html", kind="morph", key=key, picture=spec.keyframes[0])
         page = gallery.morph_page(key)
         others = [name for name in params.morphs if name != key and (gallery.MORPHS / name / "morph.json").is_file()]
-        return studio.page("morph.html", morph=page, others=others, pace=PACE, ends=ENDS)
+        tracked = studio.project.run_page(f"morph@{key}") is not None
+        return studio.page("morph.html", morph=page, others=others, tracked=tracked, pace=PACE, ends=ENDS)
 
     @app.get("/edits/{key}")
     def show_edit(key: str) -> Response:
@@ -133,6 +137,13 @@ def _add_pages(app: FastAPI, studio: Studio) -> None:
         spec = load().get_set(key)
         pictures, adapters = gallery.pictures_of(key), gallery.adapters_of(key)
         return studio.page("set.html", key=key, spec=spec, pictures=pictures, adapters=adapters)
+
+    @app.get("/runs/{stage}/{key}")
+    def show_run(stage: str, key: str) -> Response:
+        page = studio.project.run_page(f"{stage}@{key}") if stage in ("morph", "train", "evaluate", "edit") else None
+        if page is None:
+            raise KeyError(stage)
+        return RedirectResponse(studio.dashboard.address() + page, 303)
 
     @app.get("/compare")
     def show_compare(a: str, b: str) -> Response:
@@ -156,7 +167,20 @@ def _add_pages(app: FastAPI, studio: Studio) -> None:
         return studio.page(
             "new.html", draft=key, start={"uploads": uploads, "form": draft.form()}, params=params,
             sections=fields_of(params, text, ELSEWHERE), captions=captions_known(params),
-            words=words_of(params.base.source),
+            words=words_of(params.base.source), styles=styles_of(params),
+        )  # fmt: skip
+
+    @app.get("/style")
+    def new_style() -> Response:
+        return RedirectResponse(f"/style/{Draft.new().key}", 303)
+
+    @app.get("/style/{key}")
+    def show_style(key: str) -> Response:
+        draft, params = Draft(key), load()
+        uploads = {name: upload.__dict__ for name, upload in draft.uploads().items()}
+        return studio.page(
+            "style.html", draft=key, start={"uploads": uploads, "form": draft.form()}, params=params,
+            styles=styles_of(params), captions=captions_known(params), words=words_of(params.base.source),
         )  # fmt: skip
 
     @app.get("/jobs")

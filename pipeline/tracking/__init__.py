@@ -8,7 +8,7 @@ every few seconds while a stage runs, at its end, and by `sync`. Tracking never 
 stage can fail (a UserError, unless `tracking.required` is false); after it no call raises.
 """
 
-from pipeline.tracking.dashboard import dashboard_command, runs_page
+from pipeline.tracking.dashboard import dashboard_command, run_page, runs_page
 from pipeline.tracking.homecoming import bring_home, worker_database
 from pipeline.tracking.stages import check_ran, close_parent, note_ran, track
 from pipeline.tracking.store import server_uri
@@ -16,6 +16,6 @@ from pipeline.tracking.sync import sync
 from pipeline.tracking.tracker import Tracker
 
 __all__ = [
-    "Tracker", "bring_home", "check_ran", "close_parent", "dashboard_command", "note_ran", "runs_page", "server_uri",
-    "sync", "track", "worker_database",
+    "Tracker", "bring_home", "check_ran", "close_parent", "dashboard_command", "note_ran", "run_page", "runs_page",
+    "server_uri", "sync", "track", "worker_database",
 ]  # fmt: skip

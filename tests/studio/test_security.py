@@ -16,6 +16,7 @@ from tests.studio.conftest import ORIGIN, TOKEN
 HEX = "0123456789abcdef"
 ROUTES = [
     ("GET", "/"), ("GET", "/new"), ("GET", f"/new/{HEX}"), ("GET", "/jobs"), ("GET", "/jobs/x"),
+    ("GET", "/style"), ("GET", "/runs/morph/hills"), ("GET", f"/style/{HEX}"), ("POST", f"/api/drafts/{HEX}/style"),
     ("GET", "/morphs/hills"),
     ("GET", "/edits/hills"), ("GET", "/sets/hills"), ("GET", "/compare?a=hills&b=dots"), ("GET", "/static/studio.css"),
     ("GET", "/api/jobs"), ("GET", "/api/events"), ("GET", "/api/jobs/x"), ("GET", "/api/jobs/x/log"),

@@ -1,4 +1,5 @@
 // What every page has: asking the server, the count of jobs, moving pictures that may be stilled.
+const lost = document.querySelector("#lost");
 const studio = {
   async ask(method, path, body) {
     const options = { method, headers: {} };
@@ -13,7 +14,8 @@ const studio = {
     } catch {
       throw [{ where: "the studio", text: "The studio does not answer. Start it again: nothing is lost." }];
     }
-    const content = answer.headers.get("content-type")?.includes("json") ? await answer.json() : null;
+    const told = answer.status !== 204 && answer.headers.get("content-type")?.includes("json");
+    const content = told ? await answer.json() : null;
     if (!answer.ok) throw content?.problems ?? [{ where: "the studio", text: `It answered ${answer.status}.` }];
     return content;
   },
@@ -30,14 +32,38 @@ const studio = {
     if (left < 90) return `${Math.round(left)} s left in this part`;
     return left < 5400 ? `${Math.round(left / 60)} min left in this part` : `${(left / 3600).toFixed(1)} h left in this part`;
   },
+  // A stream of events, open while its page is seen: all tabs together have six connections to a server.
+  listen(path, take) {
+    let source = null;
+    const close = () => {
+      source?.close();
+      source = null;
+    };
+    const open = () => {
+      if (source || document.hidden) return;
+      source = new EventSource(path);
+      source.addEventListener("message", (event) => take(JSON.parse(event.data)));
+      source.addEventListener("end", () => source.close());
+      source.addEventListener("open", () => { lost.hidden = true; });
+      source.addEventListener("error", () => {
+        lost.textContent = source.readyState === EventSource.CLOSED
+          ? "The studio was started anew: open the address that it printed. Nothing is lost."
+          : "The studio does not answer. Its jobs run on; start it again to see them.";
+        lost.hidden = false;
+      });
+    };
+    document.addEventListener("visibilitychange", () => (document.hidden ? close() : open()));
+    addEventListener("pagehide", close);
+    addEventListener("pageshow", open);
+    open();
+    return { open, close };
+  },
 };
 
 const busy = document.querySelector("#busy");
 const running = document.querySelector("#running");
-const jobs = new EventSource("/api/events");
 let before = "";
-jobs.addEventListener("message", (event) => {
-  const list = JSON.parse(event.data);
+studio.listen("/api/events", (list) => {
   busy.textContent = list.length;
   busy.hidden = !list.length;
   busy.setAttribute("aria-label", `${list.length} waiting or running`);
@@ -61,7 +87,6 @@ jobs.addEventListener("message", (event) => {
     return link;
   }));
 });
-addEventListener("pagehide", () => jobs.close());
 
 if (matchMedia("(prefers-reduced-motion: reduce)").matches) {
   for (const picture of document.querySelectorAll(".card img[data-still]")) picture.src = picture.dataset.still;

@@ -2,7 +2,6 @@
 const place = document.querySelector("#job");
 const part = (id) => document.getElementById(id);
 const path = `/api/jobs/${place.dataset.job}`;
-let source;
 
 const show = (job) => {
   const live = job.status === "running" || job.status === "stopping";
@@ -58,16 +57,12 @@ const show = (job) => {
   }
 };
 
-const watch = () => {
-  source?.close();
-  source = new EventSource(`${path}/events`);
-  source.addEventListener("message", (event) => show(JSON.parse(event.data)));
-  source.addEventListener("end", () => source.close());
-};
+const stream = studio.listen(`${path}/events`, show);
 const act = (what) => async () => {
   try {
     show(await studio.ask("POST", `${path}/${what}`));
-    watch();
+    stream.close();
+    stream.open();
   } catch (problems) {
     studio.list(part("problems"), problems);
   }
@@ -85,5 +80,3 @@ const readLog = async () => {
 };
 part("log-details").addEventListener("toggle", readLog);
 setInterval(readLog, 2000);
-addEventListener("pagehide", () => source?.close());
-watch();

@@ -4,7 +4,8 @@ const draft = form.dataset.draft;
 const list = document.querySelector("#pictures");
 const start = JSON.parse(document.querySelector("#start").textContent);
 const shape = Number(form.dataset.width) / Number(form.dataset.height);
-const fields = ["title", "frames", "seconds", "hold", "pacing"];
+const makes = form.dataset.makes;
+const fields = ["title", "frames", "seconds", "hold", "pacing", "style", "over", "weight", "strength", "steps"].filter((name) => form.elements[name]);
 let lastCaption = null;
 let timer = 0;
 
@@ -17,7 +18,8 @@ const content = () => {
   const settings = {};
   for (const field of document.querySelectorAll("[data-setting]")) if (field.value.trim()) settings[field.dataset.setting] = field.value;
   const values = Object.fromEntries(fields.map((name) => [name, form.elements[name].value]));
-  return { ...values, loop: form.elements.loop.checked, settings, pictures: [...list.children].map(pictureOf) };
+  if (makes === "morph") Object.assign(values, { loop: form.elements.loop.checked, settings });
+  return { ...values, pictures: [...list.children].map(pictureOf) };
 };
 const save = () => {
   clearTimeout(timer);
@@ -36,6 +38,8 @@ const renumber = () => {
     item.querySelector("img").alt = `Picture ${index + 1}: ${start.uploads[item.dataset.name].called}`;
     item.querySelector(".problem").dataset.for = `pictures.${index}.caption`;
     item.querySelector(".caption").setAttribute("aria-label", `Caption of picture ${index + 1}`);
+    const names = { ".focus": "Crop of picture #: arrow keys move it, Delete centres it", ".earlier": "Picture # earlier", ".later": "Picture # later", ".remove": "Remove picture #" };
+    for (const [button, name] of Object.entries(names)) item.querySelector(button).setAttribute("aria-label", name.replace("#", index + 1));
     item.querySelector(".earlier").disabled = index === 0;
     item.querySelector(".later").disabled = index === list.children.length - 1;
   });
@@ -76,14 +80,21 @@ const add = (picture) => {
     const box = crop.getBoundingClientRect();
     moveFocus(item, (event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height);
   };
-  crop.addEventListener("pointerdown", (event) => {
+  // The ring is dragged or its new place clicked at; dragging the picture elsewhere drags it into order.
+  ring.addEventListener("pointerdown", (event) => {
     event.preventDefault();
+    item.draggable = false;
     ring.focus();
-    crop.setPointerCapture(event.pointerId);
-    drag(event);
-    crop.addEventListener("pointermove", drag);
+    ring.setPointerCapture(event.pointerId);
+    ring.addEventListener("pointermove", drag);
   });
-  for (const end of ["pointerup", "pointercancel"]) crop.addEventListener(end, () => crop.removeEventListener("pointermove", drag));
+  for (const end of ["pointerup", "pointercancel"]) {
+    ring.addEventListener(end, () => {
+      item.draggable = true;
+      ring.removeEventListener("pointermove", drag);
+    });
+  }
+  crop.addEventListener("click", (event) => { if (event.detail) drag(event); }); // not of a key
   ring.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: [-0.02, 0], ArrowRight: [0.02, 0], ArrowUp: [0, -0.02], ArrowDown: [0, 0.02] }[event.key];
     const [x, y] = item.dataset.focus ? JSON.parse(item.dataset.focus) : [0.5, 0.5];
@@ -95,20 +106,25 @@ const add = (picture) => {
     } else return;
     event.preventDefault();
   });
-  item.querySelector(".earlier").addEventListener("click", (event) => {
+  const earlier = item.querySelector(".earlier"), later = item.querySelector(".later");
+  const moved = (button, other) => {
+    renumber();
+    (button.disabled ? other : button).focus();
+  };
+  earlier.addEventListener("click", () => {
     item.previousElementSibling?.before(item);
-    renumber();
-    event.target.focus();
+    moved(earlier, later);
   });
-  item.querySelector(".later").addEventListener("click", (event) => {
+  later.addEventListener("click", () => {
     item.nextElementSibling?.after(item);
-    renumber();
-    event.target.focus();
+    moved(later, earlier);
   });
   item.querySelector(".remove").addEventListener("click", async () => {
     await studio.ask("DELETE", `/api/drafts/${draft}/pictures/${picture.name}`).catch(() => {});
+    const next = item.nextElementSibling ?? item.previousElementSibling;
     item.remove();
     renumber();
+    (next?.querySelector(".remove") ?? document.querySelector("#files")).focus();
   });
   // A caption is for writing: while one writes in it, its picture is not dragged.
   caption.addEventListener("pointerdown", () => { item.draggable = false; });
@@ -204,7 +220,7 @@ form.addEventListener("submit", async (event) => {
   button.disabled = true;
   clearTimeout(timer);
   try {
-    const made = await studio.ask("POST", `/api/drafts/${draft}/morph`, content());
+    const made = await studio.ask("POST", `/api/drafts/${draft}/${makes}`, content());
     location.href = `/jobs/${made.job}`;
   } catch (problems) {
     showProblems(problems);
@@ -215,7 +231,7 @@ form.addEventListener("submit", async (event) => {
 
 const kept = start.form;
 for (const name of fields) if (kept[name]) form.elements[name].value = kept[name];
-if (kept.loop !== undefined) form.elements.loop.checked = kept.loop;
+if (kept.loop !== undefined && form.elements.loop) form.elements.loop.checked = kept.loop;
 for (const [name, value] of Object.entries(kept.settings ?? {})) {
   const field = document.querySelector(`[data-setting="${CSS.escape(name)}"]`);
   if (field) field.value = value;
@@ -224,3 +240,14 @@ const ordered = (kept.pictures ?? []).filter((picture) => start.uploads[picture.
 const names = new Set(ordered.map((picture) => picture.name));
 for (const picture of [...ordered, ...Object.values(start.uploads).filter((one) => !names.has(one.name))]) add(picture);
 if (list.children.length) renumber();
+
+// A style that is there needs no pictures.
+const ofPictures = document.querySelector("#of-pictures");
+if (ofPictures && form.elements.style) {
+  const choose = () => {
+    ofPictures.hidden = Boolean(form.elements.style.value);
+    form.elements.title.disabled = Boolean(form.elements.style.value);
+  };
+  form.elements.style.addEventListener("change", choose);
+  choose();
+}
