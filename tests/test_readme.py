@@ -66,6 +66,15 @@ def test_the_lines_for_a_set_of_your_own_are_valid() -> None:
     assert set(added["morphs"]["holiday"]) == set(shipped["morphs"]["alps"])
 
 
+def test_the_lines_of_the_example_are_a_morph_of_the_shipped_set() -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", PAGES["examples"], re.DOTALL)
+    (morph,) = YAML(typ="safe").load(StringIO(block))["morphs"].values()
+    shipped = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    assert set(morph) == set(shipped["morphs"]["alps"]) and shipped["sets"][morph["set"]]["adapter"] == "set"
+    assert all((ROOT / "data/raw" / morph["set"] / name).is_file() for name in morph["keyframes"])
+    assert MorphSection(**{**shipped["morph"], **morph["morph"]}) != MorphSection(**shipped["morph"])
+
+
 def test_the_command_that_makes_the_weights_of_lpips_is_that_of_the_error_message() -> None:
     assert all(part in PAGES["figures"] for part in COMMAND.split(" && "))
 
