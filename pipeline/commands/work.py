@@ -42,9 +42,9 @@ def run(stage: str, keys: Sequence[str], remote: str | None = None, place: Path 
     repo = open_project(home)
     names = choose(repo, stage, keys)
     require_remote(repo, remote)
-    inputs, cache = inputs_of(repo, names), repo.cache.legacy.path
     if not keys:
         names = find_stale(repo, names)
+    inputs, cache = inputs_of(repo, names), repo.cache.legacy.path
     repo.close()
     if not names:
         print(f"{stage}: nothing to do")
@@ -73,7 +73,6 @@ def models_of(params: Params) -> list[str]:
     """Paths in params.yaml of what Git and DVC need not know: it is pinned by its digest."""
     sections = [params.base, params.refiner, *(spec.edit.control for spec in params.edits.values())]
     names = [getattr(section, name, None) for section in sections for name in ("source", "config")]
-
     return sorted({name for name in [*names, params.evaluate.lpips] if name})
 
 
