@@ -8,29 +8,23 @@ from typing import Annotated
 
 import typer
 
-from pipeline import stage_commands
+from pipeline import adapter_commands, stage_commands, worker_commands
 from pipeline.commands.endings import ending_well
 from pipeline.options import (
     Adapters,
     Captions,
-    Engine,
     Focuses,
     Force,
     Fps,
     Frames,
     Hold,
     Key,
-    Made,
     MorphKey,
     OneOrEach,
     Out,
-    Remote,
-    Scratch,
     SetKey,
     Settings,
     Size,
-    StageKeys,
-    StageName,
     Steps,
     Style,
 )
@@ -148,88 +142,6 @@ def clip(key: MorphKey, out: Out, fps: Fps = None, hold: Hold = None, size: Size
 
 
 @command
-def export(
-    key: SetKey,
-    out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("exported"),
-    force: Force = False,
-) -> None:
-    """Write a set's adapters in kohya's key format, for ComfyUI and A1111.
-
-    Example: morphline export alps --out ~/ComfyUI/models/loras
-    """
-    from pipeline.commands import export
-
-    for path in export.run(key, out, force):
-        print(path)
-
-
-@command
-def package(
-    name: Made,
-    out: Annotated[Path, typer.Option(help="The folder to write.")],
-    force: Force = False,
-) -> None:
-    """Write a set's adapters or a morph's recipe as a model for `mlflow models serve`: morphs and pictures over HTTP.
-
-    Example: morphline package woodcut --out served/woodcut
-
-    Example: morphline package morph@alps --out served/alps
-    """
-    from pipeline.commands import package
-
-    print(package.run(name, out, force))
-
-
-@command
-def promote(
-    name: Made,
-    to: Annotated[int | None, typer.Option(help="Give the alias to this version, whatever its figures.", min=1)] = None,
-) -> None:
-    """Make a set's adapters or a morph's recipe the champion of its registered model, if its figures are better.
-
-    Exit code 0: it is the champion; 1: it is not, and why. To go back: --to with an earlier version.
-
-    Example: morphline promote woodcut
-
-    Example: morphline promote morph@alps --to 3
-    """
-    from pipeline.commands import promote
-
-    raise typer.Exit(0 if promote.run(name, to) else 1)
-
-
-@command
-def mix(
-    adapters: Adapters,
-    out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
-    rank: Annotated[int | None, typer.Option(help="Nearest of this rank; else exact.", min=1, max=1024)] = None,
-    force: Force = False,
-) -> None:
-    """Write the weighted sum of adapters of one base as one adapter.
-
-    Example: morphline mix woodcut:0.6 alps/dawn:0.4 --out both.safetensors
-    """
-    from pipeline.commands import mix
-
-    print(mix.run(adapters, out, rank, force))
-
-
-@command
-def fuse(
-    adapters: Adapters,
-    out: Annotated[Path, typer.Option(help="The folder to write.")],
-    force: Force = False,
-) -> None:
-    """Write the base with adapters added to its weights, as a diffusers folder that `base.source` can name.
-
-    Example: morphline fuse woodcut:0.8 --out models/woodcut-base
-    """
-    from pipeline.commands import fuse
-
-    print(fuse.run(adapters, out, force))
-
-
-@command
 def restyle(
     key: SetKey,
     adapters: Adapters,
@@ -288,54 +200,6 @@ def sync() -> None:
 
 
 @command
-def work(stage: StageName, keys: StageKeys = None, remote: Remote = None, scratch: Scratch = None) -> None:
-    """Run a stage for some keys in a clone of its own, as one of many workers; `dvc repro` here collects the results.
-
-    The clone has the state that the project is in, edits included. Exits with the stage's code.
-
-    Example: morphline work train alps woodcut
-    """
-    from pipeline.commands import work
-
-    raise typer.Exit(work.run(stage, keys or [], remote, scratch))
-
-
-@command
-def fan_out(
-    stage: StageName,
-    keys: StageKeys = None,
-    listed: Annotated[bool, typer.Option("--list", help="Print the keys that need work, one a line.")] = False,
-    on: Annotated[Engine, typer.Option(help="What starts workers: this machine, a Ray cluster, or SLURM.")] = "local",
-    workers: Annotated[
-        int | None, typer.Option("-j", "--workers", help="At once. Here: one a GPU; else as many as keys.", min=1)
-    ] = None,
-    gpus: Annotated[int | None, typer.Option(help="For each worker; default: one where there are any.", min=0)] = None,
-    keys_each: Annotated[int, typer.Option(help="Keys that a worker takes, one after the other.", min=1)] = 1,
-    retries: Annotated[int, typer.Option(help="New tries of a key whose worker was killed.", min=0)] = 2,
-    remote: Remote = None,
-    scratch: Scratch = None,
-) -> None:
-    """Share out the keys of a stage that need work among workers (`morphline work`), on one machine or on many.
-
-    Exit code 0: all is made, and `dvc repro` takes it; with SLURM: it is queued.
-
-    Example: morphline fan-out train -j 4
-
-    Example: morphline fan-out train --on slurm -j 16 --gpus 1
-    """
-    from pipeline.commands import fan_out
-
-    if listed:
-        for key in fan_out.need_work(stage, keys or []):
-            print(key)
-        return
-    made = fan_out.run(
-        stage, keys or [], on, workers=workers, gpus=gpus, each=keys_each, retries=retries, remote=remote, place=scratch
-    )
-    raise typer.Exit(0 if made else 1)
-
-
-@command
 def clean(
     days: Annotated[float, typer.Option(help="Only what nothing has used for so many days.", min=0)] = 30,
     delete: Annotated[bool, typer.Option("--delete", help="Delete it, and say what that freed.")] = False,
@@ -368,6 +232,8 @@ def ci_report(
     print(out)
 
 
+for one in (*adapter_commands.COMMANDS, *worker_commands.COMMANDS):
+    command(one)
 command(stage_commands.check)
 for stage in stage_commands.STAGES:
     command(stage, panel=STAGES)

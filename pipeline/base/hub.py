@@ -65,10 +65,12 @@ def _query_hub(section: BaseSection, patterns: list[str] | None) -> Any:
 
 def _in_own_process(question: dict[str, Any]) -> dict[str, Any]:
     """The answer of `download.py`: {"found": ...} or {"failed": why}. Its progress bars go to our standard error."""
+    from pipeline.base import download
+
     folder = str(Path(__file__).parents[2])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))}
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.base.download"],
+        [sys.executable, "-m", download.__name__],
         input=json.dumps(question),
         stdout=subprocess.PIPE,
         text=True,

@@ -42,9 +42,9 @@ def run(stage: str, keys: Sequence[str], remote: str | None = None, place: Path 
     repo = open_project(home)
     names = choose(repo, stage, keys)
     require_remote(repo, remote)
-    inputs, cache = inputs_of(repo, names), repo.cache.legacy.path
     if not keys:
         names = find_stale(repo, names)
+    inputs, cache = inputs_of(repo, names), repo.cache.legacy.path
     repo.close()
     if not names:
         print(f"{stage}: nothing to do")

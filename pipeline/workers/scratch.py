@@ -54,7 +54,7 @@ def scratch_clone(home: Path, place: Path | None, cache: str | None, remote: str
         UserError: the project has no commit, or Git or the disk refuses.
     """
     top = Path(_git(home, "rev-parse", "--show-toplevel"))
-    place = place or Path(tempfile.gettempdir())
+    place = (place or Path(tempfile.gettempdir())).resolve()
     place.mkdir(parents=True, exist_ok=True)
     scratch = Scratch(folder := Path(tempfile.mkdtemp(prefix=f"{_prefix(home)}{os.getpid()}-", dir=place)), folder)
     try:

@@ -46,9 +46,10 @@ def git_here(folder: Path, *arguments: str) -> str:
     return git(folder, *arguments).strip()
 
 
-def test_a_clone_is_in_the_state_of_the_project(home: Path, tmp_path: Path) -> None:
+def test_a_clone_is_in_the_state_of_the_project(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = git_here(home, "status", "--porcelain")
-    with scratch_clone(home, tmp_path / "scratch", str(tmp_path / "cache"), None) as scratch:
+    monkeypatch.chdir(tmp_path)
+    with scratch_clone(home, Path("scratch"), str(tmp_path / "cache"), None) as scratch:
         project = scratch.project
         assert project.name == "morphs" and project.is_relative_to(tmp_path / "scratch")
         texts = {path.name: path.read_text() for path in project.glob("*.txt")}
