@@ -47,7 +47,7 @@ def comments_of(text: str, section: str, names: Sequence[str]) -> dict[str, str]
     """The comments of a section's keys. A comment of several keys says of the later ones `name: what it is`."""
     comments: dict[str, list[str]] = {}
     block: dict[str, list[str]] = {"": []}
-    of, inside = "", False
+    of, before, inside = "", "", False
     for line in text.splitlines():
         if re.match(r"\S", line):
             inside = line.startswith(f"{section}:")
@@ -58,8 +58,9 @@ def comments_of(text: str, section: str, names: Sequence[str]) -> dict[str, str]
             of = other[1] if other and other[1] in names else of
             block.setdefault(of, []).append(other[2] if other and other[1] == of and of else comment[1])
         elif key := re.match(r"  (\w+):", line):
-            if block[""]:
-                comments[key[1]] = block[""]
+            if block[""] or key[1] not in comments:  # without one of its own, it shares that of the key before
+                comments[key[1]] = block[""] or comments.get(before, [])
+            before = key[1]
             comments |= {name: lines for name, lines in block.items() if name}
             block, of = {"": []}, ""
     return {name: " ".join(part.strip() for part in lines) for name, lines in comments.items()}
