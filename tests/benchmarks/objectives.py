@@ -1,18 +1,21 @@
 """What adapters with another objective are worth on the pocket: `python -m tests.benchmarks.objectives
-[--consistency FILE] [--smooth FILE] [--out docs/objectives]`.
+[--paint data/raw/paintings] [--consistency FILE] [--smooth FILE] [--out docs/objectives]`.
 
+paint: write the set that the files are trained on, 3,000 paintings with captions.
 consistency: how far samples of few evaluations lie from unseen paintings, beside those of the solvers, and a sheet.
 smooth: how even the way between captions is over 50 pairs, and twelve morphs with the base's adapters and without.
 docs/objectives.md says how the files were trained and what was found.
 """
 
 import argparse
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from pipeline.adapted_base import open_adapted_base
@@ -22,6 +25,7 @@ from pipeline.base.digests import file_sha256
 from pipeline.base.protocol import Base
 from pipeline.frames.sheets import grid, strip
 from pipeline.frames.tensors import to_arrays
+from pipeline.landscapes.painter import paint
 from pipeline.landscapes.world import Scene, caption
 from pipeline.params import load_params
 from pipeline.sampling.captions import sample_captions
@@ -35,6 +39,8 @@ from tests.benchmarks.pocket import FIRST, MEASURED, PAIRS, POINTS, READ, SECOND
 from tests.benchmarks.shared import open_pocket, paintings, scenes_from
 
 SHOWN, TOGETHER = 6, 50
+LEARNED_FROM, LEARNED = 50_000_000, 3000
+"""Seeds of the set that is trained on: of the kind that the pocket was trained on, and none of those measured."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,17 @@ WAYS = {
 }
 """None with guidance, which costs twice the evaluations; what it is worth is in the adapter."""
 SHEET = ("DDIM, 4 evaluations", "midpoint, 4 evaluations", "consistency, 4 evaluations", "midpoint, 21 evaluations")
+
+
+def paint_set(folder: Path) -> None:
+    """The set, as `morphline check` takes it. The folder must not be there yet."""
+    folder.mkdir(parents=True)
+    rows = []
+    for number, scene in enumerate(tqdm(scenes_from(LEARNED_FROM, LEARNED), desc="paint", unit="picture")):
+        name = f"p{number:05d}.png"
+        Image.fromarray(paint(scene, 128, 128)).save(folder / name)
+        rows.append(json.dumps({"file_name": name, "text": caption(scene)}) + "\n")
+    (folder / "metadata.jsonl").write_text("".join(rows), encoding="utf-8")
 
 
 def with_adapter(file: Path | None, source: str = "models/pocket") -> Base:
@@ -145,6 +162,7 @@ def measure_smoothness(file: Path, pairs: int, frames: int, out: Path) -> None:
 def main() -> None:
     """Measure what is given."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--paint", type=Path, metavar="FOLDER")
     parser.add_argument("--consistency", type=Path)
     parser.add_argument("--smooth", type=Path)
     parser.add_argument("--count", type=int, default=1000, help="pictures a distance is taken over")
@@ -152,6 +170,8 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--out", type=Path, default=Path("docs/objectives"))
     arguments = parser.parse_args()
+    if arguments.paint:
+        paint_set(arguments.paint)
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.consistency:
         measure_consistency(arguments.consistency, arguments.count, arguments.out)
