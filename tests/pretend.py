@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
@@ -96,7 +95,7 @@ class _Above(TorchFunctionMode):
             def cast(leaf: Any) -> Any:
                 return leaf.to(to) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf
 
-            args, kwargs = pytree.tree_map(cast, (args, kwargs))
+            args, kwargs = _mapped(cast, (args, kwargs))
         return func(*args, **kwargs)
 
 
@@ -129,7 +128,7 @@ class Pretend(TorchDispatchMode):
         return self.run(func, args, kwargs or {})
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        leaves = pytree.tree_leaves((args, kwargs))
+        leaves = _leaves((args, kwargs))
         here = any(isinstance(leaf, PretendTensor) for leaf in leaves)
         wanted = kwargs.get("device")
         out_here = here if wanted is None else torch.device(wanted).type == NAME
@@ -141,20 +140,18 @@ class Pretend(TorchDispatchMode):
         elif here and name not in ("copy_", "_to_copy") and (strange := self._on_the_host(name, args, leaves)):
             raise RuntimeError(f"{func}: expected all tensors on one device, found {DEVICE} and cpu {strange}")
         first = args[0] if args else None
-        args, kwargs = pytree.tree_map(_held, (args, kwargs))
+        args, kwargs = _mapped(_held, (args, kwargs))
         if wanted is not None:
             kwargs = {**kwargs, "device": torch.device("cpu")}
         try:
             out = func(*args, **kwargs)
         except RuntimeError:  # the CPU's group norm, for one, has no float16
-            if not any(
-                isinstance(leaf, torch.Tensor) and leaf.dtype == torch.float16 for leaf in pytree.tree_leaves(args)
-            ):
+            if not any(isinstance(leaf, torch.Tensor) and leaf.dtype == torch.float16 for leaf in _leaves(args)):
                 raise
-            out = pytree.tree_map(_half, func(*pytree.tree_map(_single, args), **kwargs))
+            out = _mapped(_half, func(*_mapped(_single, args), **kwargs))
         if name.endswith("_") and not name.startswith("_") and isinstance(first, PretendTensor):
             return first
-        if name == "_to_copy" and any(out is leaf for leaf in pytree.tree_leaves(args)):
+        if name == "_to_copy" and any(out is leaf for leaf in _leaves(args)):
             out = out.clone()
 
         def wrapped(value: Any) -> Any:
@@ -164,7 +161,7 @@ class Pretend(TorchDispatchMode):
                 raise TypeError(f"{func}: {DEVICE} has no float64")
             return PretendTensor(value)
 
-        return pytree.tree_map(wrapped, out)
+        return _mapped(wrapped, out)
 
     @staticmethod
     def _on_the_host(name: str, args: tuple[Any, ...], leaves: Sequence[Any]) -> list[Sequence[int]]:
@@ -173,6 +170,24 @@ class Pretend(TorchDispatchMode):
             return []
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and not isinstance(leaf, PretendTensor)]
         return [tuple(tensor.shape) for tensor in tensors if tensor.dim()]
+
+
+def _leaves(value: Any) -> list[Any]:
+    """What is in tuples, lists and dicts: as torch's own pytree finds it, which takes longer than a tiny operation."""
+    if isinstance(value, (tuple, list)):
+        return [leaf for part in value for leaf in _leaves(part)]
+    if isinstance(value, dict):
+        return _leaves(list(value.values()))
+    return [value]
+
+
+def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
+    """The same with each of its leaves changed."""
+    if isinstance(value, (tuple, list)):
+        return type(value)([_mapped(change, part) for part in value])
+    if isinstance(value, dict):
+        return {key: _mapped(change, part) for key, part in value.items()}
+    return change(value)
 
 
 def _held(leaf: Any) -> Any:

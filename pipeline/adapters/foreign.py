@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 
 from pipeline.adapters.lora import CONFIG_KEY, OWN_KEY, check_pair, layers_by_name
@@ -35,6 +34,9 @@ def read_foreign(path: Path, base: Adaptable, prefix: str, fused: bool = False) 
     Raises:
         UserError: when the file is not whole, is no LoRA, or does not fit the base.
     """
+    # Here, for it brings all of diffusers' pipelines and their notices, and few edits use such a file.
+    from diffusers import StableDiffusionPipeline
+
     with reading(path):
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

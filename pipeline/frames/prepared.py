@@ -5,12 +5,13 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-import torch
+from typing import TYPE_CHECKING
 
 from pipeline.inputs import read_plain
 from pipeline.outputs import naming, reading
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,15 @@ def prepared_name(file_name: str) -> str:
     return f"{Path(file_name).stem}.png"
 
 
-def read_prepared_pixels(folder: Path) -> Iterator[tuple[PreparedRow, torch.Tensor]]:
+def read_prepared_pixels(folder: Path) -> "Iterator[tuple[PreparedRow, torch.Tensor]]":
     """Each row with its picture (3, H, W) uint8; read with `datasets`, as anyone else could read it.
 
     Raises:
         UserError: when the set is damaged.
     """
+    # Here, so that who only reads captions and names, as the stage `prepare`, starts without torch.
+    import numpy as np
+    import torch
     from datasets import disable_progress_bars, load_dataset
 
     disable_progress_bars()

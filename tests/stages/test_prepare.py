@@ -1,11 +1,14 @@
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from pipeline.stages import prepare
-from tests.project import DOTS, HILLS
+from tests.project import DOTS, HILLS, ROOT
 
 
 def test_every_row_has_a_picture_of_the_size_asked_for_and_a_line_in_the_ledger(ran: Path) -> None:
@@ -34,3 +37,11 @@ def test_the_ledger_is_tracked(
     experiment = client.get_experiment_by_name("morphline")
     run = client.search_runs([experiment.experiment_id], "attributes.run_name = 'prepare@hills'", max_results=1)[0]
     assert "ledger.log" in [artifact.path for artifact in client.list_artifacts(run.info.run_id)]
+
+
+def test_it_starts_without_torch() -> None:
+    """Whose import takes longer than a small set, in the stage and again in each process that it starts."""
+    code = "import sys, pipeline.stages.prepare; print('torch' in sys.modules, 'PIL' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    answer = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert answer.stdout == "False True\n"
