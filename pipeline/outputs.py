@@ -6,6 +6,7 @@ import re
 import secrets
 import shutil
 import socket
+import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +24,18 @@ _MADE = {
 _WORLD = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
 )  # fmt: skip
+
+
+def require_room(*folders: Path) -> None:
+    """Raises OSError that names the first of the folders, of those there are, on a disk without room for a megabyte:
+    for what writes there and does not say where."""
+    for folder in filter(Path.is_dir, folders):
+        try:
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(bytes(1024 * 1024))
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise OSError(error.errno, os.strerror(error.errno), str(folder.resolve())) from None
 
 
 @contextmanager

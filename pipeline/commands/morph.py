@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.commands import add, clip
 from pipeline.errors import Problem, UserError
 from pipeline.inputs import open_plain
-from pipeline.outputs import atomic_file
+from pipeline.outputs import atomic_file, require_room
 from pipeline.overrides import overridden
 from pipeline.params import Params, load_params, slugify
 from pipeline.stages import check
@@ -45,6 +45,7 @@ def run(
         UserError: for pictures or captions that `morphline add` refuses, a clip that `morphline clip` would not write,
             what `morphline check` says of what was added, which then is taken back, and a pipeline that failed, which
             has printed why.
+        OSError: on a full disk.
     """
     extras = extras or add.Extras()
     clip.check_output(out, fps, hold, size, force)
@@ -74,7 +75,23 @@ def reproduce(*targets: str) -> int:
 
     Raises:
         KeyboardInterrupt: at Ctrl-C, which goes to the stage too: once that has saved where it is, and has ended.
+        OSError: on a full disk.
     """
+    _require_room()
+    code = _repro(*targets)
+    if code:
+        _require_room()
+    return code
+
+
+def _require_room() -> None:
+    """Raises OSError where DVC would meet a full disk: it says `disk I/O error`, and not where."""
+    from dvc.dirs import site_cache_dir
+
+    require_room(Path(), Path(".dvc"), Path(site_cache_dir()))
+
+
+def _repro(*targets: str) -> int:
     process, stopped = subprocess.Popen([sys.executable, "-m", "dvc", "repro", *targets]), False
     while True:
         try:

@@ -3,9 +3,11 @@ the same again with room succeeds."""
 
 import errno
 import os
+import resource
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from typer.testing import CliRunner
 
 from pipeline.ci import report as ci_report
 from pipeline.cli import app
-from pipeline.commands import clean
+from pipeline.commands import clean, morph
 from pipeline.errors import UserError, of_system
 from pipeline.outputs import atomic_folder
 from tests.hostile.disks import full_disk
@@ -93,6 +95,42 @@ def test_a_database_that_cannot_grow_says_to_make_room(full: Path) -> None:
         answer = CliRunner().invoke(app, ["prepare", "dots"])
     assert answer.exit_code == 1
     assert "mlflow.db: cannot be used (File too large). Make room there (MLFLOW_TRACKING_URI" in answer.stderr
+
+
+def test_the_one_shot_morph_names_the_place_whoever_meets_it(
+    full: Path, ran: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Itself, or DVC, which is a stand-in here."""
+    arguments, before = ["morph", *OWN, *CAPTIONS, "--out", "m.mp4"], contents(full, *CHANGING)
+    called: list[list[str]] = []
+
+    def one_line(dvc: Callable[[], int]) -> str:
+        monkeypatch.setattr(morph, "_repro", lambda *targets: called.append(list(targets)) or dvc())
+        answer = CliRunner().invoke(app, arguments)
+        assert answer.exit_code == 1 and isinstance(answer.exception, SystemExit), answer.output
+        headline, line = answer.stderr.splitlines()
+        assert headline == "morphline morph: 1 problem(s)"
+        return line
+
+    def fill_up() -> int:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+        return 255
+
+    def make() -> int:
+        shutil.copytree(ran / "data/morphs/hills", "data/morphs/a-b")
+        return 0
+
+    with full_disk():
+        assert one_line(make).startswith("  data/raw/a-b: File too large. Make room there.")
+    assert contents(full, *CHANGING) == before
+    with full_disk(20_000):  # room for two small pictures
+        assert one_line(make).startswith(f"  {full}: File too large. Make room there.")
+    assert (full / "data/raw/a-b/metadata.jsonl").is_file() and not called
+    with full_disk(10**9):
+        assert one_line(fill_up).startswith(f"  {full}: File too large. Make room there.")
+    assert one_line(lambda: 255).startswith("  dvc repro morph@a-b: it failed (exit code 255).")
+    monkeypatch.setattr(morph, "_repro", lambda *targets: make())
+    assert CliRunner().invoke(app, arguments).exit_code == 0 and (full / "m.mp4").stat().st_size
 
 
 def test_what_is_there_is_replaced_whole_or_stays(full: Path) -> None:
