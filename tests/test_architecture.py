@@ -19,7 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 ANYBODYS = {"errors", "inputs", "outputs", "parallel", "params", "sections"}
 OF_PARAMS = {"overrides", "validation"}
-PEOPLE = {"stages", "commands", "cli", "__main__"}
+PEOPLE = {"stages", "commands", "cli", "adapter_commands", "worker_commands", "__main__"}
 FILES = sorted((ROOT / "pipeline").rglob("*.py"))
 ROOMS = sorted({path.relative_to(ROOT / "pipeline").parts[0].removesuffix(".py") for path in FILES} - {"__init__"})
 
