@@ -175,13 +175,13 @@ def test_a_film_of_three_pictures_by_a_server_that_is_killed_on_the_way(
     # What is wrong stands beside its field.
     page.locator("#make").click()
     expect(page.locator(".problem[data-for='train.steps']")).to_contain_text("1")
-    page.locator("[data-setting='train.steps']").fill("400")
+    page.locator("[data-setting='train.steps']").fill("40")
     page.locator("#make").click()
     key = job_of(page)
 
     # Killed, the server's job runs on; the next server takes it over, and trains nothing twice.
     expect(page.locator("#stages [aria-current]")).to_have_text("train@three-painted")
-    expect(page.locator("#now")).to_contain_text(re.compile(r"\d+ of 400"))
+    expect(page.locator("#now")).to_contain_text(re.compile(r"\d+ of 40"))
     first = served.processes(key)[0]
     served.kill()
     step = served.progress(key).step

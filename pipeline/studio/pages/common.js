@@ -63,7 +63,7 @@ const studio = {
 const busy = document.querySelector("#busy");
 const running = document.querySelector("#running");
 let before = "";
-studio.listen("/api/events", (list) => {
+const showJobs = (list) => {
   busy.textContent = list.length;
   busy.hidden = !list.length;
   busy.setAttribute("aria-label", `${list.length} waiting or running`);
@@ -86,7 +86,9 @@ studio.listen("/api/events", (list) => {
     link.append(told, bar);
     return link;
   }));
-});
+};
+// The page of a job has a stream of its own, and one is enough: windows side by side share the six connections, too.
+if (!document.querySelector("#job")) studio.listen("/api/events", showJobs);
 
 if (matchMedia("(prefers-reduced-motion: reduce)").matches) {
   for (const picture of document.querySelectorAll(".card img[data-still]")) picture.src = picture.dataset.still;
