@@ -193,7 +193,8 @@ def test_a_film_of_three_pictures_by_a_server_that_is_killed_on_the_way(
     page.goto(served.address)
     page.goto(f"{served.origin}/jobs/{key}")
     expect(page.locator("#status")).to_have_attribute("data-status", "done")
-    assert served.log(key).read_text().count("Running stage 'train@three-painted'") == 1
+    # How it ended, no server saw: the same command again, which found the training done.
+    assert "Running stage 'train@three-painted'" not in served.log(key).read_text()
 
     check_keys(page)
 
