@@ -1,6 +1,7 @@
 """Fixtures for all rooms: tiny bases on disk, opened fresh for each test, and tiny projects."""
 
 import os
+import shutil
 
 # Small tensors: more threads only wait for each other. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -59,7 +60,15 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> str:
 
     uri = f"sqlite:///{tmp_path_factory.mktemp('tracking')}/mlflow.db"
     MlflowClient(uri).search_experiments()
+    path = Path(uri.removeprefix("sqlite:///"))
+    shutil.copy(path, path.with_name("empty.db"))
     return uri
+
+
+@pytest.fixture(scope="session")
+def empty_database(database: str) -> Path:
+    """Such a database as no run has been in. To be copied, not to be changed."""
+    return Path(database.removeprefix("sqlite:///")).with_name("empty.db")
 
 
 def run_all(project: Path) -> None:

@@ -28,8 +28,7 @@ from pipeline.tracking.registry import (
 )
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
+    from pipeline.tracking.registry import MlflowClient, ModelVersion
 
 
 def run(name: str, to: int | None) -> bool:

@@ -44,7 +44,7 @@ def fields_of(params: Params, text: str, without: Sequence[str] = ()) -> dict[st
 
 
 def comments_of(text: str, section: str, names: Sequence[str]) -> dict[str, str]:
-    """The comments of a section's keys. A comment of several keys says of the later ones `name: what it is`."""
+    """The comments of named keys of a section. A comment of several keys says of the later ones `name: what it is`."""
     comments: dict[str, list[str]] = {}
     block: dict[str, list[str]] = {"": []}
     of, before, inside = "", "", False
@@ -63,7 +63,7 @@ def comments_of(text: str, section: str, names: Sequence[str]) -> dict[str, str]
             before = key[1]
             comments |= {name: lines for name, lines in block.items() if name}
             block, of = {"": []}, ""
-    return {name: " ".join(part.strip() for part in lines) for name, lines in comments.items()}
+    return {name: " ".join(part.strip() for part in comments[name]) for name in names if name in comments}
 
 
 def _field(name: str, info: FieldInfo, value: Any, comment: str) -> Field:

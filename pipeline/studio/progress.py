@@ -10,8 +10,9 @@ MOST_LOG = 64 * 1024
 # `alps invert:  40%|████      | 4/10 [00:03<00:05,  1.2step/s, loss=0.12]`, as tqdm writes it.
 _BAR = re.compile(
     r"(?P<label>[^\r\n|]*?):?\s*\d+%\|[^|\r\n]*\|\s*(?P<step>\d+)/(?P<of>\d+) "
-    r"\[[\d:]+<(?P<left>[\d:?]+),[^\]\r\n]*?(?:loss=(?P<loss>[-\d.e+]+))?[^\]\r\n]*\]"
+    r"\[[\d:]+<(?P<left>[\d:?]+),(?P<rest>[^\]\r\n]*)\]"
 )
+_LOSS = re.compile(r"\bloss=([-\d.e+]+)")
 _STAGE = re.compile(r"Running stage '([^']+)'")
 _PROBLEM = re.compile(r"  (?=\S)(.+)")
 
@@ -59,8 +60,8 @@ class LogReader:
                 self.progress = Progress(stage=stage[1], stages=(*now.stages, stage[1]))
         elif bar := _BAR.search(line):
             losses = now.losses
-            if bar["loss"] and (not losses or float(bar["loss"]) != losses[-1]):
-                losses = (*losses, float(bar["loss"]))[-500:]
+            if (loss := _LOSS.search(bar["rest"])) and (not losses or float(loss[1]) != losses[-1]):
+                losses = (*losses, float(loss[1]))[-500:]
             self.progress = replace(
                 now, label=bar["label"].strip(), step=int(bar["step"]), of=int(bar["of"]), left=_seconds(bar["left"]),
                 losses=losses,

@@ -26,8 +26,8 @@ from pipeline.tracking.packages import PREVIEW_PLACE, save_model
 from pipeline.tracking.store import Store, open_store, server_uri
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
+    from mlflow import MlflowClient as MlflowClient  # for who names them beside this
+    from mlflow.entities.model_registry import ModelVersion as ModelVersion
 
 CHAMPION = "champion"
 STATE, FIGURES, SETTINGS, MODEL_ID = (f"morphline.{name}" for name in ("state", "figures", "settings", "model_id"))

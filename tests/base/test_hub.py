@@ -24,7 +24,7 @@ Send = Callable[[BaseHTTPRequestHandler, bytes], None]
 
 
 def of_the_hub() -> BaseSection:
-    return BaseSection(source="owner/name", revision=COMMIT, config=None, dtype="float32", clip_skip=0)
+    return BaseSection(source="owner/name", revision=COMMIT, config=None, dtype="float32", clip_skip=0, adapters=())
 
 
 def at_once(handler: BaseHTTPRequestHandler, content: bytes) -> None:

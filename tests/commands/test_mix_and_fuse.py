@@ -18,8 +18,8 @@ from pipeline.commands import chosen, fuse, mix
 from pipeline.errors import UserError
 from pipeline.params import load_params
 from pipeline.sampling.adapted import adapted_conditioning
+from tests.adapters.test_foreign import TEXT_ENCODER, kohya_factors
 from tests.adapters.test_mixing import inputs, predicted
-from tests.exchange.test_foreign import TEXT_ENCODER, kohya_factors
 from tests.project import edit
 from tests.stages.test_evaluate import copy_of
 

@@ -17,10 +17,10 @@ from tests.tracking.server import Mlflow
 
 
 @pytest.fixture
-def server(tmp_path: Path, database: str) -> Iterator[Mlflow]:
+def server(tmp_path: Path, empty_database: Path) -> Iterator[Mlflow]:
     folder = tmp_path / "server"
     folder.mkdir()
-    shutil.copy(database.removeprefix("sqlite:///"), folder / "mlflow.db")
+    shutil.copy(empty_database, folder / "mlflow.db")
     started = Mlflow(folder)
     started.start()
     yield started
@@ -28,10 +28,10 @@ def server(tmp_path: Path, database: str) -> Iterator[Mlflow]:
 
 
 @pytest.fixture
-def project(ran: Path, server: Mlflow, tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(ran: Path, server: Mlflow, tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """All results, and an empty database of its own."""
     folder = shutil.copytree(ran, tmp_path / "project")
-    shutil.copy(database.removeprefix("sqlite:///"), folder / "mlflow.db")
+    shutil.copy(empty_database, folder / "mlflow.db")
     values = {"tracking.uri": server.uri, "tracking.experiment": "team", "tracking.system_every": ""}
     edit(folder / "params.yaml", lambda text: with_values(text, values))
     monkeypatch.chdir(folder)

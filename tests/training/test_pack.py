@@ -34,9 +34,8 @@ def batch(count: int, dtype: torch.dtype = torch.float32) -> Batch:
         return torch.randn(shape, generator=generator).to(dtype)
 
     timesteps = torch.randint(1000, (count,), generator=generator)
-    return Batch(
-        noise(count, 4, 8, 8), noise(count, 4, 8, 8), timesteps, caption_of(noise(count, 64, 16)), ("",) * count
-    )
+    clean, added = noise(count, 4, 8, 8), noise(count, 4, 8, 8)
+    return Batch(clean, added, timesteps, caption_of(noise(count, 64, 16)), ("",) * count, tuple(range(count)))
 
 
 def test_each_part_of_a_batch_sees_its_own_adapter_as_peft_computes_it(fresh_tiny: Fresh, tmp_path: Path) -> None:

@@ -8,11 +8,6 @@ import pytest
 from tests.workers.project import KEYS, make_many
 
 
-@pytest.fixture(scope="session")
-def empty_database(database: str) -> Path:
-    return Path(database.removeprefix("sqlite:///"))
-
-
 @pytest.fixture
 def many(tmp_path: Path, empty_database: Path) -> Path:
     return make_many(tmp_path / "many/project", KEYS, empty_database)
