@@ -68,7 +68,7 @@ class Queue:
     def all(self) -> list[Job]:
         """Every job, the oldest first."""
         with self._lock:
-            return [self._jobs[key] for key in sorted(self._jobs)]
+            return sorted(self._jobs.values(), key=lambda job: (job.created, job.id))
 
     def get(self, key: str) -> Job | None:
         """The job of that id."""

@@ -113,6 +113,8 @@ def test_a_body_beyond_the_bound_is_refused_before_it_is_read(address: str) -> N
         head = f"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {BODY + 1}"
         plain.sendall(f"{head}\r\n\r\n".encode())
         answer = plain.recv(65536).decode()
+        while "MB" not in answer and (more := plain.recv(65536)):  # head and body may come apart
+            answer += more.decode()
     assert answer.startswith("HTTP/1.1 413 ") and "The request is longer than 32 MB" in answer
 
 
