@@ -151,17 +151,15 @@ def find_mistakes(
     problems = []
     if len(pictures) < least:
         problems.append(Problem("PICTURES", f"{len(pictures)} given", "A morph needs two or more."))
-    if len(captions) not in (0, 1, len(pictures)):
-        found = f"{len(captions)} captions for {len(pictures)} pictures"
-        problems.append(Problem("--caption", found, "Give one for each, in the same order, one for all, or none."))
+    for option, given, of in (("--caption", captions, "captions"), ("--focus", focuses, "points")):
+        if len(given) not in (0, 1, len(pictures)):
+            found = f"{len(given)} {of} for {len(pictures)} pictures"
+            problems.append(Problem(option, found, "Give one for each, in the same order, one for all, or none."))
     problems += [
         Problem("--caption", f"{caption!r} is not UTF-8", "Write it in a terminal whose encoding is UTF-8.")
         for caption in captions
         if not _is_text(caption)
     ]
-    if len(focuses) not in (0, 1, len(pictures)):
-        found = f"{len(focuses)} points for {len(pictures)} pictures"
-        problems.append(Problem("--focus", found, "Give one for each, in the same order, one for all, or none."))
     problems += [
         Problem("--focus", f"found {text!r}", "Write X,Y: 0,0 is left and top, 1,1 right and bottom; empty for none.")
         for text in focuses

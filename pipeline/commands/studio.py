@@ -1,10 +1,11 @@
 """`morphline studio`: the morphs in the browser, from a server on this machine."""
 
 import secrets
+import socket
 import sys
 import threading
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import uvicorn
@@ -62,17 +63,19 @@ def _serve(port: int, host: str, open_browser: bool, names: Sequence[str]) -> in
 class _Server(uvicorn.Server):
     """A server that says where it is once it is there, and ends the streams before it waits for their end."""
 
-    def __init__(self, config: uvicorn.Config, end_streams, address: str, open_browser: bool) -> None:  # type: ignore
+    def __init__(
+        self, config: uvicorn.Config, end_streams: Callable[[], None], address: str, open_browser: bool
+    ) -> None:
         super().__init__(config)
         self.end_streams, self.address, self.open_browser = end_streams, address, open_browser
 
-    async def startup(self, sockets=None) -> None:  # type: ignore[no-untyped-def]
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             print(f"Open {self.address}", flush=True)
             if self.open_browser:
                 threading.Thread(target=webbrowser.open, args=(self.address,), daemon=True).start()
 
-    async def shutdown(self, sockets=None) -> None:  # type: ignore[no-untyped-def]
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.end_streams()
         await super().shutdown(sockets)

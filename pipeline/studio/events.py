@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from pipeline.frames.first_looks import FIRST_LOOKS
@@ -37,37 +37,43 @@ def previews(job: Job) -> list[str]:
 
 async def of_job(key: str, queue: Queue, runner: Runner, stopping: asyncio.Event) -> AsyncIterator[str]:
     """The events of one job until it has ended."""
-    last, silent = "", 0.0
-    while not stopping.is_set():
+
+    def now() -> tuple[str | None, bool]:
         job = queue.get(key)
-        if job is None:
-            return
-        now = json.dumps(await asyncio.to_thread(told, job, runner))
-        if now != last:
-            last, silent = now, 0.0
-            yield f"data: {now}\n\n"
-        elif silent >= ALIVE:
-            silent = 0.0
-            yield ": still here\n\n"
-        if is_over(job):
-            yield "event: end\ndata: {}\n\n"
-            return
-        silent += EVERY
-        await asyncio.sleep(EVERY)
+        return (None, True) if job is None else (json.dumps(told(job, runner)), is_over(job))
+
+    async for event in _changes(now, stopping):
+        yield event
 
 
 async def of_queue(queue: Queue, runner: Runner, stopping: asyncio.Event) -> AsyncIterator[str]:
     """The events of all jobs that wait or run: a list, whenever it changes."""
+
+    def now() -> tuple[str | None, bool]:
+        return json.dumps([told(job, runner) for job in queue.all() if not is_over(job)]), False
+
+    async for event in _changes(now, stopping):
+        yield event
+
+
+async def _changes(now: Callable[[], tuple[str | None, bool]], stopping: asyncio.Event) -> AsyncIterator[str]:
+    """What there is to tell, whenever that changes, and a sign of life where it does not; until it is the last.
+
+    now: what there is to tell, None for nothing at all any more, and whether that is the last.
+    """
     last, silent = "", 0.0
     while not stopping.is_set():
-        now = await asyncio.to_thread(
-            lambda: json.dumps([told(job, runner) for job in queue.all() if not is_over(job)])
-        )
-        if now != last:
-            last, silent = now, 0.0
-            yield f"data: {now}\n\n"
+        said, over = await asyncio.to_thread(now)
+        if said is None:
+            return
+        if said != last:
+            last, silent = said, 0.0
+            yield f"data: {said}\n\n"
         elif silent >= ALIVE:
             silent = 0.0
             yield ": still here\n\n"
+        if over:
+            yield "event: end\ndata: {}\n\n"
+            return
         silent += EVERY
         await asyncio.sleep(EVERY)

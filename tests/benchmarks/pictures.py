@@ -7,9 +7,6 @@ encoding. Time should grow with the pictures, memory should not. `--keep FOLDER`
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -18,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tests.project import ROOT, tiny_params
+from tests.benchmarks.shapes import stage_usage
+from tests.project import tiny_params
 from tests.tiny import build_tiny, section
 
 SIDE = 64
@@ -55,13 +53,7 @@ def make_project(folder: Path, pictures: int) -> Path:
 
 def run_stage(arguments: Sequence[str], folder: Path) -> tuple[float, float]:
     """Processor seconds and peak memory in MiB, of the largest process, of a stage in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with (folder / "log.txt").open("ab") as log:
-        command = [sys.executable, "-m", "pipeline", *arguments]
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
-        _, status, usage = os.wait4(process.pid, 0)
-    if code := os.waitstatus_to_exitcode(status):
-        raise subprocess.CalledProcessError(code, command, (folder / "log.txt").read_text(encoding="utf-8")[-2000:])
+    usage = stage_usage(arguments, folder)
     return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 

@@ -8,6 +8,7 @@ network; the disk and the memory of the base: 4 GB for Stable Diffusion 1.5 in f
 
 import argparse
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -69,15 +70,21 @@ def make_project(folder: Path, base: Path, shape: Shape, options: argparse.Names
 
 def run_stage(arguments: Sequence[str], folder: Path) -> tuple[float, float]:
     """Seconds and peak memory in GB of a stage in a process of its own. Raises CalledProcessError when it fails."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     start = time.perf_counter()
+    usage = stage_usage(arguments, folder)
+    return time.perf_counter() - start, usage.ru_maxrss / 1e6
+
+
+def stage_usage(arguments: Sequence[str], folder: Path) -> resource.struct_rusage:
+    """What a stage in a process of its own has used. Raises CalledProcessError when it fails."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with (folder / "log.txt").open("ab") as log:
         command = [sys.executable, "-m", "pipeline", *arguments]
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
         _, status, usage = os.wait4(process.pid, 0)
     if code := os.waitstatus_to_exitcode(status):
         raise subprocess.CalledProcessError(code, command, (folder / "log.txt").read_text(encoding="utf-8")[-2000:])
-    return time.perf_counter() - start, usage.ru_maxrss / 1e6
+    return usage
 
 
 @torch.no_grad()
