@@ -88,6 +88,7 @@ def morph(
     settings: Settings = None,
     style: Style = None,
     measure: Annotated[bool, typer.Option("--measure", help="Measure it, too, beside its baselines.")] = False,
+    preview: Annotated[bool, typer.Option("--preview", help="First coarse frames, into .work/previews.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Without training, tracking or traces: seconds.")] = False,
     force: Force = False,
 ) -> None:
@@ -103,11 +104,24 @@ def morph(
     from pipeline.commands import quick as untrained
 
     extras = add.extras_of(focus, settings, style)
-    if quick and (key or measure or style):
-        raise typer.BadParameter("--quick adds nothing to the project: no --key, --measure or --style goes with it.")
-    made_by = untrained.run if quick else partial(morph.run, key=key, measure=measure)
+    if quick and (key or measure or preview or style):
+        raise typer.BadParameter(
+            "--quick adds nothing to the project: no --key, --measure, --preview or --style goes with it."
+        )
+    made_by = untrained.run if quick else partial(morph.run, key=key, measure=measure, preview=preview)
     make = partial(made_by, extras=extras, frames=frames, steps=steps)
     print(make(pictures, caption or [], out, fps=fps, hold=hold, size=size, force=force))
+
+
+@command
+def preview(key: MorphKey) -> None:
+    """Write a first look at a morph to .work/previews, by the base alone: coarse, in seconds, without any training.
+
+    Example: morphline preview alps
+    """
+    from pipeline.commands import preview
+
+    print(preview.run(key))
 
 
 @command

@@ -85,6 +85,7 @@ def test_no_module_imports_itself_through_others() -> None:
                 "stages/check.py",
                 "stages/prepare.py",
                 "commands/add.py",
+                "commands/preview.py",
                 "commands/quick.py",
                 "serving/service.py",
                 "studio",

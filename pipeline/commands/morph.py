@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
+from pipeline.adapters.store import ADAPTERS
 from pipeline.commands import add, clip
 from pipeline.errors import Problem, UserError
 from pipeline.inputs import open_plain
@@ -28,6 +29,7 @@ def run(
     *,
     key: str | None = None,
     measure: bool = False,
+    preview: bool = False,
     extras: add.Extras | None = None,
     frames: int | None = None,
     steps: int | None = None,
@@ -39,7 +41,8 @@ def run(
     """Add the pictures as a set and a morph (unless they were added before), run the pipeline, and write the clip.
 
     captions: one for each picture, one for all, or none. key: of the set and the morph; None: from the pictures' names.
-    measure: whether the stage `evaluate` runs, too. frames, steps: see `morph_settings`.
+    measure: whether the stage `evaluate` runs, too. preview: whether coarse frames by the base alone come first, where
+    there is something to train. frames, steps: see `morph_settings`.
 
     Raises:
         UserError: for pictures or captions that `morphline add` refuses, a clip that `morphline clip` would not write,
@@ -59,6 +62,9 @@ def run(
     elif not place.known:
         add.add_morph(place.key, place.of, pictures, extras)
     after = add.PARAMS.read_bytes()
+    if preview and not (ADAPTERS / (place.of or place.key)).exists():
+        # In a process of its own, since it loads the base; whatever it finds wrong, the pipeline says in its own words.
+        subprocess.run([sys.executable, "-m", "pipeline", "preview", place.key])
     target = f"{'evaluate' if measure else 'morph'}@{place.key}"
     code = reproduce(target)
     if code and before != after:

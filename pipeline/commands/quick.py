@@ -9,12 +9,14 @@ from tqdm import tqdm
 
 from pipeline.adapted_base import open_adapted_base
 from pipeline.base.device import choose_device
+from pipeline.base.protocol import Base
 from pipeline.commands import add, clip
 from pipeline.commands.morph import morph_settings, params_for
 from pipeline.errors import Problem, UserError
 from pipeline.film import Film, Keyframe, settings_of
 from pipeline.frames.tensors import from_arrays, to_arrays
 from pipeline.overrides import overridden
+from pipeline.params import Params
 from pipeline.pictures.preparing import prepare_picture
 from pipeline.pictures.rows import Row
 from pipeline.sections import PrepareSection
@@ -47,14 +49,12 @@ def run(
     values = morph_settings(params, pictures, frames, steps, extras.of_section("morph"))
     section = overridden(params.morph, "morph", values)
     size_and_crop = overridden(params.prepare, "prepare", extras.of_section("prepare"))
-    prepared = from_arrays(
-        [_prepared(path, focus, size_and_crop) for path, focus in zip(pictures, focuses, strict=True)]
-    )
-    base = open_adapted_base(params.base, choose_device(params.machine.device))
-    if base.inpaints:
-        found = "a base made for inpainting, which makes no morphs"
-        raise UserError(Problem("params.yaml: base.source", found, "Use an ordinary base."))
-    keyframes = [Keyframe(picture, text) for picture, text in zip(prepared, texts, strict=True)]
+    rows = [
+        Row(file_name=path.name, text=text, focus=(focus[0], focus[1]) if focus else None)
+        for path, text, focus in zip(pictures, texts, focuses, strict=True)
+    ]
+    keyframes = keyframes_of(pictures, rows, size_and_crop)
+    base = open_for_morphs(params)
     film = Film(base, keyframes, settings_of(section), batch=params.machine.batch, progress=_bar)
     made = [to_arrays(frame.picture[None])[0] for frame in film]
     stops = [number * (film.settings.frames_per_segment - 1) for number in range(len(pictures))]
@@ -63,10 +63,27 @@ def run(
     return clip.write(out, made, stops, fps=fps, hold=hold, size=size)
 
 
-def _prepared(path: Path, focus: list[float] | None, settings: PrepareSection) -> np.ndarray:
-    row = Row(file_name=path.name, text="", focus=(focus[0], focus[1]) if focus else None)
-    picture, _ = prepare_picture(path, row, settings)
-    return np.asarray(picture)
+def keyframes_of(pictures: Sequence[Path], rows: Sequence[Row], settings: PrepareSection) -> list[Keyframe]:
+    """Raw pictures as keyframes without adapters.
+
+    Raises:
+        UserError: for the first that cannot be read.
+    """
+    prepared = [np.array(prepare_picture(path, row, settings)[0]) for path, row in zip(pictures, rows, strict=True)]
+    return [Keyframe(picture, row.text) for picture, row in zip(from_arrays(prepared), rows, strict=True)]
+
+
+def open_for_morphs(params: Params) -> Base:
+    """The base of params.yaml.
+
+    Raises:
+        UserError: where it cannot be opened, or makes no morphs.
+    """
+    base = open_adapted_base(params.base, choose_device(params.machine.device))
+    if base.inpaints:
+        found = "a base made for inpainting, which makes no morphs"
+        raise UserError(Problem("params.yaml: base.source", found, "Use an ordinary base."))
+    return base
 
 
 def _bar(part: str) -> partial[Iterable[int]]:

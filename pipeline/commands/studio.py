@@ -16,7 +16,7 @@ from pipeline.errors import Problem, UserError
 from pipeline.params import load_params
 from pipeline.studio.project import STUDIO, Project
 from pipeline.studio.server import Studio, create_app
-from pipeline.tracking import run_page
+from pipeline.tracking import STUDIO_ADDRESS, run_page
 
 HIDDEN = ("0.0.0.0", "::")
 """Hosts that stand for all of this machine's addresses."""
@@ -44,17 +44,19 @@ def run(port: int, host: str, open_browser: bool, names: Sequence[str] = ()) -> 
 def _serve(port: int, host: str, open_browser: bool, names: Sequence[str]) -> int:
     token = secrets.token_urlsafe(32)
     morphline = [sys.executable, "-m", "pipeline"]
-    project = Project(load_params, morphline, lambda stage: run_page(load_params().tracking, stage))
-    studio = Studio(project)
     own = () if host in HIDDEN else (host,)
-    app = create_app(studio, token, tuple(name.lower() for name in (*own, *names)))
     shown = "127.0.0.1" if host in HIDDEN else f"[{host}]" if ":" in host else host
-    address = f"http://{shown}:{port}/?token={token}"
+    address = f"http://{shown}:{port}"
+    project = Project(
+        load_params, morphline, lambda stage: run_page(load_params().tracking, stage), {STUDIO_ADDRESS: address}
+    )
+    studio = Studio(project)
+    app = create_app(studio, token, tuple(name.lower() for name in (*own, *names)))
     config = uvicorn.Config(
         app, host=host, port=port, log_level="error", access_log=False, server_header=False, ws="none",
         timeout_graceful_shutdown=3,
     )  # fmt: skip
-    server = _Server(config, studio.stopping.set, address, open_browser)
+    server = _Server(config, studio.stopping.set, f"{address}/?token={token}", open_browser)
     with suppress(KeyboardInterrupt):
         server.run()
     return 0

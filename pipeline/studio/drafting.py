@@ -88,7 +88,7 @@ def command_of(form: MorphForm, draft: Draft, params: Params, taken: Sequence[st
     if problems:
         raise UserError(*problems)
     key = free_key(key or "-".join(Path(name).stem for name in names)[:60].strip("-"), params, taken)
-    command = ["morph", "--key", key, "--measure", "--force", "--out", "{folder}/clip.mp4"]
+    command = ["morph", "--key", key, "--measure", "--preview", "--force", "--out", "{folder}/clip.mp4"]
     command += [f"--style={form.style}"] if form.style else []
     command += [*_row_options(form.pictures), *(f"--set={text}" for text in settings)]
     return key, [*command, "--", *(str(draft.picture(name)) for name in names)]

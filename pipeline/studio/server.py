@@ -36,7 +36,8 @@ class Studio:
     server is about to end."""
 
     def __init__(self, project: Project, runner: Runner | None = None) -> None:
-        self.project, self.runner = project, runner or Runner(Queue(), project.morphline)
+        self.project = project
+        self.runner = runner or Runner(Queue(), project.morphline, project.environment)
         self.queue, self.dashboard = self.runner.queue, Dashboard(project.morphline)
         self.stopping = asyncio.Event()
         places = (("pipeline.studio", "pages"), ("pipeline.report", "templates"))

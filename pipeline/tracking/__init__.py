@@ -9,6 +9,7 @@ stage can fail (a UserError, unless `tracking.required` is false); after it no c
 """
 
 from pipeline.tracking.dashboard import dashboard_command, run_page, runs_page
+from pipeline.tracking.descriptions import STUDIO_ADDRESS
 from pipeline.tracking.homecoming import bring_home, worker_database
 from pipeline.tracking.stages import check_ran, close_parent, note_ran, track
 from pipeline.tracking.store import server_uri
@@ -16,6 +17,6 @@ from pipeline.tracking.sync import sync
 from pipeline.tracking.tracker import Tracker
 
 __all__ = [
-    "Tracker", "bring_home", "check_ran", "close_parent", "dashboard_command", "note_ran", "run_page", "runs_page",
-    "server_uri", "sync", "track", "worker_database",
+    "STUDIO_ADDRESS", "Tracker", "bring_home", "check_ran", "close_parent", "dashboard_command", "note_ran", "run_page",
+    "runs_page", "server_uri", "sync", "track", "worker_database",
 ]  # fmt: skip

@@ -13,7 +13,11 @@ from pipeline.tracking.names import LONGEST_TAG, cut
 
 NOTE = "mlflow.note.content"
 PREVIEW_WIDTH = 640  # wider ones are cut off on the page
+STUDIO_ADDRESS = "MORPHLINE_STUDIO"  # in the environment: the address of the studio that runs the stage
 PICTURE, RAN, NOT_RUN = "![", "Ran: ", "Did not need to run: "
+
+PAGES = {"prepare": "sets", "train": "sets", "sample": "sets", "morph": "morphs", "evaluate": "morphs", "edit": "edits"}
+"""Stages to the studio's pages of what they make."""
 
 
 def of_state(state: PipelineState) -> str:
@@ -29,11 +33,18 @@ def of_state(state: PipelineState) -> str:
     return cut("\n\n".join(parts), LONGEST_TAG)
 
 
-def of_stage(state: PipelineState, stage: str) -> str:
-    """A stage's description: how to make its outputs again."""
-    force, back = f"Run it again: `dvc repro --force --single-item {stage}`", _return_to(state)
-    pull = f"(or `dvc pull {stage}`, where a DVC remote has it)"
-    return f"Make it again: {back}, then `dvc repro {stage}` {pull}\n\n{force}" if back else force
+def of_stage(state: PipelineState, stage: str, studio: str = "") -> str:
+    """A stage's description: how to make its outputs again, and where to see them in the studio at that address."""
+    parts = list[str]()
+    if back := _return_to(state):
+        pull = f"(or `dvc pull {stage}`, where a DVC remote has it)"
+        parts.append(f"Make it again: {back}, then `dvc repro {stage}` {pull}")
+    parts.append(f"Run it again: `dvc repro --force --single-item {stage}`")
+    kind, _, key = stage.partition("@")
+    if studio and kind in PAGES:
+        page = f"{studio}/{PAGES[kind]}/{key}"
+        parts.append(f"See it in the studio, while that runs: [{page}]({page})")
+    return "\n\n".join(parts)
 
 
 def preview_of(stage: str) -> str:

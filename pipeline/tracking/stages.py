@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 from pipeline.sections import TrackingSection
 from pipeline.state import PipelineState, read_state
 from pipeline.tracking.connection import unusable, why
-from pipeline.tracking.descriptions import NOTE, of_stage, of_state
+from pipeline.tracking.descriptions import NOTE, STUDIO_ADDRESS, of_stage, of_state
 from pipeline.tracking.mirror import Mirror
 from pipeline.tracking.names import LONGEST_TAG, cut, legal_key
 from pipeline.tracking.runs import begin, close, note_stage
@@ -97,7 +97,8 @@ def _begin(stage: str, params: TrackingSection, tags: Mapping[str, str], locks: 
             raise UserError(unusable(str(uri), error)) from None
         mirror.pause(error)  # type: ignore[union-attr]
     common = _tags(state)
-    own = {**common, "dvc.stage": os.environ.get("DVC_STAGE", stage), NOTE: of_stage(state, stage), **tags}
+    note = of_stage(state, stage, os.environ.get(STUDIO_ADDRESS, ""))
+    own = {**common, "dvc.stage": os.environ.get("DVC_STAGE", stage), NOTE: note, **tags}
     own = {legal_key(key): cut(str(text), LONGEST_TAG) for key, text in own.items()}
     try:
         child, parent = begin(store, state, stage, own, {**common, NOTE: of_state(state)}, locks)

@@ -22,8 +22,9 @@ from pipeline.training.objective import Objective
 from pipeline.training.stopping import Stopped, stop_signals
 from pipeline.training.trainer import PackTrainer
 
-REPORT_EVERY = 20
-"""Steps between two reports: to read the numbers at every step would make a GPU wait each time."""
+REPORT_EVERY, REPORTS = 20, 10
+"""Steps between two reports, fewer in a short training, which makes at least so many: to read the numbers at every step
+would make a GPU wait each time."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,7 @@ def train_pack(setup: TrainingSetup, jobs: Sequence[Job], states: dict[str, Trai
         setup.accelerator,
     )
     first = reported = trainer.step
+    report_every = min(REPORT_EVERY, max(1, settings.steps // REPORTS))
 
     def validate() -> None:
         for row, losses in enumerate(trainer.validate()):
@@ -199,7 +201,7 @@ def train_pack(setup: TrainingSetup, jobs: Sequence[Job], states: dict[str, Trai
                 if callbacks.preview_every and step % callbacks.preview_every == 0 and setup.is_main:
                     with trainer.evaluating():
                         callbacks.preview(jobs, step)
-                if last or due or step % REPORT_EVERY == 0:
+                if last or due or step % report_every == 0:
                     report()
                     reported = step
                 if last or due or step % setup.checkpoint_every == 0:

@@ -59,7 +59,8 @@ def test_a_form_is_the_command_that_a_person_would_type(
         f".work/studio/drafts/{draft}/pictures/{name}" for name in (names[2], names[0])
     ]
     assert given["caption"] == ['--force "$(x)"', f"a {names[0]}"] and given["focus"] == ["0.2500,1.0000", ""]
-    assert (given["key"], given["style"], given["measure"], given["force"]) == ("grosser-see", "dots", True, True)
+    assert (given["key"], given["style"]) == ("grosser-see", "dots")
+    assert given["measure"] and given["preview"] and given["force"]
     assert str(given["out"]) == f".work/studio/jobs/{job.id}/clip.mp4"
     assert sorted(given["settings"]) == [
         "morph.fps=2", "morph.frames=5", "morph.hold=1", "morph.loop=true", "morph.negative=dark, --out x",

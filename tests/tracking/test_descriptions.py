@@ -40,6 +40,19 @@ def test_an_experiment_is_applied_and_what_was_edited_promises_nothing() -> None
     assert of_state(replace(STATE, commit="")) == ""
 
 
+@pytest.mark.parametrize(
+    ("stage", "page"),
+    [("train@alps", "sets/alps"), ("evaluate@alps", "morphs/alps"), ("edit@a-b", "edits/a-b"), ("report", None)],
+)
+def test_what_the_studio_ran_leads_back_to_it(stage: str, page: str | None) -> None:
+    told = of_stage(STATE, stage, "http://127.0.0.1:8300")
+    link = f"[http://127.0.0.1:8300/{page}](http://127.0.0.1:8300/{page})"
+    if page is None:
+        assert told == of_stage(STATE, stage)
+    else:
+        assert told == f"{of_stage(STATE, stage)}\n\nSee it in the studio, while that runs: {link}"
+
+
 def test_a_parent_shows_its_stages_pictures_and_keeps_what_people_wrote() -> None:
     begun = "**Paint** (`0123`)\n\n![old](x)\n\nMake it again: so\n\nRan: `a`\n\nMy own remark"
     notes = ["Run it again", "![the alps](get-artifact?run_uuid=1)\n\nmore"]
