@@ -111,6 +111,9 @@ def _answer_for_mistakes(app: FastAPI, studio: Studio) -> None:
 def _add_pages(app: FastAPI, studio: Studio) -> None:
     load: Callable[[], Any] = studio.project.load
 
+    def is_tracked(stage: str, key: str) -> bool:
+        return studio.project.run_page(f"{stage}@{key}") is not None
+
     @app.get("/")
     def show_gallery() -> Response:
         return studio.page("gallery.html", cards=gallery.cards(load()))
@@ -123,7 +126,7 @@ def _add_pages(app: FastAPI, studio: Studio) -> None:
             return studio.page("unmade.html", kind="morph", key=key, picture=spec.keyframes[0])
         page = gallery.morph_page(key)
         others = [name for name in params.morphs if name != key and (gallery.MORPHS / name / "morph.json").is_file()]
-        tracked = studio.project.run_page(f"morph@{key}") is not None
+        tracked = is_tracked("morph", key)
         return studio.page("morph.html", morph=page, others=others, tracked=tracked, pace=PACE, ends=ENDS)
 
     @app.get("/edits/{key}")
@@ -131,13 +134,15 @@ def _add_pages(app: FastAPI, studio: Studio) -> None:
         load().get_edit(key)
         if not (gallery.EDITS / key / "edit.json").is_file():
             return studio.page("unmade.html", kind="edit", key=key, picture="")
-        return studio.page("edit.html", key=key, facts=gallery.read_json(gallery.EDITS / key / "edit.json"))
+        facts = gallery.read_json(gallery.EDITS / key / "edit.json")
+        return studio.page("edit.html", key=key, facts=facts, tracked=is_tracked("edit", key))
 
     @app.get("/sets/{key}")
     def show_set(key: str) -> Response:
         spec = load().get_set(key)
         pictures, adapters = gallery.pictures_of(key), gallery.adapters_of(key)
-        return studio.page("set.html", key=key, spec=spec, pictures=pictures, adapters=adapters)
+        tracked = is_tracked("train", key)
+        return studio.page("set.html", key=key, spec=spec, pictures=pictures, adapters=adapters, tracked=tracked)
 
     @app.get("/runs/{stage}/{key}")
     def show_run(stage: str, key: str) -> Response:

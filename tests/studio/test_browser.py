@@ -178,6 +178,8 @@ def test_a_film_of_three_pictures_by_a_server_that_is_killed_on_the_way(
     page.locator("[data-setting='train.steps']").fill("40")
     page.locator("#make").click()
     key = job_of(page)
+    expect(page.locator("#previews img").first).to_be_visible()
+    assert not served.progress(key).stage.startswith(("morph@", "evaluate@")), "a look that comes with the film is late"
 
     # Killed, the server's job runs on; the next server takes it over, and trains nothing twice.
     expect(page.locator("#stages [aria-current]")).to_have_text("train@three-painted")
@@ -222,11 +224,40 @@ def test_a_film_of_three_pictures_by_a_server_that_is_killed_on_the_way(
     start = start.repeat(larger, axis=0).repeat(larger, axis=1)
     assert np.abs(decoded[0] - start).mean() < np.abs(decoded[-1] - start).mean()
     with page.expect_download() as download:
+        page.locator("#download-gif").click()
+    with Image.open(download.value.path()) as gif:
+        assert gif.format == "GIF" and gif.n_frames >= 9
+    with page.expect_download() as download:
         page.locator("#download-frames").click()
     with zipfile.ZipFile(io.BytesIO(Path(download.value.path()).read_bytes())) as frames:
         assert len(frames.namelist()) == 9
         assert frames.read("three-painted/0000.png") == (folder / "frames/0000.png").read_bytes()
     assert draft.rpartition("/")[2] == served.job(key)["draft"]
+
+    # To the run in MLflow, and from its description back.
+    page.goto(f"{served.origin}/runs/train/three-painted")
+    assert not page.url.startswith(served.origin) and "/runs/" in page.url
+    with context.expect_page() as opened:
+        page.get_by_role("link", name=f"{served.origin}/sets/three-painted").click()
+    expect(opened.value.locator("h1")).to_contain_text("three-painted")
+    opened.value.close()
+    page.close()
+
+
+def test_a_style_is_laid_over_a_set(served: Served, context: Context) -> None:
+    page = tab(context, served.address)
+    page.goto(f"{served.origin}/style")
+    page.locator("#style").select_option("dots")
+    page.locator("#over").select_option("dots")
+    page.locator("#strength").fill("0.5")
+    page.locator("#make").click()
+    key = job_of(page)
+    expect(page.locator("#status")).to_have_attribute("data-status", "done")
+    page.get_by_role("link", name="See the edit").click()
+    pictures = page.locator("main img")
+    expect(pictures.first).to_be_visible()
+    until(lambda: all(pictures.evaluate_all("all => all.map(one => one.complete && one.naturalWidth > 0)")))
+    assert (served.project / "data/edits" / served.job(key)["key"] / "edit.json").is_file()
     page.close()
 
 
