@@ -1,6 +1,5 @@
 """The servers of docs/teams.md, for real: PostgreSQL under `mlflow server`, artifacts on an S3 server."""
 
-import importlib
 import os
 import re
 import shutil
@@ -9,7 +8,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from mlflow import MlflowClient
 from ruamel.yaml import YAML
 
 from pipeline.tracking import sync
+from tests.servers import Bucket, require, s3_bucket
 from tests.tracking.conftest import ROOT, Book, open_book, section
 from tests.tracking.server import Mlflow, check_equal, listed
 from tests.tracking.test_real_server import WRITER
@@ -26,48 +25,10 @@ KEYS = ("alps", "hills", "woodcut", "dots", "sea", "dunes", "forest", "moor")
 USER = "nobody"
 
 
-def require(*modules: str, programs: tuple[str, ...] = ()) -> None:
-    """Skip a test, saying all that it lacks."""
-    lacking = [name for name in programs if not shutil.which(name)]
-    for name in modules:
-        try:
-            importlib.import_module(name)
-        except ImportError:
-            lacking.append(f"Python's {name}")
-    if lacking:
-        pytest.skip(f"not installed: {', '.join(lacking)} (pip install -e '.[servers]', apt install postgresql)")
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """A bucket on an S3 server of this machine."""
-
-    name: str
-    client: Any
-    environment: dict[str, str]
-
-    def files(self) -> list[str]:
-        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name)
-        return sorted(item["Key"] for page in pages for item in page.get("Contents", ()))
-
-
 @pytest.fixture
 def bucket() -> Iterator[Bucket]:
-    require("moto.server", "boto3", "flask")
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    keys = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
-    url = f"http://{host}:{port}"
-    client = boto3.client(
-        "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="testing", aws_secret_access_key="testing"
-    )
-    client.create_bucket(Bucket="team")
-    yield Bucket("team", client, {**keys, "MLFLOW_S3_ENDPOINT_URL": url, "AWS_ENDPOINT_URL": url})
-    server.stop()
+    with s3_bucket() as bucket:
+        yield bucket
 
 
 @pytest.fixture
