@@ -1,8 +1,8 @@
 """Commands with all that they start, which end together: asked to, and when whoever started them is gone.
 
 DVC leaves a stage running when it is killed, and a killed worker would leave DVC: so each is started by a leash, a
-small process that watches a pipe. The pipe closes with the process that holds its other end,
-however that ends.
+small process whose own child watches a pipe. The pipe closes with the process that holds its other end, however that
+ends. Not for Windows.
 
 python -P pipeline/workers/groups.py dvc repro
 """
@@ -117,14 +117,7 @@ def _hold(command: Sequence[str]) -> int:
     Returns only when all of them are gone: a stage that DVC has left may still be saving where it was.
     """
     started = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
-
-    def watch() -> None:
-        os.read(0, 1)
-        _signal(started.pid, signal.SIGTERM)
-        time.sleep(END_SECONDS)
-        _signal(started.pid, signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True).start()
+    watcher = _watch(started.pid)
     code = started.wait()
     _signal(started.pid, signal.SIGTERM)
     until = time.monotonic() + END_SECONDS
@@ -132,7 +125,26 @@ def _hold(command: Sequence[str]) -> int:
         if time.monotonic() > until:
             _signal(started.pid, signal.SIGKILL)
         time.sleep(0.05)
+    os.kill(watcher, signal.SIGKILL)
     return 128 - code if code < 0 else code
+
+
+def _watch(group: int) -> int:
+    """End a group when the pipe on stdin is closed, in a process of its own: who kills the leash as well, as Ray does
+    with all children of a worker that it has lost, does not know of that one. Its id."""
+    if child := os.fork():
+        return child
+    os.setsid()
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for number in (1, 2):  # whoever reads what the command says waits for the end of all that could write it
+        os.dup2(nowhere, number)
+    os.read(0, 1)
+    _signal(group, signal.SIGTERM)
+    until = time.monotonic() + END_SECONDS
+    while _signal(group, 0) and time.monotonic() < until:
+        time.sleep(0.05)
+    _signal(group, signal.SIGKILL)
+    os._exit(0)
 
 
 def _signal(group: int, number: int) -> bool:

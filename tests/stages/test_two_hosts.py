@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import pytest
 
 from pipeline.stages import morph, prepare
 from tests.project import ROOT, contents, edit, with_values
+from tests.stages.test_train_interrupted import header, wait_for_step
 from tests.stages.test_train_processes import morphline
 
 PAGE = (ROOT / "docs/scale.md").read_text(encoding="utf-8")
@@ -51,8 +52,8 @@ def hosts() -> Iterator[list[str]]:
     finally:
         for name in names:
             with suppress(OSError, subprocess.SubprocessError):
-                for process in ip("netns", "pids", name).split():
-                    os.kill(int(process), signal.SIGKILL)
+                for process in pids(name):
+                    os.kill(process, signal.SIGKILL)
             with suppress(OSError, subprocess.SubprocessError):
                 ip("netns", "del", name)  # and the cable with it
         signal.signal(signal.SIGTERM, before)
@@ -69,8 +70,16 @@ def page_command(rank: int, *command: str) -> list[str]:
     return [sys.executable, "-m", "accelerate.commands.launch", *words[2:-2], *command]
 
 
-def launched(hosts: list[str], *command: str) -> list[subprocess.CompletedProcess[str]]:
-    """As docs/scale.md has it, one process on each host."""
+def pids(host: str) -> list[int]:
+    return [int(process) for process in ip("netns", "pids", host).split()]
+
+
+def launched(
+    hosts: list[str],
+    *command: str,
+    meanwhile: Callable[[Sequence["subprocess.Popen[str]"]], object] = lambda running: None,
+) -> list[subprocess.CompletedProcess[str]]:
+    """As docs/scale.md has it, one process on each host. meanwhile: what is done once they are started."""
     running = []
     try:
         for rank, host in enumerate(hosts):
@@ -85,6 +94,7 @@ def launched(hosts: list[str], *command: str) -> list[subprocess.CompletedProces
                     start_new_session=True,
                 )
             )  # fmt: skip
+        meanwhile(running)
         said = [process.communicate(timeout=LIMIT) for process in running]
         return [
             subprocess.CompletedProcess(process.args, process.returncode, *words)
@@ -118,3 +128,33 @@ def test_two_hosts_give_what_two_processes_of_one_give(project: Path, hosts: lis
     done = morphline("train", "dots")
     assert done.returncode == 0, done.stderr
     assert adapters(project) == trained
+
+
+def test_a_host_that_is_killed_and_started_again_changes_no_byte(project: Path, hosts: list[str]) -> None:
+    """All that runs on one of them dies at once, as when a machine does; the other ends then, and says so."""
+    prepare.run("dots")
+    values = {"machine.reuse": "false", "machine.checkpoint_every": 2}
+    edit(
+        project / "params.yaml",
+        lambda text: with_values(text, values).replace("train: {steps: 4}", "train: {steps: 40}"),
+    )
+    work, lost = project / ".work/adapters", 1
+
+    def kill_one(running: Sequence["subprocess.Popen[str]"]) -> None:
+        wait_for_step(running[0], work, 4)
+        for process in pids(hosts[lost]):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+
+    codes = [one.returncode for one in launched(hosts, "train", "dots", meanwhile=kill_one)]
+    assert codes[lost] == -signal.SIGKILL and codes[1 - lost] > 0
+    assert not (project / "models/adapters/dots").exists()
+    (checkpoint,) = work.glob("*/checkpoint.safetensors")
+    assert 4 <= int(header(checkpoint)["__metadata__"]["step"]) < 40
+    for host, done in enumerate(launched(hosts, "train", "dots")):
+        assert done.returncode == 0, (host, done.stderr)
+    disturbed = adapters(project)
+    shutil.rmtree(project / "models/adapters")
+    for host, done in enumerate(launched(hosts, "train", "dots")):
+        assert done.returncode == 0, (host, done.stderr)
+    assert adapters(project) == disturbed

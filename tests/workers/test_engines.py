@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.commands.fan_out import tasks_for
@@ -76,7 +77,9 @@ def test_what_a_command_left_behind_ends_with_it_and_may_save_first(tmp_path: Pa
         assert (tmp_path / "saved").read_text() == "saved"
 
 
-def test_a_command_ends_when_the_one_who_holds_its_leash_is_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("leash_too", [False, True])
+def test_a_command_ends_when_the_one_who_holds_its_leash_is_killed(tmp_path: Path, leash_too: bool) -> None:
+    """Also where the leash is killed with it, and first: Ray ends a worker's children so."""
     holder = (
         "import os, sys, pathlib\\nfrom pipeline.workers.groups import leashed\\n"
         "with leashed(sys.argv[1:], pathlib.Path('.'), os.environ) as process: process.wait()"
@@ -85,6 +88,10 @@ def test_a_command_ends_when_the_one_who_holds_its_leash_is_killed(tmp_path: Pat
         [*PYTHON, holder, *PYTHON, STUBBORN, str(tmp_path / "saved")], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout and int(process.stdout.readline())
+    if leash_too:
+        process.send_signal(signal.SIGSTOP)  # it would close the pipe when it sees the leash's end
+        (leash,) = psutil.Process(process.pid).children()
+        leash.kill()
     process.send_signal(signal.SIGKILL)
     process.wait()
     until = time.monotonic() + 60

@@ -34,10 +34,10 @@ def begun(project: Path, key: str) -> int:
     return int(found[-1]) if found else 0
 
 
-def fan_out(project: Path, *arguments: str) -> "subprocess.Popen[str]":
+def fan_out(project: Path, *arguments: str, **variables: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-m", "pipeline", "fan-out", "train", *arguments], cwd=project, env=environment(project),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        [sys.executable, "-m", "pipeline", "fan-out", "train", *arguments], cwd=project,
+        env=environment(project, **variables), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
 
@@ -82,3 +82,45 @@ def test_the_same_through_ray(many: Path) -> None:
     options = ("-j", "4", "--retries", "0", "--scratch", str(many.parent / "scratch"))
     code, said = kill_one(many, "--on", "ray", *options)
     check_killed_key_alone_is_left(many, code, said)
+
+
+def test_a_machine_of_the_cluster_is_lost_and_its_keys_are_made_on_the_other(
+    many: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two nodes of Ray on this machine, with two workers on each when all of one of them is gone at once."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
+    from ray.cluster_utils import Cluster
+
+    for name, text in environment(many).items():  # workers have that of their node
+        monkeypatch.setenv(name, text)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    try:
+        other, first = cluster.add_node(num_cpus=2), KEYS[:4]
+        gates = [log_of(many).with_name(f"wait-train-{key}") for key in first]
+        for gate in gates:
+            gate.touch()
+        options = ("--on", "ray", "-j", "4", "--retries", "2", "--scratch", str(many.parent / "scratch"))
+        process = fan_out(many, *options, RAY_ADDRESS=cluster.address)
+        try:
+            wait_for(lambda: all(begun(many, key) for key in first), process)
+            at_work = [begun(many, key) for key in first]
+            cluster.remove_node(other, allow_graceful=False)
+            wait_for(lambda: not all(map(psutil.pid_exists, at_work)), process)
+            for gate in gates:
+                gate.unlink()
+            said = process.communicate(timeout=600)[0]
+        finally:
+            process.kill()
+    finally:
+        cluster.shutdown()
+    assert process.returncode == 0, said
+    assert said.count(": done\n") == 12, said
+    runs = ran(many)
+    assert len(runs) > 12, "what was lost on the way ran again"
+    assert set(runs) == {f"train@{key}" for key in KEYS} and runs.count(f"train@{KEYS[-1]}") == 1
+    dvc(many, "repro", "train")
+    assert not ran(many)
+    parallel = made(many)
+    dvc(many, "repro", "--force", "train")
+    ran(many)
+    assert made(many) == parallel
