@@ -1,5 +1,6 @@
 """Fixtures for all rooms: tiny bases on disk, opened fresh for each test, and tiny projects."""
 
+import inspect
 import os
 import shutil
 
@@ -12,10 +13,39 @@ from contextlib import chdir
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
+from tests.hostile import generators
 from tests.project import make_project
 
 ROOT = Path(__file__).parent.parent
+
+# With `--dist loadfile` a worker takes one file after the other: a long one that is taken last is waited for. The first
+# two go to two workers, of which one makes what `ran` is, and the other does not need it yet.
+LONGEST = (
+    "stages/test_same_bytes.py", "stages/test_train_processes.py", "test_pipeline.py", "test_devices.py",
+    "stages/test_two_hosts.py", "hostile/test_results.py", "processes/test_chunks.py",
+    "stages/test_train_interrupted.py", "stages/test_shared_stages.py", "hostile/test_full_disk.py",
+    "stages/test_pocket.py", "tracking/test_real_server.py", "tracking/test_mirror.py", "commands/test_ui.py",
+    "stages/test_repeat.py", "pocket/test_pocket.py", "workers/test_fan_out.py", "workers/test_real_slurm.py",
+    "tracking/test_team_servers.py", "serving/test_serve.py", "workers/test_work.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {ROOT / "tests" / name: number for number, name in enumerate(LONGEST)}
+    assert all(path.is_file() for path in places), "LONGEST names a file that is not there"
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+    if generators.SECONDS:
+        tests = [item for item in items if isinstance(item, pytest.Function)]
+        searching = sum("@hostile(" in inspect.getsource(item.function) for item in tests)
+        generators.share[0] = generators.SECONDS / max(searching, 1)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How far a search for hostile input by hand has gone."""
+    for name, count in generators.tried.items():
+        terminalreporter.write_line(f"{count} examples: {name}")
 
 
 @pytest.fixture(scope="session")
@@ -90,10 +120,20 @@ def run_all(project: Path) -> None:
 
 @pytest.fixture(scope="session")
 def ran(tmp_path_factory: pytest.TempPathFactory, tiny_folders: dict[str, Path], database: str) -> Path:
-    """A project with all outputs made. Not to be changed."""
-    project = make_project(tmp_path_factory.mktemp("ran") / "project", tiny_folders["epsilon"], database)
-    run_all(project)
-    return project
+    """A project with all outputs made, by the first of pytest's workers that needs it. Not to be changed.
+
+    Its runs are in a database of its own, and with them those of its copies.
+    """
+    top = tmp_path_factory.getbasetemp()
+    top = (top.parent if "PYTEST_XDIST_WORKER" in os.environ else top) / "ran"
+    top.mkdir(exist_ok=True)
+    with FileLock(top / "lock"):
+        if not (top / "made").exists():
+            shutil.rmtree(top / "project", ignore_errors=True)  # of a worker that failed
+            shutil.copy(database.removeprefix("sqlite:///"), top / "mlflow.db")
+            run_all(make_project(top / "project", tiny_folders["epsilon"], f"sqlite:///{top}/mlflow.db"))
+            (top / "made").touch()
+    return top / "project"
 
 
 @pytest.fixture

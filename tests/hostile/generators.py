@@ -1,7 +1,10 @@
-"""What hostile input is made of, and how long to look for more: `MORPHLINE_FUZZ=3600 pytest tests/hostile` searches for
-an hour, each test for its share; without it each takes a few seconds and always the same examples."""
+"""What hostile input is made of, and how long to look for more: `MORPHLINE_FUZZ=3600 pytest -n0 tests/hostile` searches
+for an hour, each test for its share, other examples each time; without it each takes a few seconds and always the same
+examples."""
 
+import functools
 import os
+import time
 import unicodedata
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +13,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 SECONDS = float(os.environ.get("MORPHLINE_FUZZ", 0))
-TESTS = 20  # that share the time
-A_SECOND = 30  # examples; a base takes longer, a text less
+tried = dict[str, int]()
+"""How many examples each test has tried."""
+share = [SECONDS]
+"""The seconds that each may search for."""
 
 json_leaves = (
     st.none() | st.booleans() | st.integers() | st.integers(-3, 3) | st.floats() | st.text(max_size=8)
@@ -25,15 +30,32 @@ json_values: st.SearchStrategy[Any] = st.recursive(
 
 
 def hostile(examples: int) -> Callable[[Any], Any]:
-    """Settings of a property test: so many examples in CI, the same each time, and more by hand."""
-    most = max(examples, int(SECONDS / TESTS * A_SECOND))
-    return settings(
-        max_examples=most,
+    """Settings of a property test: so many examples in CI, the same each time; by hand so many again and again, others
+    each time, for as long as it has."""
+    chosen = settings(
+        max_examples=examples,
         derandomize=not SECONDS,
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
     )
+
+    def searching(test: Any) -> Any:
+        test = chosen(test)
+        if not SECONDS:
+            return test
+
+        @functools.wraps(test)
+        def again(*arguments: Any, **named: Any) -> None:
+            started = time.monotonic()
+            while time.monotonic() - started < share[0]:
+                test(*arguments, **named)
+                name = os.environ.get("PYTEST_CURRENT_TEST", test.__qualname__).removesuffix(" (call)")
+                tried[name] = tried.get(name, 0) + examples
+
+        return again
+
+    return searching
 
 
 def is_plain(text: str) -> bool:
