@@ -3,6 +3,9 @@
 import base64
 import json
 import os
+import re
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,11 +17,12 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
+import av
 import pytest
 
 from pipeline.commands import package
 from pipeline.errors import UserError
-from tests.project import ROOT, contents
+from tests.project import ROOT, contents, paint
 
 START_SECONDS = 900.0
 BODY = 32 * 2**20
@@ -87,6 +91,38 @@ def test_a_morph_comes_back_as_the_clip_of_the_pipeline(address: str, ran: Path)
     assert status == 200, answer
     assert answer["predictions"]["count"] == 5
     assert base64.b64decode(answer["predictions"]["mp4"]) == (ran / "data/morphs/hills/morph.mp4").read_bytes()
+
+
+PAGE = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
+THERE = "http://127.0.0.1:5100/invocations"
+
+
+def test_the_client_of_the_page_is_answered(address: str, tmp_path: Path) -> None:
+    """As it stands there, but for the address; its pictures have no adapters."""
+    (client,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    assert THERE in client and len(client.splitlines()) <= 10
+    for number, name in enumerate(("beach.jpg", "pier.jpg")):
+        paint(tmp_path / name, 40 + number, (120, 90))
+    done = subprocess.run(
+        [sys.executable, "-c", client.replace(THERE, address)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    with av.open(str(tmp_path / "morph.mp4")) as clip:
+        assert sum(1 for _ in clip.decode(video=0)) >= 31
+
+
+def test_the_page_s_curl_is_answered(address: str) -> None:
+    """With this model's keyframes in the place of the example's."""
+    if not shutil.which("curl"):
+        pytest.skip("curl is not installed")
+    right, wrong = re.findall(r"```\n(curl .*?)```", PAGE, flags=re.DOTALL)
+    for command, expected in ((right, '"count": 16'), (wrong, "inputs: frames: found 5000. It should")):
+        assert THERE in command
+        here = command.replace(THERE, address).replace("dawn", "red hill").replace("night", "blue")
+        words = shlex.split(here.replace("\\\n", " "))
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+        assert expected in done.stdout
+    assert "mp4" not in done.stdout and json.loads(done.stdout)["error_code"] == "INVALID_PARAMETER_VALUE"
 
 
 def test_a_wrong_request_is_answered_with_400_and_a_sentence(address: str) -> None:
