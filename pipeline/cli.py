@@ -142,6 +142,8 @@ def add(
     if adapter not in ("image", "set"):
         raise typer.BadParameter("--adapter is image or set.")
     add.run(key, pictures, caption or [], add.extras_of(focus, settings), "set" if adapter == "set" else "image")
+    if adapter == "image":
+        print(f"`dvc repro morph@{key}` makes the clip: data/morphs/{key}/morph.mp4")
 
 
 @command

@@ -6,7 +6,7 @@ import re
 import shutil
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import StringIO
 from pathlib import Path
 from typing import Literal
@@ -100,7 +100,7 @@ def run(
     if adapter == "set":
         print(f"Added the set {key!r}. `morphline restyle SET {key}` lays its style over another set's pictures.")
     else:
-        print(f"Added the set and the morph {key!r}. `dvc repro` makes the clip: data/morphs/{key}/morph.mp4")
+        print(f"Added the set and the morph {key!r}.")
 
 
 def add_morph(key: str, of: str, pictures: Sequence[Path], extras: Extras) -> None:
@@ -219,7 +219,11 @@ def add_entries(entries: Mapping[str, Mapping[str, object]], key: str) -> None:
         text = _with_entry(text, section, key, entry)
     with atomic_file(PARAMS) as path:
         path.write_bytes(text.encode("utf-8"))
-        load_params(path)
+        try:
+            load_params(path)
+        except UserError as error:  # of a file that nobody has seen
+            named = (replace(one, where=one.where.replace(str(path), str(PARAMS))) for one in error.problems)
+            raise UserError(*named) from None
 
 
 def _with_entry(text: str, section: str, key: str, entry: Mapping[str, object]) -> str:

@@ -45,7 +45,7 @@ def ending_well(name: str, function: Callable[..., None]) -> Callable[..., None]
         except KeyboardInterrupt as stopped:
             reason = str(stopped) or "stopped"
             if os.environ.get("RANK", "0") == "0":  # one of several processes speaks for all
-                print(f"morphline {name}: {reason}; `dvc repro` goes on from here", file=sys.stderr)
+                print(f"morphline {name}: {reason}; the same command goes on from here", file=sys.stderr)
             raise typer.Exit(getattr(stopped, "exit_code", 130)) from None
 
     return run

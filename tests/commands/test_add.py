@@ -14,6 +14,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from pipeline.commands.add import add_entries
+from pipeline.errors import UserError
 from pipeline.params import load_params
 from tests.project import SHIPPED, contents, edit, paint
 
@@ -242,3 +244,11 @@ def test_pictures_may_lie_in_the_project_itself(project: Path) -> None:
     assert answer.exit_code == 0
     with Image.open("data/raw/my-own/blue.png") as ours, Image.open("data/raw/hills/blue.png") as theirs:
         assert ours.tobytes() == theirs.tobytes()
+
+
+def test_what_params_yaml_refuses_is_said_of_it_and_of_no_file_that_is_gone(project: Path) -> None:
+    before = (project / "params.yaml").read_bytes()
+    with pytest.raises(UserError) as refused:
+        add_entries({"edits": {"set": "hills", "adapters": {"no-such": 1.0}, "edit": {}}}, "new")
+    assert str(refused.value).startswith("params.yaml: edits.new.adapters: no-such: there is no set 'no-such'")
+    assert (project / "params.yaml").read_bytes() == before

@@ -96,7 +96,7 @@ def test_a_training_that_is_stopped_and_then_killed_ends_as_if_undisturbed(
     said = stopped.communicate(timeout=60)[0]
     assert stopped.returncode == 130
     # The step in which the signal came was finished and saved: the held one, or that before it.
-    told = re.search(rf"morphline train: stopped after step (\d+) of {STEPS}; `dvc repro` goes on", said)
+    told = re.search(rf"morphline train: stopped after step (\d+) of {STEPS}; the same command goes on", said)
     assert "Traceback" not in said and told and int(told[1]) in (3, 4)
     assert [header(path)["__metadata__"]["step"] for path in work.glob("*/checkpoint.safetensors")] == [told[1]]
     assert not (long_project / "models").exists() and not (long_project / "reports").exists()

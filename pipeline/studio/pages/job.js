@@ -25,7 +25,7 @@ const show = (job) => {
     queued: "It waits for the jobs before it.",
     interrupted: "It was interrupted, and goes on in a moment.",
     cancelled: "It was cancelled. What was trained is kept: trying again goes on from there.",
-    stopping: "It is stopping: a training saves where it is first.",
+    stopping: "It is stopping. A training saves where it is first.",
     done: "Done.",
     failed: "It failed.",
   }[job.status] ?? (job.of ? `${job.label || job.stage}: ${job.step} of ${job.of}` : job.stage ? `${job.stage} is starting` : "Starting");
