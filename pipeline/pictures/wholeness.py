@@ -13,6 +13,7 @@ from pipeline.pictures.jpeg import lacks_blocks
 
 _PIECE = 1 << 20
 _MOST_BYTES = 16  # of a pixel of a JPEG, which has three or four numbers; a GIF needs fewer
+_TILE_PART = b"\xff\x90"
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by PNG's colour type
 # Adam7: where each pass begins and how far its pixels lie apart, in x and y (PNG specification, 8.2).
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
@@ -22,13 +23,16 @@ def lacks_pixels(file: BinaryIO, image: Image.Image) -> bool:
     """Whether an opened picture's file is too short for its size.
 
     A JPEG spends a bit at least on each 8x8 block: what has less lacks pixels for certain. That is all that is known
-    of JPEGs within a TIFF; PNG, GIF and plain JPEG are looked at to their end.
+    of JPEGs within a TIFF; PNG, GIF, JPEG 2000 and plain JPEG are looked at to their end.
     """
     if image.format == "PNG":
         return _png_lacks(file)
     if image.format == "GIF":
         return _gif_lacks(file, image.width * image.height)
     pixels, length = image.width * image.height, file.seek(0, 2)
+    if image.format == "JPEG2000":
+        file.seek(0)
+        return _jpeg2000_lacks(file.read(_PIECE + _MOST_BYTES * pixels))
     if image.format in ("JPEG", "MPO"):
         file.seek(0)
         content = file.read(_PIECE + _MOST_BYTES * pixels)
@@ -51,6 +55,21 @@ def _gif_lacks(file: BinaryIO, pixels: int) -> bool:
     except OSError:
         return True
     return False
+
+
+def _jpeg2000_lacks(content: bytes) -> bool:
+    """Whether there is no part of a tile, or one of them goes on beyond the end (ITU-T T.800, A.4.2): of a stream that
+    ends where its first tile would begin, Pillow makes a black picture."""
+    place = content.find(b"\xff\x4f\xff\x51") + 2  # the main header: segments of a marker and a length
+    while content[place : place + 2] not in (_TILE_PART, b"") and place + 4 <= len(content):
+        place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+    parts = 0
+    while content[place : place + 2] == _TILE_PART:
+        length = int.from_bytes(content[place + 6 : place + 10], "big")  # 0: up to the end
+        if place + max(length, 12) > len(content):
+            return True
+        parts, place = parts + 1, place + (length or len(content))
+    return not parts
 
 
 def _png_lacks(file: BinaryIO) -> bool:
