@@ -20,6 +20,7 @@ from pipeline.processes import joining
 from pipeline.stages import edit as stage_edit
 from pipeline.stages import evaluate, morph, prepare, report, sample, styles, train
 from pipeline.training.examples import encode_example
+from pipeline.training.loop import REPORTS
 from tests.pretend import DEVICE, Pretend
 from tests.project import contents, edit, with_values
 from tests.tiny import open_tiny
@@ -168,7 +169,7 @@ def test_training_waits_for_the_device_at_its_periodic_looks_only(
             trained(base, tmp_path / f"{steps}", settings, every=1000, wanted=prepared)
             return sum(mode.waits.values())
 
-    assert waits(3) == waits(7) > 0
+    assert waits(2 * REPORTS) == waits(3 * REPORTS) > 0  # as many looks, at every second and every third step
 
 
 def test_encoded_examples_take_nothing_of_the_device(tiny_folders: dict[str, Path], tmp_path: Path) -> None:
