@@ -16,12 +16,10 @@ import pytest
 from PIL import Image
 
 from tests.project import DOTS, make_clone, paint, tiny_params
+from tests.studio.browser import Context, check_keys, drop, expect, job_of, order, sync_api, tab
 from tests.studio.conftest import until
 from tests.studio.served import Served
 from tests.warm import warm_morphline
-
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[browser]'")
-expect, Page, Context = sync_api.expect, sync_api.Page, sync_api.BrowserContext
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = next((path for path in map(shutil.which, NAMES) if path), None)
@@ -68,61 +66,6 @@ def context(served: Served) -> Iterator[Context]:
         yield context
         browser.close()
     assert not errors
-
-
-def tab(context: Context, address: str) -> Page:
-    page = context.new_page()
-    page.goto(address)
-    return page
-
-
-def drop(page: Page, paths: list[Path]) -> None:
-    """Drop files on the page, as from a folder's window."""
-    files = [[path.name, list(path.read_bytes())] for path in paths]
-    carried = page.evaluate_handle(
-        """files => {
-            const carried = new DataTransfer();
-            for (const [name, bytes] of files) carried.items.add(new File([new Uint8Array(bytes)], name));
-            return carried;
-        }""",
-        files,
-    )
-    page.locator("#drop").dispatch_event("dragover", {"dataTransfer": carried})
-    page.locator("#drop").dispatch_event("drop", {"dataTransfer": carried})
-
-
-def order(page: Page) -> list[str]:
-    return page.locator(".picture").evaluate_all("items => items.map(item => item.dataset.name)")
-
-
-def job_of(page: Page) -> str:
-    page.wait_for_url("**/jobs/*")
-    return page.url.rpartition("/")[2]
-
-
-def check_keys(page: Page) -> None:
-    """The Tab key alone reaches every control of a page, each is outlined then, and none lacks a name."""
-    nameless = r"(?m)^\s*- (?:button|link|textbox|combobox|checkbox|slider)(?: \[[^\]]*\])*:?$"
-    assert not re.findall(nameless, page.locator("body").aria_snapshot())
-    everything = page.evaluate(
-        """() => [...document.querySelectorAll("a[href], button, input, select, summary, [tabindex='0']")]
-            .filter(one => one.checkVisibility() && !one.disabled)
-            .map((one, index) => one.dataset.reached = String(index))"""
-    )
-    page.locator("#main").focus()
-    outlines = {}
-    for _ in range(2 * len(everything)):
-        page.keyboard.press("Tab")
-        found, outline = page.evaluate(
-            """() => {
-                const one = document.activeElement, box = one.closest(".drop:has(input:focus)") ?? one;
-                return [one.dataset.reached ?? "", getComputedStyle(box).outlineStyle];
-            }"""
-        )
-        outlines[found] = outline
-        if len(outlines.keys() - {""}) == len(everything):
-            break
-    assert {name: outline for name, outline in outlines.items() if name} == dict.fromkeys(everything, "solid")
 
 
 def test_a_film_of_three_pictures_by_a_server_that_is_killed_on_the_way(
@@ -241,6 +184,22 @@ def test_a_film_of_three_pictures_by_a_server_that_is_killed_on_the_way(
         page.get_by_role("link", name=f"{served.origin}/sets/three-painted").click()
     expect(opened.value.locator("h1")).to_contain_text("three-painted")
     opened.value.close()
+    page.close()
+
+
+def test_pictures_chosen_before_the_script_of_a_page_has_come_are_taken(
+    served: Served, context: Context, tmp_path: Path
+) -> None:
+    page = tab(context, served.address)
+    held = list[sync_api.Route]()
+    page.route("**/static/new.js", lambda route: held.append(route))
+    page.goto(f"{served.origin}/new", wait_until="commit")
+    paint(tmp_path / "early.png", 40)
+    page.locator("#files").set_input_files([tmp_path / "early.png"])
+    for route in held:
+        route.continue_()
+    expect(page.locator(".picture")).to_have_count(1)
+    assert order(page) == ["early.png"]
     page.close()
 
 

@@ -124,7 +124,7 @@ const add = (picture) => {
     const next = item.nextElementSibling ?? item.previousElementSibling;
     item.remove();
     renumber();
-    (next?.querySelector(".remove") ?? document.querySelector("#files")).focus();
+    (next?.querySelector(".remove") ?? chooser).focus();
   });
   // A caption is for writing: while one writes in it, its picture is not dragged.
   caption.addEventListener("pointerdown", () => { item.draggable = false; });
@@ -170,9 +170,9 @@ const take = async (files) => {
   document.querySelectorAll("#uploads .problem").forEach((line) => line.remove());
   for (const file of files) await upload(file); // in the order in which they were chosen
 };
-document.querySelector("#files").addEventListener("change", (event) => {
-  take([...event.target.files]).finally(() => { event.target.value = ""; });
-});
+const chooser = document.querySelector("#files");
+const takeChosen = () => take([...chooser.files]).finally(() => { chooser.value = ""; });
+chooser.addEventListener("change", takeChosen);
 const drop = document.querySelector("#drop");
 const carriesFiles = (event) => event.dataTransfer?.types.includes("Files");
 addEventListener("dragover", (event) => {
@@ -240,6 +240,7 @@ const ordered = (kept.pictures ?? []).filter((picture) => start.uploads[picture.
 const names = new Set(ordered.map((picture) => picture.name));
 for (const picture of [...ordered, ...Object.values(start.uploads).filter((one) => !names.has(one.name))]) add(picture);
 if (list.children.length) renumber();
+if (chooser.files.length) takeChosen(); // chosen before this script had come
 
 // A style that is there needs no pictures.
 const ofPictures = document.querySelector("#of-pictures");
