@@ -10,6 +10,12 @@ def run_stage(name: str, *key: str) -> None:
     import_module(f"pipeline.stages.{name}").run(*key)
 
 
+def run_shared(name: str, command: str, key: str) -> None:
+    """The same of a stage that several processes may share, whose command is `morphline <command> <key>`."""
+    import_module("pipeline.stages.shared").launch([command, key])
+    run_stage(name, key)
+
+
 def check() -> None:
     """Validate params.yaml, every raw set, every morph's keyframes and the base; list every problem at once.
 
@@ -31,7 +37,7 @@ def train(key: SetKey) -> None:
 
     Example: morphline train alps
     """
-    run_stage("train", key)
+    run_shared("train", "train", key)
 
 
 def sample(key: SetKey) -> None:
@@ -39,7 +45,7 @@ def sample(key: SetKey) -> None:
 
     Example: morphline sample woodcut
     """
-    run_stage("sample", key)
+    run_shared("sample", "sample", key)
 
 
 def frames(key: MorphKey) -> None:
@@ -47,7 +53,7 @@ def frames(key: MorphKey) -> None:
 
     Example: morphline frames alps
     """
-    run_stage("morph", key)
+    run_shared("morph", "frames", key)
 
 
 def evaluate(key: MorphKey) -> None:
@@ -55,7 +61,7 @@ def evaluate(key: MorphKey) -> None:
 
     Example: morphline evaluate alps
     """
-    run_stage("evaluate", key)
+    run_shared("evaluate", "evaluate", key)
 
 
 def styles() -> None:
@@ -71,7 +77,7 @@ def edit(key: EditKey) -> None:
 
     Example: morphline edit alps-woodcut
     """
-    run_stage("edit", key)
+    run_shared("edit", "edit", key)
 
 
 def report() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.processes import joining
+from pipeline.processes import launcher
 from tests.declarations import ROOT
 
 
@@ -15,8 +15,8 @@ def launch_command(script: Path, *arguments: str, count: int = 2) -> list[str]:
     """As `relaunch` would start them, but with a script in the place of the command line."""
     commands: list[list[str]] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(joining.os, "execve", lambda path, command, environment: commands.append(command))
-        joining.relaunch([], count, torch.device("cpu"))
+        patch.setattr(launcher.os, "execve", lambda path, command, environment: commands.append(command))
+        launcher.relaunch([], count, torch.device("cpu"))
     (command,) = commands
     return [*command[: command.index("--module")], str(script), *arguments]
 

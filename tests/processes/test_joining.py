@@ -10,8 +10,7 @@ import torch
 from accelerate import PartialState
 
 from pipeline.errors import UserError
-from pipeline.processes import joining
-from pipeline.processes.joining import join_processes, process_count, relaunch
+from pipeline.processes.joining import join_processes
 
 
 def test_shares_take_everything_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,14 +26,6 @@ def test_shares_take_everything_once(monkeypatch: pytest.MonkeyPatch) -> None:
         assert [place for share in shares for place in share] == list(range(8)), count
 
 
-def test_processes_are_as_many_as_asked_for_or_one_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert process_count(None, torch.device("cpu")) == 1 and process_count(3, torch.device("cpu")) == 3
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert process_count(None, torch.device("cuda")) == 2 and process_count(1, torch.device("cuda")) == 1
-    with pytest.raises(UserError, match="3 processes for 2 GPU"):
-        process_count(3, torch.device("cuda"))
-
-
 @pytest.mark.parametrize("name", ["DEEPSPEED", "FSDP"])
 def test_what_splits_models_is_refused_and_one_process_is_alone(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     cpu = torch.device("cpu")
@@ -44,22 +35,6 @@ def test_what_splits_models_is_refused_and_one_process_is_alone(monkeypatch: pyt
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
     with pytest.raises(UserError, match=f"{name} splits models"):
         join_processes(cpu)
-
-
-def test_every_argument_of_the_launch_is_explicit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a user's own accelerate config changes nothing; and each launch meets at a port of its own."""
-    seen = {}
-
-    def execve(path: str, command: list[str], environment: dict[str, str]) -> None:
-        seen.update(command=command, environment=environment)
-
-    monkeypatch.setattr(joining.os, "execve", execve)
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    relaunch(["train", "alps"], 2, torch.device("cpu"))
-    assert seen["command"][-4:] == ["--module", "pipeline", "train", "alps"]
-    explicit = {"--num_processes=2", "--mixed_precision=no", "--main_process_port=0", "--rdzv_backend=static"}
-    assert explicit <= set(seen["command"])
-    assert seen["environment"]["ACCELERATE_USE_CPU"] == "true" and int(seen["environment"]["OMP_NUM_THREADS"]) >= 1
 
 
 LAUNCHER = """
