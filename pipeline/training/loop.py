@@ -26,6 +26,10 @@ REPORT_EVERY, REPORTS = 20, 10
 """Steps between two reports, fewer in a short training, which makes at least so many: to read the numbers at every step
 would make a GPU wait each time."""
 
+MEASURED = 64
+"""Of so many pictures at most a training takes the loss at fixed noise. Of thousands it would take longer than to learn
+from them, and a signal would wait for it."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -41,8 +45,11 @@ class Job:
 
     @property
     def measured(self) -> Sequence[Example]:
-        """Those whose loss at fixed noise is taken: the ones held out, if there are any."""
-        return self.held_out or self.examples
+        """Those whose loss at fixed noise is taken: the ones held out, if there are any, else those learned from, of
+        many MEASURED at even distances."""
+        count = len(self.examples)
+        even = [self.examples[place * count // MEASURED] for place in range(MEASURED)]
+        return self.held_out or (even if count > MEASURED else self.examples)
 
 
 @dataclass(frozen=True)
