@@ -54,7 +54,7 @@ def make_project(folder: Path, pictures: int) -> Path:
 def run_stage(arguments: Sequence[str], folder: Path) -> tuple[float, float]:
     """Processor seconds and peak memory in MiB, of the largest process, of a stage in a process of its own."""
     usage = stage_usage(arguments, folder)
-    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+    return usage.seconds, usage.peak / 2**20
 
 
 def main() -> None:

@@ -8,13 +8,13 @@ network; the disk and the memory of the base: 4 GB for Stable Diffusion 1.5 in f
 
 import argparse
 import os
-import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -32,8 +32,24 @@ from tests.project import ROOT, SHIPPED, with_entries, with_values, write_rows
 
 SETS = "  pair: {adapter: image, prepare: {}, train: {}, sample: {captions: 1, seeds: 1, weights: [1.0]}}\n"
 MORPHS = "  pair: {set: pair, style: none, keyframes: [a.png, b.png], morph: {}}\n"
+BETWEEN = """
+import resource, subprocess, sys
+code = subprocess.run(sys.argv[1:], stdout=sys.stderr).returncode
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_utime + used.ru_stime, used.ru_maxrss * 1024)
+sys.exit(code)
+"""
+"""A process inherits the peak of the one that starts it. This one is small."""
 STAGES = (["check"], ["prepare", "pair"], ["train", "pair"], ["sample", "pair"], ["frames", "pair"],
           ["evaluate", "pair"], ["report"])  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Usage:
+    """seconds: of a processor, of all the stage's processes. peak: bytes, of the largest of them."""
+
+    seconds: float
+    peak: float
 
 
 def make_project(folder: Path, base: Path, shape: Shape, options: argparse.Namespace) -> None:
@@ -72,19 +88,21 @@ def run_stage(arguments: Sequence[str], folder: Path) -> tuple[float, float]:
     """Seconds and peak memory in GB of a stage in a process of its own. Raises CalledProcessError when it fails."""
     start = time.perf_counter()
     usage = stage_usage(arguments, folder)
-    return time.perf_counter() - start, usage.ru_maxrss / 1e6
+    return time.perf_counter() - start, usage.peak / 1e9
 
 
-def stage_usage(arguments: Sequence[str], folder: Path) -> resource.struct_rusage:
+def stage_usage(arguments: Sequence[str], folder: Path) -> Usage:
     """What a stage in a process of its own has used. Raises CalledProcessError when it fails."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "pipeline", *arguments]
     with (folder / "log.txt").open("ab") as log:
-        command = [sys.executable, "-m", "pipeline", *arguments]
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
-        _, status, usage = os.wait4(process.pid, 0)
-    if code := os.waitstatus_to_exitcode(status):
-        raise subprocess.CalledProcessError(code, command, (folder / "log.txt").read_text(encoding="utf-8")[-2000:])
-    return usage
+        between = [sys.executable, "-c", BETWEEN, *command]
+        done = subprocess.run(between, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=log)
+    if done.returncode:
+        said = (folder / "log.txt").read_text(encoding="utf-8")[-2000:]
+        raise subprocess.CalledProcessError(done.returncode, command, said)
+    seconds, peak = map(float, done.stdout.split())
+    return Usage(seconds, peak)
 
 
 @torch.no_grad()
