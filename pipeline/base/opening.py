@@ -213,18 +213,21 @@ def _variant(part: Path, family: Family) -> dict[str, str]:
 
 
 def load_single_file(section: BaseSection, dtype: torch.dtype) -> Any:
-    """The diffusers pipeline of a single file. Raises whatever the libraries raise."""
+    """The diffusers pipeline of a single file, its text encoders float32. Raises whatever the libraries raise."""
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
     large = base_family(section) is STABLE_DIFFUSION_XL
+    kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
+    given: dict[str, Any] = {"config": section.config, "local_files_only": True}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
+        # A pipeline has one type for all. What it is given keeps its own.
+        parts = {
+            part: kind.from_single_file(section.source, subfolder=part, torch_dtype=dtype, **given)
+            for part, kind in kinds.items()
+        }
         return (StableDiffusionXLPipeline if large else StableDiffusionPipeline).from_single_file(
-            section.source,
-            config=section.config,
-            local_files_only=True,
-            torch_dtype=dtype,
-            **({} if large else {"safety_checker": None}),
+            section.source, torch_dtype=torch.float32, **parts, **given, **({} if large else {"safety_checker": None})
         )
 
 
@@ -233,11 +236,11 @@ def _load_single_file(section: BaseSection, dtype: torch.dtype) -> dict[str, Any
     parts = {
         "denoiser": pipe.unet,
         "vae": pipe.vae,
-        "text_encoder": pipe.text_encoder.float(),
+        "text_encoder": pipe.text_encoder,
         "tokenizer": pipe.tokenizer,
         "scheduler_config": dict(pipe.scheduler.config),
     }
     if "text_encoder_2" in pipe.components:
-        parts |= {"text_encoder_2": pipe.text_encoder_2.float(), "tokenizer_2": pipe.tokenizer_2}
+        parts |= {"text_encoder_2": pipe.text_encoder_2, "tokenizer_2": pipe.tokenizer_2}
         parts["empty_is_zero"] = bool(pipe.config.get("force_zeros_for_empty_prompt", True))
     return parts

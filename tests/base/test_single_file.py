@@ -17,7 +17,7 @@ from pipeline.base.opening import open_base
 from pipeline.errors import UserError
 from pipeline.sections import BaseSection
 from tests.single_files import open_clip_tensors, write_single_file
-from tests.tiny import build_tiny, build_tiny_xl, open_tiny
+from tests.tiny import build_tiny, build_tiny_xl, open_tiny, section
 
 KINDS = {"small": build_tiny, "large": build_tiny_xl}
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
@@ -77,6 +77,20 @@ def test_a_single_file_opens_as_its_folder_does(both: tuple[Path, Path]) -> None
     assert torch.allclose(opened.decode(latents), expected.decode(latents), atol=1e-6)
     one, two = (base.predict(latents, torch.tensor([300]), captions[1]) for base in (opened, expected))
     assert torch.allclose(one, two, atol=1e-6)  # not equal: its weights lie in memory otherwise
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_weight_is_that_of_the_folder_and_text_encoders_are_not_rounded(
+    both: tuple[Path, Path], dtype: str
+) -> None:
+    folder, file = both
+    opened = open_base(single(folder, file).model_copy(update={"dtype": dtype}), torch.device("cpu"))
+    expected = open_base(section(folder).model_copy(update={"dtype": dtype}), torch.device("cpu"))
+    for part in ("denoiser", "vae", "text_encoder", "text_encoder_2"):
+        if hasattr(expected, part):
+            one, two = getattr(opened, part).state_dict(), getattr(expected, part).state_dict()
+            assert one.keys() == two.keys()
+            assert all(one[name].dtype == two[name].dtype and torch.equal(one[name], two[name]) for name in two), part
 
 
 def test_what_files_hold_beside_the_models_is_no_fault(both: tuple[Path, Path]) -> None:
