@@ -191,11 +191,12 @@ def test_pictures_chosen_before_the_script_of_a_page_has_come_are_taken(
     served: Served, context: Context, tmp_path: Path
 ) -> None:
     page = tab(context, served.address)
-    held = list[sync_api.Route]()
-    page.route("**/static/new.js", lambda route: held.append(route))
+    held, chosen = list[sync_api.Route](), list[bool]()
+    page.route("**/static/new.js", lambda route: route.continue_() if chosen else held.append(route))
     page.goto(f"{served.origin}/new", wait_until="commit")
     paint(tmp_path / "early.png", 40)
     page.locator("#files").set_input_files([tmp_path / "early.png"])
+    chosen.append(True)  # a request that comes after this goes through
     for route in held:
         route.continue_()
     expect(page.locator(".picture")).to_have_count(1)
