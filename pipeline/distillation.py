@@ -45,7 +45,7 @@ def find_consistency_problems(params: Params) -> list[Problem]:
             continue
         problems += _step_problems(params, where, settings.steps, settings.strength)
         if settings.start == "inversion":
-            found = "inversion, and consistency draws fresh noise in each step: there is no way back"
+            found = "inversion, and consistency jumps: there is no way back"
             problems.append(Problem(f"{where}.start", found, "Write `start: noise`, or another solver."))
     return problems
 

@@ -27,6 +27,7 @@ def sample_grid(
     steps: int,
     guidance: float,
     solver: Sampler = "midpoint",
+    fresh: float = 0.0,
     refiner: Refiner | None = None,
     batch: int | None = None,
     progress: Progress = iter,
@@ -34,7 +35,7 @@ def sample_grid(
 ) -> torch.Tensor:
     """Pictures (seeds, weights, 3, H, W) of one caption. Weight 0 is the base alone; a row starts from one noise.
 
-    size: (H, W) in pixels. refiner: for the last steps, without the adapter.
+    size: (H, W) in pixels. fresh: as in `sample_captions`. refiner: for the last steps, without the adapter.
     batch: samples that go through the denoiser at once, of which a picture takes two under
     guidance; None: all. accelerator: of the processes that share the work; their pictures lie on the CPU.
     """
@@ -58,6 +59,7 @@ def sample_grid(
             guidance=guidance,
             solver=solver,
             seeds=of_each[chunk],
+            fresh=fresh,
             progress=progress,
             refinement=None if refinement is None else refinement.take([0] * len(some)),
         )

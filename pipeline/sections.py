@@ -27,7 +27,7 @@ def _off_at_zero(rate: float | None) -> float | None:
 
 def _invertible(solver: object) -> object:
     if solver == "consistency":  # named, since the other sections have it
-        raise ValueError("consistency draws fresh noise in each step and cannot be inverted: use midpoint or ddim")
+        raise ValueError("consistency jumps and cannot be inverted: use midpoint or ddim")
     return solver
 
 
@@ -150,6 +150,7 @@ class SampleSection(Section):
     seeds: int = Field(ge=1, le=16)
     weights: tuple[Annotated[float, Field(ge=-4, le=4)], ...] = Field(strict=False, min_length=1, max_length=16)
     solver: Literal["midpoint", "ddim", "consistency"]
+    fresh_noise: Fraction
     steps: int = Field(ge=2, le=1000)
     guidance: float = Field(ge=1, le=50)
     seed: int = Field(ge=0, lt=2**63)
@@ -204,6 +205,7 @@ class EditSection(Section):
     start: Literal["inversion", "noise"]
     strength: Fraction
     solver: Literal["midpoint", "ddim", "consistency"]
+    fresh_noise: Fraction
     steps: int = Field(ge=1, le=1000)
     guidance: float = Field(ge=1, le=50)
     negative: str

@@ -111,7 +111,7 @@ def test_diffusers_paints_the_same_with_the_file(folders: Path, monkeypatch: pyt
     pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
     pipe.load_lora_weights(folders / "lora.safetensors")
     theirs = pipe("a red hill", num_inference_steps=4, guidance_scale=1.0, latents=noise(), output_type="latent").images
-    options = {"steps": 4, "solver": "consistency", "seeds": [7]}
+    options = {"steps": 4, "solver": "consistency", "seeds": [7], "fresh": 1.0}
     ours, without = (
         sample_captions(base, noise(), base.condition(["a red hill"]), **options)
         for base in (open_adapted_base(chosen, CPU) for chosen in (under(folders), section(folders / "base")))

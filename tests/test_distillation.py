@@ -73,7 +73,7 @@ def test_an_objective_that_cannot_be_trained_is_refused(key: str, changes: dict[
         ),
         ({"steps": 4, "strength": 0.05}, "edit.steps: 4 steps, and consistency takes at most 2 here"),
         ({"strength": 0.01}, "edit.strength: 0.01 is less than one jump of consistency. Write at least 0.02, or 0."),
-        ({"start": "inversion"}, "edit.start: inversion, and consistency draws fresh noise in each step"),
+        ({"start": "inversion"}, "edit.start: inversion, and consistency jumps: there is no way back"),
     ],
 )
 def test_an_edit_that_consistency_cannot_make_is_refused(changes: dict[str, object], expected: str) -> None:

@@ -31,7 +31,7 @@ class Transfer:
     strength: the share of the `steps` that is gone back, 0 (the picture stays) to 1 (from noise alone, or the picture's
     own). start: where the noise comes from. negative: the caption that guidance leads away from.
     control_from, control_until: the shares of the steps taken between which edges have a say. solver: consistency takes
-    all of its few steps within the strength, and starts from noise alone.
+    all of its few steps within the strength, and starts from noise alone. fresh: the share of its noise drawn anew.
     """
 
     steps: int = 10
@@ -40,6 +40,7 @@ class Transfer:
     guidance: float = 1.0
     negative: str = ""
     solver: Sampler = "midpoint"
+    fresh: float = 0.0
     control_from: float = 0.0
     control_until: float = 1.0
 
@@ -93,7 +94,7 @@ def trail_to_noise(
 
     solver = transfer.solver
     if solver == "consistency":
-        raise ValueError("consistency draws fresh noise in each step, and so has no inversion")
+        raise ValueError("consistency jumps, and so has no inversion")
 
     def inverted(chunk: slice) -> torch.Tensor:
         trail = [latents[chunk]]
@@ -129,7 +130,7 @@ def transferred(
     control: with a picture for each sample. masks: (B, 1, h, w) in [0, 1], 0 where after every step the sample is put
     back on its trail, as diffusers inpaints with ordinary bases; without them the end of the trail is enough.
     refinement: of the last steps, for each sample; adapters and control have no part in those.
-    seeds: one for each sample, of the fresh noise between steps of consistency, which goes with no refinement.
+    seeds: one for each sample, of the noise drawn anew between steps of consistency, which goes with no refinement.
     """
     if transfer.steps_taken == 0:
         return trail[0]
@@ -159,7 +160,14 @@ def transferred(
         with mixed_adapters(base.denoiser, loaded, weights):
             if transfer.solver == "consistency":
                 return sample_consistently(
-                    some[-1], predict, base.path, falling, seeds[chunk], work.progress, after=put_back
+                    some[-1],
+                    predict,
+                    base.path,
+                    falling,
+                    seeds[chunk],
+                    work.progress,
+                    put_back,
+                    transfer.fresh,
                 )
             return sample(
                 some[-1],

@@ -27,13 +27,14 @@ def sample_captions(
     progress: Progress = iter,
     refinement: Refinement | None = None,
     seeds: Sequence[int] = (),
+    fresh: float = 0.0,
 ) -> torch.Tensor:
     """Clean latents (B, C, h, w) from noise (B, C, h, w) and B captions.
 
     adapters: those of each sample; () for none anywhere. conditioning: the captions as they read them
     (`adapted_conditioning`). At guidance 1 the empty caption is not evaluated at all. refinement: of the last steps,
-    without the adapters; None: all are the base's. seeds: one for each sample, of the fresh noise between the steps of
-    consistency, which goes with no refinement.
+    without the adapters; None: all are the base's. seeds, fresh: of the noise between the steps of
+    consistency, as in `sample_consistently`; it goes with no refinement.
     """
     adapters = adapters or [()] * len(noise)
     loaded, weights = mixing_weights(adapters)
@@ -47,7 +48,7 @@ def sample_captions(
     if solver == "consistency":
         levels = consistency_levels(base.path, steps)
         with mixed_adapters(base.denoiser, loaded, weights):
-            return sample_consistently(noise, predict, base.path, levels, seeds, progress)
+            return sample_consistently(noise, predict, base.path, levels, seeds, progress, fresh=fresh)
     if refinement is not None:
         predict = refinement.taking_over(predict, base.path, falling_levels(base.path, steps), guidance)
     with mixed_adapters(base.denoiser, loaded, weights):

@@ -1,8 +1,9 @@
 """Sampling in a few steps, by a base distilled to jump from any noise to the picture (Song et al. 2023, "Consistency
 Models"; Luo et al. 2023, "LCM-LoRA").
 
-Each step jumps to the clean end and draws fresh noise for the next, so that it cannot be run backwards: samples and
-edits can have it, morphs cannot.
+Each step jumps to the clean end and adds noise for the next: fresh noise, as these papers do, or that which the jump
+itself implies, as DDIM does (Zheng et al. 2024, "Trajectory Consistency Distillation", has the share between them).
+Jumps that agree about the clean end cannot be run backwards: samples and edits can have it, morphs cannot.
 """
 
 from collections.abc import Sequence
@@ -52,10 +53,12 @@ def sample_consistently(
     seeds: Sequence[int],
     progress: Progress = iter,
     after: After = untouched,
+    fresh: float = 0.0,
 ) -> torch.Tensor:
     """Latents (B, C, h, w) at the first of `consistency_levels` to clean latents, at one evaluation a step.
 
-    seeds: one for each sample, of its fresh noise. after: as in `sample`.
+    seeds: one for each sample, of its fresh noise. after: as in `sample`. fresh: the share of the noise after a step,
+    by variance, that is drawn anew, 0 to 1; the rest is what the clean latents leave of the noisy ones.
     """
     x = noise
     for number in progress(range(len(levels) - 1)):
@@ -63,8 +66,13 @@ def sample_consistently(
         clean = path.split(x, predict(x, at), at).clean
         skip, out = (float(part) for part in boundary(torch.tensor([at.time])))
         clean = skip * x + out * clean
-        last = number == len(levels) - 2
-        x = after(clean if last else to.a * clean + to.s * fresh_noise(clean, seeds, number), to)
+        if number < len(levels) - 2:
+            noise = (x - at.a * clean) / at.s
+            if fresh:
+                noise = (1 - fresh) ** 0.5 * noise + fresh**0.5 * fresh_noise(clean, seeds, number)
+            x = after(to.a * clean + to.s * noise, to)
+        else:
+            x = after(clean, to)
     return x
 
 

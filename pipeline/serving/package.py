@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_validator
 
 from pipeline.adapters.store import ADAPTERS, read_index
 from pipeline.errors import Problem, UserError
@@ -66,6 +66,12 @@ class Package(Section):
     keyframes: tuple[PackagedKeyframe, ...]
     style: Name | None
     batch: int = Field(ge=1, le=4096)
+
+    @field_validator("sample", mode="before")
+    @classmethod
+    def _older_sample(cls, sample: object) -> object:
+        """Models registered before the key was there drew all of the noise anew."""
+        return {"fresh_noise": 1.0} | sample if isinstance(sample, dict) else sample
 
 
 @dataclass(frozen=True)

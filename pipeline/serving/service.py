@@ -150,6 +150,7 @@ class Service:
             guidance=guidance,
             solver=section.solver,
             seeds=[keyed_seed("sample", seed)] * count,
+            fresh=section.fresh_noise,
         )
         return {"pictures": [_png(to_arrays(self.base.decode(latent[None]))[0]) for latent in latents]}
 

@@ -222,6 +222,7 @@ def transfer_of(settings: EditSection) -> Transfer:
         guidance=settings.guidance,
         negative=settings.negative,
         solver=settings.solver,
+        fresh=settings.fresh_noise,
         control_from=settings.control.start if settings.control else 0.0,
         control_until=settings.control.end if settings.control else 1.0,
     )

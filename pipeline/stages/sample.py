@@ -55,6 +55,7 @@ def run(key: str) -> None:
                 steps=settings.steps,
                 guidance=settings.guidance,
                 solver=settings.solver,
+                fresh=settings.fresh_noise,
                 refiner=refiner,
                 batch=params.machine.batch,
                 progress=partial(tqdm, desc=row.text[:40], unit="step", disable=tracker is None),

@@ -1,14 +1,15 @@
-"""Sampling in a few jumps, against diffusers' LCMScheduler."""
+"""Sampling in a few jumps, against diffusers' LCMScheduler and TCDScheduler."""
 
 import pytest
 import torch
-from diffusers import LCMScheduler
+from diffusers import LCMScheduler, TCDScheduler
 from diffusers.schedulers import scheduling_lcm
 
+from pipeline.base.noise_path import Level
 from pipeline.base.protocol import Base
 from pipeline.editing.transfer import Transfer, Work, trail_to_noise, transferred
 from pipeline.sampling.captions import sample_captions
-from pipeline.sampling.consistency import consistency_levels, fresh_noise
+from pipeline.sampling.consistency import consistency_levels, fresh_noise, sample_consistently
 from tests.paths import PATHS
 from tests.reference import random_adapters
 
@@ -51,7 +52,8 @@ def theirs(
 
 @pytest.mark.parametrize("steps", [2, 3, 4, 8])
 def test_it_samples_as_diffusers_does(tiny: Base, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    ours = sample_captions(tiny, noise_like(), tiny.condition(CAPTIONS), steps=steps, solver="consistency", seeds=SEEDS)
+    options = {"steps": steps, "solver": "consistency", "seeds": SEEDS, "fresh": 1.0}
+    ours = sample_captions(tiny, noise_like(), tiny.condition(CAPTIONS), **options)
     assert torch.allclose(ours, theirs(tiny, scheduler_of(tiny, monkeypatch), noise_like(), steps), atol=1e-5)
 
 
@@ -63,12 +65,78 @@ def test_an_edit_is_diffusers_image_to_image(
     scheduler.set_timesteps(steps, original_inference_steps=50, strength=strength)
     clean, noise = noise_like(1), noise_like(2)
     start = scheduler.add_noise(clean, noise, scheduler.timesteps[:1])
-    transfer, captions = Transfer(steps, strength, "noise", solver="consistency"), tiny.condition(CAPTIONS)
+    transfer = Transfer(steps, strength, "noise", solver="consistency", fresh=1.0)
+    captions = tiny.condition(CAPTIONS)
     assert transfer.steps_taken == steps
     trail = trail_to_noise(tiny, clean, captions, noise, transfer)
     assert torch.equal(trail[0], clean) and torch.allclose(trail[-1], start, atol=1e-6)
     ours = transferred(tiny, trail, captions, [()] * 2, transfer, seeds=SEEDS)
     assert torch.allclose(ours, theirs(tiny, scheduler, start, steps, strength), atol=1e-5)
+
+
+@torch.no_grad()
+def test_without_fresh_noise_the_steps_are_those_of_tcd_without_it(tiny: Base) -> None:
+    """All but the last, after which TCDScheduler adds the noise of its first timestep."""
+    path, steps = tiny.path, 4
+    scheduler = TCDScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        set_alpha_to_one=False,
+        prediction_type=path.prediction_type,
+        clip_sample=False,
+    )
+    levels = consistency_levels(path, steps)
+    # Its own choice rounds other ones to the grid than LCMScheduler does.
+    scheduler.set_timesteps(timesteps=[int(level.time) for level in levels[:-1]], original_inference_steps=50)
+    captions, expected, latents = tiny.condition(CAPTIONS), [], noise_like()
+    for timestep in scheduler.timesteps:
+        out = tiny.predict(latents, torch.full((2,), int(timestep)), captions)
+        latents = scheduler.step(out, timestep, latents, eta=0.0).prev_sample
+        expected.append(latents)
+    made = []
+
+    def keep(x: torch.Tensor, level: Level) -> torch.Tensor:
+        made.append(x)
+        return x
+
+    sample_consistently(
+        noise_like(),
+        lambda x, level: tiny.predict(x, torch.full((2,), level.time), captions),
+        path,
+        levels,
+        SEEDS,
+        after=keep,
+    )
+    assert len(made) == steps
+    for ours, other in zip(made[:-1], expected[:-1], strict=True):
+        assert torch.allclose(ours, other, atol=1e-4)
+    other = sample_captions(tiny, noise_like(), captions, steps=steps, solver="consistency", seeds=[1, 2])
+    assert torch.equal(other, made[-1]), "no seed has a part in it"
+
+
+@pytest.mark.parametrize("fresh", [0.0, 0.3, 1.0])
+def test_fresh_noise_is_a_share_of_the_variance(fresh: float) -> None:
+    """By a base that knows the clean picture: what goes on is its own noise and the drawn one, at unit variance."""
+    path = PATHS["epsilon"]
+    levels = consistency_levels(path, 2)
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = (torch.randn(1, 4, 64, 64, generator=generator) for _ in range(2))
+    start = levels[0].a * clean + levels[0].s * noise
+    made = []
+
+    def keep(x: torch.Tensor, level: Level) -> torch.Tensor:
+        made.append((x - level.a * clean) / level.s if level.s else x)
+        return x
+
+    def predict(x: torch.Tensor, level: Level) -> torch.Tensor:
+        return (x - level.a * clean) / level.s
+
+    ended = sample_consistently(start, predict, path, levels, [7], after=keep, fresh=fresh)
+    drawn = fresh_noise(clean, [7], 0)
+    assert torch.allclose(made[0], (1 - fresh) ** 0.5 * noise + fresh**0.5 * drawn, atol=1e-4)
+    assert float(made[0].std()) == pytest.approx(1, abs=0.02)
+    assert torch.allclose(ended, clean, atol=1e-4)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
@@ -77,14 +145,14 @@ def test_nothing_depends_on_what_it_is_batched_with(tiny: Base, guidance: float)
     captions = tiny.condition(CAPTIONS)
     (adapter,) = random_adapters(tiny.denoiser, 1)
     adapters = [[(adapter, 0.5)], []]
-    options = {"steps": 4, "guidance": guidance, "solver": "consistency"}
+    options = {"steps": 4, "guidance": guidance, "solver": "consistency", "fresh": 0.5}
     both = sample_captions(tiny, noise_like(), captions, adapters, seeds=SEEDS, **options)
     for row in range(2):
         alone = sample_captions(
             tiny, noise_like()[[row]], captions.take([row]), [adapters[row]], seeds=[SEEDS[row]], **options
         )
         assert torch.allclose(alone, both[[row]], atol=1e-3)  # of latents that a random base sends to 40
-    transfer = Transfer(4, 0.6, "noise", guidance, solver="consistency")
+    transfer = Transfer(4, 0.6, "noise", guidance, solver="consistency", fresh=0.5)
     trail = trail_to_noise(tiny, noise_like(1), captions, noise_like(2), transfer)
     whole = transferred(tiny, trail, captions, adapters, transfer, seeds=SEEDS)
     parts = transferred(tiny, trail, captions, adapters, transfer, Work(batch=1 if guidance == 1 else 2), seeds=SEEDS)

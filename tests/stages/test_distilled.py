@@ -1,5 +1,6 @@
 """An adapter trained for consistency, from its training to samples and edits in a few steps by the base with it."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tests.project import contents, edit, with_entries, with_values
 from tests.stages.test_check import checked
 
 FILE = Path("models/loras/few.safetensors")
+FRESH = ("sample.fresh_noise", "edit.fresh_noise")
 EDITS = "  dots: {set: dots, adapters: {}, edit: {solver: consistency, start: noise, strength: 0.8, steps: 3}}\n"
 
 
@@ -56,11 +58,14 @@ def test_it_lies_under_samples_and_edits_and_what_is_trained_later_is_bound_to_i
     assert "few.safetensors was trained for consistency" in answer.stderr  # the project has morphs
     styles.run()
     made = []
-    for _ in range(2):
+    for fresh in (1.0, 0.5, None):
+        if fresh is not None:
+            edit(params, lambda text, fresh=fresh: with_values(text, dict.fromkeys(FRESH, fresh)))
         sample.run("dots")
         edit_stage.run("dots")
-        made.append(contents(distilled / "reports/samples") | contents(distilled / "data/edits/dots"))
-    assert made[0] == made[1], "fresh noise must come of seeds alone"
+        made.append([contents(distilled / folder) for folder in ("reports/samples", "data/edits/dots")])
+    assert made[1] == made[2], "fresh noise must come of seeds alone"
+    assert all(without != some for without, some in zip(made[0], made[1], strict=True))
     edit(params, lambda text: with_values(text, {"sample.solver": "midpoint", "base.adapters": "[]"}))
     answer = CliRunner().invoke(app, ["check"])
     assert "without base.adapters: the base must be distilled itself" in answer.stderr
@@ -80,6 +85,11 @@ def test_a_served_model_takes_it_along(distilled: Path, tmp_path: Path) -> None:
     assert service.base.digest == read_notes(Path("models/adapters/dots/set.safetensors"))["base"]["digest"]
     asked = {"captions": ["a red hill"], "seed": 1}
     few = service.answer(asked)["pictures"]
+    older = json.loads((folder / "package.json").read_text())
+    assert older["sample"].pop("fresh_noise") == 0.0
+    (folder / "package.json").write_text(json.dumps(older))
+    assert Service(folder).package.sample.fresh_noise == 1.0
+    assert Service(folder).answer(asked)["pictures"] != few
     assert few == service.answer(asked)["pictures"] and few != service.answer({**asked, "steps": 2})["pictures"]
     with pytest.raises(UserError, match="9 steps, and this model is sampled by consistency. Ask for at most 8."):
         service.answer({**asked, "steps": 9})
