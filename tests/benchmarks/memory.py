@@ -4,8 +4,8 @@ Each number comes from a process of its own that makes one segment, `--batch` sa
 one by one. Peak: of the process on a CPU, of torch's own memory on a GPU. Nothing of a morph is kept between steps, so
 that neither steps nor frames should matter, but for the latents of the frames themselves.
 
-`--films 50 1000`: instead, the stages that make and evaluate films of so many frames of 256x256 pixels, on the tests'
-tiny base. A film's frames go to disk one by one, so that their number should not matter.
+`--films 50 1000`: instead, the stages that make and evaluate films of so many frames of 256x256 pixels, in two steps. A
+film's frames go to disk one by one, so that their number should not matter.
 """
 
 import argparse
@@ -29,11 +29,13 @@ from tests.benchmarks.pairs import scenes
 from tests.benchmarks.shapes import run_stage
 from tests.benchmarks.shared import open_pocket, paced_segment, paintings
 from tests.project import make_project
-from tests.tiny import build_tiny
 
 FILM = {
     "prepare.width": 256,
     "prepare.height": 256,
+    "train.steps": 1,
+    "morph.steps": 2,
+    "morph.inversion_steps": 2,
     "morph.pacing": "linear",
     "morph.correct_ends": 0,
     "machine.batch": 8,
@@ -57,11 +59,11 @@ def one_morph(source: str, frames: int, steps: int, batch: int) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def film(frames: int) -> tuple[float, float]:
+def film(source: str, frames: int) -> tuple[float, float]:
     """Make and evaluate a film of three keyframes; peak memory in MiB of either stage."""
     with tempfile.TemporaryDirectory() as folder:
-        build_tiny().save_pretrained(f"{folder}/base")
-        project = make_project(Path(folder, "project"), Path(folder, "base"), "", FILM | {"morph.frames": frames // 2})
+        values = FILM | {"morph.frames": frames // 2}
+        project = make_project(Path(folder, "project"), Path(source).resolve(), "", values)
         for stage in (["prepare", "hills"], ["train", "hills"]):
             run_stage(stage, project)
         peaks = [run_stage([stage, "hills"], project)[1] for stage in ("frames", "evaluate")]
@@ -84,7 +86,10 @@ def main() -> None:
     if arguments.films:
         print("| peak MiB | making the frames, both variants | evaluating them |\n|---|---|---|")
         for frames in arguments.films:
-            print(f"| {frames} frames | {' | '.join(f'{peak:.0f}' for peak in film(frames))} |", flush=True)
+            print(
+                f"| {frames} frames | {' | '.join(f'{peak:.0f}' for peak in film(arguments.base, frames))} |",
+                flush=True,
+            )
         return
     print(
         f"| peak MiB, {arguments.batch} samples at once | {' | '.join(f'{steps} steps' for steps in arguments.steps)} |"

@@ -130,6 +130,8 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--trained", type=int, default=1)
+    names = [stage[0] for stage in STAGES]
+    parser.add_argument("--without", nargs="+", default=[], choices=names, help="stages that are not run")
     parser.add_argument("--compare", action="store_true", help="with diffusers, instead of running the stages")
     parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder, which is removed")
     arguments = parser.parse_args()
@@ -145,7 +147,7 @@ def main() -> None:
         make_project(work / "project", work / "base", shape, arguments)
         print(f"{shape.name}, {shape.side}x{shape.side}, {arguments.dtype}, {os.cpu_count()} cores")
         print("| stage | seconds | peak GB |\n|---|---|---|")
-        for stage in STAGES:
+        for stage in (stage for stage in STAGES if stage[0] not in arguments.without):
             seconds, memory = run_stage(stage, work / "project")
             print(f"| {stage[0]} | {seconds:.0f} | {memory:.1f} |", flush=True)
     finally:
