@@ -1,16 +1,20 @@
 """The command line: light, explained, and plain about mistakes."""
 
+import gc
 import re
 import shlex
 import subprocess
 import sys
+from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from pipeline import stage_commands
 from pipeline.cli import app
 from tests.project import ROOT, contents, edit, make_project, with_values
 
@@ -165,3 +169,21 @@ def test_a_training_that_diverges_is_reported_without_a_traceback(
     message = r"morphline train: .*set: loss \S+ and gradient norm \S+ at step \d+ \(d0.png, .*\); lower train"
     assert re.search(message, answer.stderr)
     assert not Path("models").exists()
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_garbage_is_left_alone_while_a_stage_is_imported_and_no_longer(
+    monkeypatch: pytest.MonkeyPatch, broken: bool
+) -> None:
+    collecting = []
+
+    def imported(name: str) -> SimpleNamespace:
+        collecting.append(gc.isenabled())
+        if broken:
+            raise ImportError(name)
+        return SimpleNamespace(run=lambda: collecting.append(gc.isenabled()))
+
+    monkeypatch.setattr(stage_commands, "import_module", imported)
+    with pytest.raises(ImportError) if broken else nullcontext():
+        stage_commands.run_stage("check")
+    assert collecting == ([False] if broken else [False, True]) and gc.isenabled()
