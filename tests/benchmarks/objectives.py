@@ -51,6 +51,7 @@ class Way:
     steps: int
     distilled: bool = False
     guidance: float = 1.0
+    fresh: float = 0.0
 
 
 WAYS = {
@@ -59,6 +60,7 @@ WAYS = {
     "consistency, 2 evaluations": Way("consistency", 2, distilled=True),
     "consistency, 4 evaluations": Way("consistency", 4, distilled=True),
     "consistency, 8 evaluations": Way("consistency", 8, distilled=True),
+    "consistency, 4 evaluations, fresh noise": Way("consistency", 4, distilled=True, fresh=1.0),
     "the base by consistency's sampler, 4 evaluations": Way("consistency", 4),
     "DDIM, 20 evaluations": Way("ddim", 20),
     "midpoint, 21 evaluations": Way("midpoint", 20),
@@ -78,11 +80,11 @@ def paint_set(folder: Path) -> None:
     (folder / "metadata.jsonl").write_text("".join(rows), encoding="utf-8")
 
 
-def with_adapter(file: Path | None, source: str = "models/pocket") -> Base:
+def with_adapter(file: Path | None, weight: float = 1.0, source: str = "models/pocket") -> Base:
     """The pocket, with an adapter under it or none."""
     if file is None:
         return open_pocket(source)
-    adapter = BaseAdapter(file=str(file), digest=f"sha256:{file_sha256(file)}", weight=1.0)
+    adapter = BaseAdapter(file=str(file), digest=f"sha256:{file_sha256(file)}", weight=weight)
     section = BaseSection(source=source, revision=None, config=None, dtype="float32", clip_skip=0, adapters=(adapter,))
     return open_adapted_base(section.model_copy(update={"revision": base_digest(section)}), choose_device("auto"))
 
@@ -100,25 +102,25 @@ def painted(base: Base, scenes: Sequence[Scene], way: Way, label: str) -> torch.
             steps=way.steps,
             guidance=way.guidance,
             solver=way.solver,
+            fresh=way.fresh,
             seeds=range(first, first + len(some)),
         )
         made.append(base.decode(latents))
     return torch.cat(made)
 
 
-def measure_consistency(file: Path, count: int, out: Path) -> None:
+def measure_consistency(file: Path, weight: float, count: int, out: Path) -> None:
     """A table of distances to unseen paintings, and the sheet `few-steps.webp`."""
     taught, unseen = scenes_from(READ, TO_READ), paintings(scenes_from(SECOND, count)).float() / 255
     reader = train_reader(paintings(taught), taught)
     theirs, described = features(reader, unseen), scenes_from(FIRST, count)
-    bases = {True: with_adapter(file), False: with_adapter(None)}
-    lines = ["| | Frechet distance |", "|---|---|"]
+    bases = {True: with_adapter(file, weight), False: with_adapter(None)}
+    print("| | Frechet distance |\n|---|---|")
     others = features(reader, paintings(described).float() / 255)
-    lines.append(f"| other paintings | {frechet_distance(others, theirs):.3f} |")
+    print(f"| other paintings | {frechet_distance(others, theirs):.3f} |", flush=True)
     for name, way in WAYS.items():
         made = features(reader, painted(bases[way.distilled], described, way, name))
-        lines.append(f"| {name} | {frechet_distance(made, theirs):.3f} |")
-    print("\n".join(lines))
+        print(f"| {name} | {frechet_distance(made, theirs):.3f} |", flush=True)
     shown = scenes_from(MEASURED + 5000, SHOWN)
     columns = [to_arrays(painted(bases[WAYS[name].distilled], shown, WAYS[name], "sheet")) for name in SHEET]
     rows = [list(row) for row in zip(*columns, strict=True)]
@@ -164,6 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--paint", type=Path, metavar="FOLDER")
     parser.add_argument("--consistency", type=Path)
+    parser.add_argument("--weight", type=float, default=1.0, help="of the adapter for consistency")
     parser.add_argument("--smooth", type=Path)
     parser.add_argument("--count", type=int, default=1000, help="pictures a distance is taken over")
     parser.add_argument("--pairs", type=int, default=12)
@@ -174,7 +177,7 @@ def main() -> None:
         paint_set(arguments.paint)
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.consistency:
-        measure_consistency(arguments.consistency, arguments.count, arguments.out)
+        measure_consistency(arguments.consistency, arguments.weight, arguments.count, arguments.out)
     if arguments.smooth:
         measure_smoothness(arguments.smooth, arguments.pairs, arguments.frames, arguments.out)
 
