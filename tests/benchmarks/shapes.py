@@ -131,7 +131,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--trained", type=int, default=1)
     names = [stage[0] for stage in STAGES]
-    parser.add_argument("--without", nargs="+", default=[], choices=names, help="stages that are not run")
+    left_out = "stages that are not run; `report` needs `evaluate`"
+    parser.add_argument("--without", nargs="+", default=[], choices=names, help=left_out)
     parser.add_argument("--compare", action="store_true", help="with diffusers, instead of running the stages")
     parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder, which is removed")
     arguments = parser.parse_args()
