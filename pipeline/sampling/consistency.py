@@ -2,8 +2,8 @@
 Models"; Luo et al. 2023, "LCM-LoRA").
 
 Each step jumps to the clean end and adds noise for the next: fresh noise, as these papers do, or that which the jump
-itself leaves, as DDIM does (Zheng et al. 2024, "Trajectory Consistency Distillation", go between the two as well). From a
-clean end nothing leads back to where a jump began: samples and edits can have it, morphs cannot.
+itself leaves, as DDIM does (Zheng et al. 2024, "Trajectory Consistency Distillation", go between the two as well).
+From a clean end nothing leads back to where a jump began: samples and edits can have it, morphs cannot.
 """
 
 from collections.abc import Sequence
