@@ -40,9 +40,9 @@ class Transfer:
     guidance: float = 1.0
     negative: str = ""
     solver: Sampler = "midpoint"
-    fresh: float = 0.0
     control_from: float = 0.0
     control_until: float = 1.0
+    fresh: float = 0.0
 
     @property
     def steps_taken(self) -> int:
