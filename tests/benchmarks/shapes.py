@@ -1,9 +1,9 @@
 """The whole pipeline on full-size bases with random weights: `python -m tests.benchmarks.shapes sd15`.
 
-Makes the base as a diffusers folder and a project with one pair of pictures at the base's own size, and runs every
-stage as a user would, with few steps; prints time and peak memory of each. `--compare` makes a picture from a caption
-with diffusers' own pipeline and with ours, of the same weights and noise, and says how far apart they are. Needs no
-network; the disk and the memory of the base: 4 GB for Stable Diffusion 1.5 in float32, 14 GB for XL.
+Makes the base as a diffusers folder (`--single-file`: as one .safetensors file) and a project with one pair of pictures
+at the base's own size, and runs every stage as a user would, with few steps; prints time and peak memory of each.
+`--compare` makes a picture from a caption with diffusers' own pipeline and with ours, of the same weights and noise,
+and says how far apart they are. Needs no network; the disk and the memory of the base: 4 GB for Stable Diffusion 1.5 in float32, 14 GB for XL.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from pipeline.sections import BaseSection
 from tests.benchmarks.full_size import SHAPES, Shape, base_of, build, pipeline_of
 from tests.benchmarks.shared import scenes_from
 from tests.project import ROOT, SHIPPED, with_entries, with_values, write_rows
+from tests.single_files import write_single_file
 
 SETS = "  pair: {adapter: image, prepare: {}, train: {}, sample: {captions: 1, seeds: 1, weights: [1.0]}}\n"
 MORPHS = "  pair: {set: pair, style: none, keyframes: [a.png, b.png], morph: {}}\n"
@@ -52,8 +53,20 @@ class Usage:
     peak: float
 
 
-def make_project(folder: Path, base: Path, shape: Shape, options: argparse.Namespace) -> None:
-    """A project of two paintings at the size of the base, with few steps of everything."""
+def write_base(shape: Shape, work: Path, as_file: bool) -> tuple[Path, Path | None]:
+    """The base with random weights, as a diffusers folder; or as one file, and a folder of its configs alone."""
+    torch.manual_seed(0)
+    pipe, folder = pipeline_of(build(shape)), work / "base"
+    pipe.save_pretrained(folder)
+    if not as_file:
+        return folder, None
+    for weights in folder.rglob("*.safetensors"):
+        weights.unlink()
+    return write_single_file(pipe, work / "base.safetensors"), folder
+
+
+def make_project(folder: Path, base: Path, config: Path | None, shape: Shape, options: argparse.Namespace) -> None:
+    """A project of two paintings at the size of the base, with few steps. config: that of a single file."""
     dtype, steps = options.dtype, options.steps
     raw = folder / "data/raw/pair"
     raw.mkdir(parents=True)
@@ -62,10 +75,13 @@ def make_project(folder: Path, base: Path, shape: Shape, options: argparse.Names
         Image.fromarray(paint(scene, shape.side, shape.side)).save(raw / name)
     names = zip(("a.png", "b.png"), chosen, strict=True)
     write_rows(raw, [{"file_name": name, "text": caption(scene)} for name, scene in names])
-    section = BaseSection(source=str(base), revision=None, config=None, dtype=dtype, clip_skip=0, adapters=())
+    section = BaseSection(
+        source=str(base), revision=None, config=config and str(config), dtype=dtype, clip_skip=0, adapters=()
+    )
     values = {
         "base.source": str(base),
         "base.revision": base_digest(section),
+        "base.config": configs or "null",
         "base.dtype": dtype,
         "prepare.width": shape.side,
         "prepare.height": shape.side,
@@ -133,6 +149,7 @@ def main() -> None:
     names = [stage[0] for stage in STAGES]
     left_out = "stages that are not run; `report` needs `evaluate`"
     parser.add_argument("--without", nargs="+", default=[], choices=names, help=left_out)
+    parser.add_argument("--single-file", action="store_true", help="the base as one .safetensors file, not as a folder")
     parser.add_argument("--compare", action="store_true", help="with diffusers, instead of running the stages")
     parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder, which is removed")
     arguments = parser.parse_args()
@@ -143,10 +160,10 @@ def main() -> None:
         return
     work = arguments.folder or Path(tempfile.mkdtemp())
     try:
-        torch.manual_seed(0)
-        pipeline_of(build(shape)).save_pretrained(work / "base")
-        make_project(work / "project", work / "base", shape, arguments)
-        print(f"{shape.name}, {shape.side}x{shape.side}, {arguments.dtype}, {os.cpu_count()} cores")
+        base, config = write_base(shape, work, arguments.single_file)
+        make_project(work / "project", base, config, shape, arguments)
+        form = "one file" if config else "a folder"
+        print(f"{shape.name}, {shape.side}x{shape.side}, {form}, {arguments.dtype}, {os.cpu_count()} cores")
         print("| stage | seconds | peak GB |\n|---|---|---|")
         for stage in (stage for stage in STAGES if stage[0] not in arguments.without):
             seconds, memory = run_stage(stage, work / "project")
