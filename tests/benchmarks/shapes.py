@@ -3,7 +3,8 @@
 Makes the base as a diffusers folder (`--single-file`: as one .safetensors file) and a project with one pair of pictures
 at the base's own size, and runs every stage as a user would, with few steps; prints time and peak memory of each.
 `--compare` makes a picture from a caption with diffusers' own pipeline and with ours, of the same weights and noise,
-and says how far apart they are. Needs no network; the disk and the memory of the base: 4 GB for Stable Diffusion 1.5 in float32, 14 GB for XL.
+and says how far apart they are. Needs no network; the disk and the memory of the base: 4 GB for Stable Diffusion 1.5 in
+float32, 14 GB for XL.
 """
 
 import argparse
