@@ -76,9 +76,8 @@ def make_project(folder: Path, base: Path, config: Path | None, shape: Shape, op
         Image.fromarray(paint(scene, shape.side, shape.side)).save(raw / name)
     names = zip(("a.png", "b.png"), chosen, strict=True)
     write_rows(raw, [{"file_name": name, "text": caption(scene)} for name, scene in names])
-    section = BaseSection(
-        source=str(base), revision=None, config=config and str(config), dtype=dtype, clip_skip=0, adapters=()
-    )
+    configs = str(config) if config else None
+    section = BaseSection(source=str(base), revision=None, config=configs, dtype=dtype, clip_skip=0, adapters=())
     values = {
         "base.source": str(base),
         "base.revision": base_digest(section),
