@@ -33,10 +33,12 @@ def open_adapted_base(section: BaseSection, device: torch.device) -> Base:
     return open_with_adapters(section, device)[0]
 
 
-def open_with_adapters(section: BaseSection, device: torch.device) -> tuple[Base, list[WeightedAdapter]]:
-    """The same, and what is in its weights beside its own."""
+def open_with_adapters(
+    section: BaseSection, device: torch.device, *, for_use: bool = True
+) -> tuple[Base, list[WeightedAdapter]]:
+    """The same, and what is in its weights beside its own. for_use: as in `open_base`."""
     plain = _plain(section)
-    base = open_base(plain, device)
+    base = open_base(plain, device, for_use=for_use)
     if not section.adapters:
         return base, []
     if problems := _pin_problems(section.adapters):

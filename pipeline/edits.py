@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from pipeline.adapters.store import is_file_name
+from pipeline.captions import CaptionLength, length_problems
 from pipeline.errors import Problem, UserError
 from pipeline.params import NONE, Params
-from pipeline.pictures.imagefolder import CaptionLength
 from pipeline.pictures.metadata import captions_of, stream_rows
 
 RAW = Path("data/raw")
@@ -28,11 +28,12 @@ def find_edit_problems(params: Params, caption_length: CaptionLength | None) -> 
             problems += _adapter_name_problems(params, f"{where}.adapters", name)
         if caption_length and (settings.caption is not None or settings.suffix):
             texts = captions_of(RAW / spec.set) if settings.caption is None else [settings.caption]
-            tokens, allowed = max((caption_length(text + settings.suffix) for text in texts), default=(0, 0))
-            if tokens > allowed:
-                found = f"a caption has {tokens} tokens with the suffix, the base reads {allowed}"
-                name = "suffix" if settings.caption is None else "caption"
-                problems.append(Problem(f"{where}: edit.{name}", found, f"Shorten it by {tokens - allowed} or more."))
+            longest = max((text + settings.suffix for text in texts), key=caption_length, default="")
+            at = f"{where}: edit.{'suffix' if settings.caption is None else 'caption'}"
+            what = "a caption with the suffix" if settings.suffix else "a caption"
+            problems += length_problems(at, longest, caption_length, what)
+        if caption_length:
+            problems += length_problems(f"{where}: edit.negative", settings.negative, caption_length)
         if settings.within_masks:
             problems += _mask_problems(where, spec.set)
         if (control := settings.control) is not None:

@@ -98,10 +98,10 @@ def mark_used(path: Path) -> None:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """While the block reads `path`, which another stage has made: for whatever a parser raises where it is damaged.
+    """While the block reads `path`: for whatever a parser raises where it is damaged.
 
     Raises:
-        UserError: that names the file, and the command that makes it again.
+        UserError: that names the file, and the command that makes it again if a stage does.
     """
     try:
         yield
@@ -111,14 +111,14 @@ def reading(path: Path) -> Iterator[None]:
         if machine := of_the_machine(error):
             raise machine from error
         found = "it is missing" if isinstance(error, FileNotFoundError) else f"damaged ({_reason(error)})"
-        raise UserError(Problem(str(path), found, f"Run `dvc repro{_maker(path)}`, which makes it again.")) from error
+        raise UserError(Problem(str(path), found, _again(path))) from error
 
 
-def _maker(path: Path) -> str:
+def _again(path: Path) -> str:
     for place, stage in _MADE.items():
         if found := re.search(rf"(?:^|/){place}/([a-z0-9-]+)", path.as_posix()):
-            return f" {stage}@{found[1]}"
-    return ""
+            return f"Run `dvc repro {stage}@{found[1]}`, which makes it again."
+    return "Restore it, or use another file."
 
 
 def of_the_machine(error: BaseException | None) -> OSError | None:

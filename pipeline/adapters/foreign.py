@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from peft.utils.other import get_pattern_key
 from safetensors import safe_open
 
 from pipeline.adapters.lora import CONFIG_KEY, OWN_KEY, check_pair, layers_by_name
@@ -13,6 +14,8 @@ from pipeline.base.protocol import Adaptable
 from pipeline.outputs import reading
 
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
+_OF_CHANGED_WEIGHTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""peft's `init_lora_weights` that take what the factors begin with out of the base's weights."""
 
 
 def is_foreign(path: Path) -> bool:
@@ -54,6 +57,9 @@ def read_foreign(path: Path, base: Adaptable, prefix: str, fused: bool = False) 
             raise ValueError("it has no factors for the denoiser")
         scales = _scales(alphas or {}, prefix)
         config = json.loads(metadata.get(CONFIG_KEY, "{}"))
+        for key, value in config.items():
+            if key.endswith("init_lora_weights") and str(value).lower().startswith(_OF_CHANGED_WEIGHTS):
+                raise ValueError(f"{key} is {value}: made for weights that differ from the base's own")
         layers, pairs = layers_by_name(base), {}
         for name in sorted(key.removesuffix(_DOWN) for key in tensors if key.endswith(_DOWN)):
             down, up = tensors.pop(name + _DOWN), tensors.pop(name + _UP)
@@ -66,13 +72,9 @@ def read_foreign(path: Path, base: Adaptable, prefix: str, fused: bool = False) 
 
 
 def _settings(config: dict[str, Any], name: str, prefix: str) -> dict[str, Any]:
-    """What a file says of the part that a module belongs to, the names of modules within it in full."""
+    """What a file says of the part that a module belongs to."""
     part = f"{name.partition('.')[0]}." if is_of_text(name) else prefix
-    own = {key.removeprefix(part): value for key, value in config.items() if key.startswith(part)}
-    if part != prefix:
-        patterns = own.get("alpha_pattern") or {}
-        own["alpha_pattern"] = {usual_name(part + module): alpha for module, alpha in patterns.items()}
-    return own
+    return {key.removeprefix(part): value for key, value in config.items() if key.startswith(part)}
 
 
 def _scales(alphas: dict[str, Any], prefix: str) -> dict[str, float]:
@@ -95,8 +97,19 @@ def usual_name(key: str) -> str:
 
 def _alpha(name: str, rank: int, scales: dict[str, float], settings: dict[str, Any]) -> float:
     """A layer's own alpha, else the file's; a file that says nothing means its factors as they are."""
+    if name in scales:
+        return scales[name]
     patterns = settings.get("alpha_pattern") or {}
-    return float(scales.get(name, patterns.get(name, settings.get("lora_alpha", rank))))
+    # Regular expressions for how names end, of text encoders within the encoder, with `text_model` and without.
+    inner = name.partition(".")[2] if is_of_text(name) else name
+    for known in (inner, inner.removeprefix("text_model.")):
+        try:
+            key = get_pattern_key(patterns, known)
+        except re.error as error:
+            raise ValueError(f"alpha_pattern is no pattern ({error})") from None
+        if key in patterns:
+            return float(patterns[key])
+    return float(settings.get("lora_alpha", rank))
 
 
 def _divisor(rank: int, settings: dict[str, Any]) -> float:

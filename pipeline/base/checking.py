@@ -168,7 +168,8 @@ def _single_file_problems(section: BaseSection) -> list[Problem]:
     elif section.config is None or problems:
         problems += safetensors_problems(source)
     else:
-        problems += single_file_problems(source, family_of(Path(section.config)))
+        config = Path(section.config)
+        problems += single_file_problems(source, family_of(config), config / "scheduler" / FILE)
     return problems
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -90,8 +91,9 @@ ORIGINAL = {
 """Part of a base to how its tensors' names begin in a single file."""
 
 
-def single_file_problems(file: Path, family: Family) -> list[Problem]:
-    """Problems of a single file with all parts of a base: damage, another family's, or a part that is not in it."""
+def single_file_problems(file: Path, family: Family, scheduler: Path) -> list[Problem]:
+    """Problems of a single file with all parts of a base: damage, another family's, a part that is not in it, or a
+    noise schedule other than that of the scheduler_config.json beside it."""
     if problems := safetensors_problems(file):
         return problems
     with safe_open(file, framework="numpy") as content:
@@ -102,10 +104,28 @@ def single_file_problems(file: Path, family: Family) -> list[Problem]:
     if other:
         fix = f"Name a diffusers folder of {other.name} in base.config (its weights are not needed), or another file."
         return [Problem(str(file), f"it is a file of {other.name}, and base.config is of {family.name}", fix)]
-    if not lacking:
-        return []
-    fix = "Use a checkpoint with UNet, autoencoder and text encoder in one file, or a diffusers folder."
-    return [Problem(str(file), f"it holds no {', '.join(lacking)}", fix)]
+    if lacking:
+        fix = "Use a checkpoint with UNet, autoencoder and text encoder in one file, or a diffusers folder."
+        return [Problem(str(file), f"it holds no {', '.join(lacking)}", fix)]
+    return _marked_problems(file, names, scheduler)
+
+
+def _marked_problems(file: Path, names: Sequence[str], scheduler: Path) -> list[Problem]:
+    """What empty tensors say of the training, as makers of checkpoints agreed: `v_pred`, `ztsnr`, `edm_...`."""
+    if edm := next((name for name in names if name.startswith("edm_")), None):
+        fix = "Use a base that was trained on betas, as Stable Diffusion 1, 2 and XL were."
+        return [Problem(str(file), f"it is marked {edm}: a noise schedule of another kind", fix)]
+    config = read_json(scheduler)
+    wanted = {"v_pred": ("prediction_type", "v_prediction"), "ztsnr": ("rescale_betas_zero_snr", True)}
+    return [
+        Problem(
+            str(scheduler),
+            f"{key} is {json.dumps(config.get(key))}, and {file} is marked {mark}",
+            f'Write "{key}": {json.dumps(value)} there.',
+        )
+        for mark, (key, value) in wanted.items()
+        if mark in names and config.get(key) != value
+    ]
 
 
 def remove_local_path(config: Path) -> None:

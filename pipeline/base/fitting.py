@@ -29,6 +29,7 @@ LARGEST = 1_000_000
 DEPTHS = (
     "layers_per_block", "transformer_layers_per_block", "reverse_transformer_layers_per_block", "num_hidden_layers",
 )  # fmt: skip
+USUAL = "what bases of this family have"
 FOREIGN = ("quantization_config", "auto_map")  # they name libraries and code to load
 
 # Names that older releases of diffusers wrote, and today's still read.
@@ -186,12 +187,16 @@ def _width_problems(root: Path, models: Mapping[str, Any]) -> list[Problem]:
         ("unet", "cross_attention_dim", unet.cross_attention_dim, sum(widths), "the text encoders' hidden_size"),
         ("vae", "in_channels", vae.in_channels, 3, "red, green and blue"),
         ("vae", "out_channels", vae.out_channels, 3, "red, green and blue"),
-        ("vae", "shift_factor", vae.shift_factor or 0, 0, "what bases of this family have"),
+        ("vae", "shift_factor", vae.shift_factor or 0, 0, USUAL),
+        ("vae", "latents_mean", vae.latents_mean, None, USUAL),
+        ("vae", "latents_std", vae.latents_std, None, USUAL),
+        # A UNet that was distilled to be told the guidance, and guesses wildly where it is not.
+        ("unet", "time_cond_proj_dim", unet.time_cond_proj_dim, None, USUAL),
     )
     problems = [
         Problem(
             str(root / part / "config.json"),
-            f"{key} is {found}, and {whose} {'is' if key == 'shift_factor' else 'are'} {wanted}",
+            f"{key} is {found}, and {whose} {'is' if whose == USUAL else 'are'} {'null' if wanted is None else wanted}",
             "Use a base whose parts belong together.",
         )
         for part, key, found, wanted, whose in rules

@@ -45,8 +45,10 @@ _KINDS = {
 }
 
 
-def open_base(section: BaseSection, device: torch.device) -> Base:
+def open_base(section: BaseSection, device: torch.device, *, for_use: bool = True) -> Base:
     """Load the base, frozen and in evaluation mode, without the section's adapters (see `adapted_base.py`).
+
+    for_use: False for its weights alone, in a precision that the device cannot work in.
 
     Raises:
         UserError: when it is not there, not whole, of another family, or not the pinned one.
@@ -54,7 +56,8 @@ def open_base(section: BaseSection, device: torch.device) -> Base:
     """
     if section.adapters:
         raise ValueError("a base with adapters is opened by open_adapted_base")
-    problems = [*find_base_problems(section), *find_dtype_problems(section, device)] or fit_problems(section)
+    problems = [*find_base_problems(section), *(find_dtype_problems(section, device) if for_use else ())]
+    problems = problems or fit_problems(section)
     if problems:
         raise UserError(*problems)
     disable_progress_bar()  # a bar for reading a file from disk hides the bars that matter

@@ -83,6 +83,10 @@ class Base(Adaptable, Protocol):
         """
         ...
 
+    def caption_length(self, caption: str) -> tuple[int, int]:
+        """How many tokens a caption has, and how many are read of it."""
+        ...
+
     def condition(self, captions: Sequence[str]) -> Conditioning:
         """Captions to what `predict` takes, float32, one row each; with gradients where adapters on the text encoders
         are in training."""

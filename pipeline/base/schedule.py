@@ -12,6 +12,14 @@ FILE = "scheduler_config.json"
 LONGEST = 100_000  # timesteps; bases are trained with 1000
 BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
 SPACINGS = ("leading", "trailing", "linspace")
+SAMPLERS = (
+    "DDIMScheduler", "DDIMInverseScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
+    "DPMSolverMultistepInverseScheduler", "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LCMScheduler", "LMSDiscreteScheduler",
+    "PNDMScheduler", "SASolverScheduler", "TCDScheduler", "UniPCMultistepScheduler",
+)  # fmt: skip
+"""diffusers' samplers of a variance-preserving schedule, which betas describe. Those of flows and EDM have others."""
 
 
 def schedule_problems(path: Path) -> list[Problem]:
@@ -29,11 +37,25 @@ def schedule_problems(path: Path) -> list[Problem]:
         "set_alpha_to_one": (isinstance(config.get("set_alpha_to_one", True), bool), "true or false"),
         "rescale_betas_zero_snr": (isinstance(config.get("rescale_betas_zero_snr", False), bool), "true or false"),
     }
+    if found := _other_path(config):
+        fix = "Use a base that was trained on betas, as Stable Diffusion 1, 2 and XL were; flows and EDM are not read."
+        return [Problem(str(path), f"{found}: a noise schedule of another kind", fix)]
     return [
         Problem(str(path), f"{key} is {config.get(key)!r}", f"It should be {what}: restore the base's own file.")
         for key, (fits, what) in allowed.items()
         if not fits
     ]
+
+
+def _other_path(config: Mapping[str, Any]) -> str | None:
+    """What says that the base was not trained on betas: read as if it had been, it would show noise."""
+    if (sampler := config.get("_class_name", SAMPLERS[0])) not in SAMPLERS:
+        return f"_class_name is {sampler!r}"
+    if config.get("use_flow_sigmas"):
+        return "use_flow_sigmas is true"
+    if (times := config.get("timestep_type", "discrete")) != "discrete":
+        return f"timestep_type is {times!r}"
+    return None
 
 
 def timesteps_of(config: Mapping[str, Any]) -> Any:

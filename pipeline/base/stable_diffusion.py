@@ -16,6 +16,7 @@ from pipeline.base.families import ADAPTER_PREFIX
 from pipeline.base.noise_path import NoisePath
 from pipeline.base.posterior import Posterior
 from pipeline.base.text_encoders import named_text_encoders
+from pipeline.base.tokens import count_tokens
 
 TILED_FROM = 1536
 """Longer side in pixels from which the autoencoder works in overlapping tiles: its memory grows with the picture."""
@@ -113,8 +114,12 @@ class StableDiffusion:
         pictures = [self.vae.decode(latent[None]).sample for latent in unscaled]
         return (torch.cat(pictures).float() / 2 + 0.5).clamp(0, 1)
 
+    def caption_length(self, caption: str) -> tuple[int, int]:
+        """How many tokens a caption has, and how many are read of it."""
+        return count_tokens(self.tokenizer, caption)
+
     def condition(self, captions: Sequence[str]) -> Conditioning:
-        """Captions to `embedding` (B, L, D) float32. `check` has refused captions that would be cut off.
+        """Captions to `embedding` (B, L, D) float32. What is beyond the `caption_length` read is cut off.
 
         With gradients where adapters on the text encoder are in training; its own weights are frozen.
         """

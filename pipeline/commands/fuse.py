@@ -40,7 +40,7 @@ def run(names: list[str], out: Path, force: bool) -> str:
     section = load_params().base
     check_replaceable(out, section)
     chosen = choose(names)
-    base, under = open_with_adapters(section, torch.device("cpu"))
+    base, under = open_with_adapters(section, torch.device("cpu"), for_use=False)
     require_base(chosen, section, base.digest)
     adapters = read_chosen(chosen, base, fused=True)
     try:

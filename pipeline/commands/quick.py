@@ -10,6 +10,7 @@ from tqdm import tqdm
 from pipeline.adapted_base import open_adapted_base
 from pipeline.base.device import choose_device
 from pipeline.base.protocol import Base
+from pipeline.captions import require_short
 from pipeline.commands import add, clip
 from pipeline.commands.morph import morph_settings, params_for
 from pipeline.errors import Problem, UserError
@@ -55,6 +56,8 @@ def run(
     ]
     keyframes = keyframes_of(pictures, rows, size_and_crop)
     base = open_for_morphs(params)
+    named = [*zip(map(str, pictures), texts, strict=True), ("params.yaml: morph.negative", section.negative)]
+    require_short(named, base.caption_length)
     film = Film(base, keyframes, settings_of(section), batch=params.machine.batch, progress=_bar)
     made = [to_arrays(frame.picture[None])[0] for frame in film]
     stops = [number * (film.settings.frames_per_segment - 1) for number in range(len(pictures))]

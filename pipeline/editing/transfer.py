@@ -79,18 +79,23 @@ def trail_to_noise(
     noise: torch.Tensor,
     transfer: Transfer,
     work: Work = DEFAULT,
+    filling: bool = False,
 ) -> torch.Tensor:
     """Latents (N, C, h, w) of pictures at every level (T + 1, N, C, h, w) of the T steps taken, the clean ones first.
 
     The last have as much noise as the strength asks for: that given as `noise`, or their own. captions: what the
-    pictures show, one row each. Inversion asks the base alone, never with guidance. Raises ValueError for the inversion
-    of consistency, which has none.
+    pictures show, one row each. Inversion asks the base alone, never with guidance. filling: holes are to be filled, so
+    that at strength 1 the last are `noise` alone, as diffusers inpaints: most bases end with a trace of the picture,
+    and what lay in a hole would show. Raises ValueError for the inversion of consistency, which has none.
     """
     taken = transfer.steps_taken
     if transfer.start == "noise":
         levels = transfer.falling_levels(base.path)[-2::-1] if taken else ()
         noise = noise.to(latents)
-        return torch.stack([latents, *(level.a * latents + level.s * noise for level in levels)])
+        trail = torch.stack([latents, *(level.a * latents + level.s * noise for level in levels)])
+        if filling and transfer.strength == 1:
+            trail[-1] = noise
+        return trail
 
     solver = transfer.solver
     if solver == "consistency":

@@ -6,17 +6,15 @@ import os
 import shlex
 import unicodedata
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from pipeline.captions import CaptionLength, length_problems
 from pipeline.errors import Problem
 from pipeline.pictures.integrity import Files, find_faults
 from pipeline.pictures.metadata import METADATA, Line, Metadata, casefolded, leaves_folder, link_fault
 from pipeline.pictures.reading import SUFFIXES, size_of
 from pipeline.pictures.rows import escaped, printable
-
-CaptionLength = Callable[[str], tuple[int, int]]
-"""A caption to (tokens it has, tokens that the base reads)."""
 
 
 def find_problems(
@@ -51,10 +49,8 @@ def find_problems(
 
 def _long_captions(lines: Iterable[Line], caption_length: CaptionLength) -> Iterator[Problem]:
     for line in lines:
-        tokens, allowed = caption_length(line.row.text) if line.row else (0, 0)
-        if tokens > allowed:
-            found = f"the caption has {tokens} tokens, the base reads {allowed}"
-            yield Problem(line.where, found, f"Shorten it by {tokens - allowed} or more.")
+        if line.row:
+            yield from length_problems(line.where, line.row.text, caption_length)
 
 
 def _missing_and_extra(folder: Path, entries: set[str], lines: Iterable[Line]) -> Iterator[Problem]:

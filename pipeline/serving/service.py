@@ -6,7 +6,7 @@ import os
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from pipeline.base.checking import base_digest, is_hub_id
 from pipeline.base.device import choose_device
 from pipeline.base.posterior import keyed_seed
 from pipeline.base.protocol import Base
+from pipeline.captions import require_short
 from pipeline.errors import Problem, UserError
 from pipeline.film import Film, Keyframe, settings_of
 from pipeline.frames.clips import write_mp4
@@ -116,6 +117,7 @@ class Service:
     def _keyframes(self, request: MorphRequest, settings: MorphSection) -> list[Keyframe]:
         known = {keyframe.name: keyframe for keyframe in self.package.keyframes}
         captions = request.captions or (None,) * len(request.pictures)
+        self._require_short(captions)
         weights = torch.linspace(settings.style_from, settings.style_to, len(captions)).tolist()
         made = []
         for number, (picture, caption, weight) in enumerate(zip(request.pictures, captions, weights, strict=True)):
@@ -131,6 +133,7 @@ class Service:
 
     def _paint(self, request: PaintRequest) -> dict[str, Any]:
         section, prepare, count = self.package.sample, self.package.prepare, len(request.captions)
+        self._require_short(request.captions)
         seed = section.seed if request.seed is None else request.seed
         guidance = section.guidance if request.guidance is None else request.guidance
         steps, side = request.steps or section.steps, self.base.pixels_per_latent
@@ -153,6 +156,10 @@ class Service:
             fresh=section.fresh_noise,
         )
         return {"pictures": [_png(to_arrays(self.base.decode(latent[None]))[0]) for latent in latents]}
+
+    def _require_short(self, captions: Sequence[str | None]) -> None:
+        given = [(f"inputs: captions.{number}", text) for number, text in enumerate(captions) if text]
+        require_short(given, self.base.caption_length)
 
     def _style(self, asked: Mapping[str, float] | None, weight: float) -> tuple[WeightedAdapter, ...]:
         """The adapters over all: those asked for, else the package's style."""

@@ -2,18 +2,21 @@
 
 import importlib.util
 import sys
+from functools import partial
 from pathlib import Path
 
 from pipeline.base.checking import base_warnings, config_folder, find_base_problems, inpaints
 from pipeline.base.device import choose_device, find_dtype_problems
 from pipeline.base.schedule import FILE, timesteps_of
+from pipeline.base.tokens import count_tokens
+from pipeline.captions import CaptionLength, length_problems
 from pipeline.distillation import distillation_warnings, find_consistency_problems, find_objective_problems
 from pipeline.edits import find_edit_problems, find_style_problems
 from pipeline.errors import Problem, UserError
 from pipeline.inputs import read_json
 from pipeline.outputs import atomic_file
 from pipeline.params import Params, load_params
-from pipeline.pictures.imagefolder import CaptionLength, find_problems
+from pipeline.pictures.imagefolder import find_problems
 from pipeline.pictures.metadata import captions_of, stream_rows
 from pipeline.tracking import check_ran
 
@@ -33,6 +36,7 @@ def run() -> None:
     caption_length = None if problems else _caption_length(params)
     problems += [] if problems else [*_target_problems(params), *_steps_problems(params), *_under_problems(params)]
     problems += [] if problems else [*find_edit_problems(params, caption_length), *_inpainting_problems(params)]
+    problems += _negative_problems(params, caption_length) if caption_length else []
     problems += _device_problems(params)
     for key, spec in params.sets.items():
         problems += find_problems(
@@ -198,10 +202,15 @@ def _caption_length(params: Params) -> CaptionLength:
 
     tokenizer = CLIPTokenizer.from_pretrained(config_folder(params.base, "tokenizer"), subfolder="tokenizer")
 
-    def caption_length(text: str) -> tuple[int, int]:
-        return len(tokenizer(text).input_ids), tokenizer.model_max_length
+    return partial(count_tokens, tokenizer)
 
-    return caption_length
+
+def _negative_problems(params: Params, caption_length: CaptionLength) -> list[Problem]:
+    """Captions that guidance leads a morph away from, of which the base would not read all."""
+    negatives = {
+        f"params.yaml: morphs.{key}: morph.negative": spec.morph.negative for key, spec in params.morphs.items()
+    }
+    return [one for where, text in negatives.items() for one in length_problems(where, text, caption_length)]
 
 
 def _keyframe_problems(params: Params) -> list[Problem]:

@@ -117,7 +117,8 @@ def edited(base: Base, prepared: Path, spec: EditSpec, work: Work, refiner: Refi
         seeds = [keyed_seed("edit", settings.seed, row.file_name) for row in rows]
         noise = torch.stack([_noise(latents[0], seed) for seed in seeds])
         shown = base.condition([row.text for row in rows]).beside(beside)
-        trail = trail_to_noise(base, latents, shown, noise, transfer, work)
+        filling = settings.within_masks or base.inpaints
+        trail = trail_to_noise(base, latents, shown, noise, transfer, work, filling)
         trail = trail if masks is not None else trail[-1:]
         adapters = [column for column in columns for _ in rows]
         texts = [caption_of(row, settings) for row in rows]

@@ -1,6 +1,7 @@
 """Other programs' LoRA files, against what diffusers makes of them."""
 
 import copy
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -166,13 +167,12 @@ def test_a_text_encoders_alphas_are_its_own(fresh_tiny: Fresh, tiny_folders: dic
     for module, own in ((pipe.unet, config), (pipe.text_encoder, text)):
         module.add_adapter(own, "default")
         parts[module] = get_peft_model_state_dict(module, adapter_name="default")
-    in_full = {"alpha_pattern": {"encoder.layers.0.self_attn.k_proj": 7}}
     StableDiffusionPipeline.save_lora_weights(
         tmp_path,
         unet_lora_layers=parts[pipe.unet],
         text_encoder_lora_layers=parts[pipe.text_encoder],
         unet_lora_adapter_metadata=config.to_dict(),
-        text_encoder_lora_adapter_metadata=text.to_dict() | in_full,
+        text_encoder_lora_adapter_metadata=text.to_dict(),
     )
     path, base = tmp_path / "pytorch_lora_weights.safetensors", fresh_tiny()
     expected = pipe.encode_prompt("a red hill", "cpu", 1, False)[0]
@@ -211,6 +211,37 @@ def test_diffusers_files_with_their_settings_and_without(
         assert torch.allclose(ours(fresh_tiny(), path), theirs(tiny_folders["epsilon"], path), atol=1e-5), name
     same = torch.allclose(ours(fresh_tiny(), tmp_path / "with.safetensors"), ours(fresh_tiny(), path), atol=1e-5)
     assert same is (alpha == 2), "only there alpha is the rank"
+
+
+@pytest.mark.parametrize("pattern", ["to_k", ".*attn2.*", f"^{ATTENTION.replace('.', chr(92) + '.')}.to_k"])
+def test_alphas_by_patterns_are_those_of_peft(
+    fresh_tiny: Fresh, tiny_folders: dict[str, Path], tmp_path: Path, pattern: str
+) -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_folders["epsilon"])
+    config = LoraConfig(
+        r=2, lora_alpha=2, alpha_pattern={pattern: 8}, target_modules=["to_q", "to_k"], init_lora_weights=False
+    )
+    pipe.unet.add_adapter(config)
+    layers, path = get_peft_model_state_dict(pipe.unet), tmp_path / "patterns.safetensors"
+    for settings, name in ((config.to_dict(), path.name), (None, "plain.safetensors")):
+        StableDiffusionPipeline.save_lora_weights(
+            tmp_path, unet_lora_layers=layers, weight_name=name, unet_lora_adapter_metadata=settings
+        )
+    with torch.no_grad():
+        expected = pipe.unet(*inputs()).sample
+    assert torch.allclose(ours(fresh_tiny(), path), expected, atol=1e-5)
+    assert not torch.allclose(ours(fresh_tiny(), tmp_path / "plain.safetensors"), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("init", ["pissa_niter_4", "olora"])
+def test_factors_for_changed_weights_are_refused(fresh_tiny: Fresh, tmp_path: Path, init: str) -> None:
+    base, path = fresh_tiny(), tmp_path / "x.safetensors"
+    content = {f"{TO_Q}.lora_A.weight": torch.ones(2, 16), f"{TO_Q}.lora_B.weight": torch.ones(16, 2)}
+    save_file(content, path, {"lora_adapter_metadata": json.dumps({"unet.init_lora_weights": init})})
+    with pytest.raises(UserError, match=f"init_lora_weights is {init}: .* Restore it, or use another file"):
+        read_foreign(path, base, base.adapter_prefix)
+    save_file(content, path, {"lora_adapter_metadata": json.dumps({"unet.init_lora_weights": True})})
+    assert read_foreign(path, base, base.adapter_prefix).factors
 
 
 def test_what_we_export_comes_back_as_it_was(ran: Path, fresh_tiny: Fresh, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
@@ -94,6 +95,11 @@ def other_encoder(folder: Path) -> None:
     CLIPTextModel(config).save_pretrained(folder / "text_encoder")
 
 
+def told_the_guidance(folder: Path) -> None:
+    config = UNet2DConditionModel.load_config(folder, subfolder="unet")
+    UNet2DConditionModel.from_config({**config, "time_cond_proj_dim": 8}).save_pretrained(folder / "unet")
+
+
 @pytest.mark.parametrize(
     ("damage", "where", "said"),
     [
@@ -130,6 +136,19 @@ def other_encoder(folder: Path) -> None:
         (lambda f: set_schedule(f, trained_betas=[0.1, 2]), "scheduler", "trained_betas"),
         (lambda f: set_schedule(f, steps_offset=-5), "scheduler", "steps_offset is -5"),
         (lambda f: set_schedule(f, timestep_spacing={}), "scheduler", "timestep_spacing is {}"),
+        (lambda f: set_schedule(f, _class_name="EDMEulerScheduler"), "scheduler", "is 'EDMEulerScheduler': a noise"),
+        (lambda f: set_schedule(f, _class_name="FlowMatchEulerDiscreteScheduler"), "scheduler", "a noise schedule of"),
+        (lambda f: set_schedule(f, _class_name=["DDIMScheduler"]), "scheduler", "a noise schedule of another kind"),
+        (lambda f: set_schedule(f, _class_name="DPMSolverMultistepScheduler"), "", ""),
+        (lambda f: set_schedule(f, use_flow_sigmas=True), "scheduler", "use_flow_sigmas is true: a noise schedule of"),
+        (lambda f: set_schedule(f, timestep_type="continuous"), "scheduler", "timestep_type is 'continuous'"),
+        (
+            lambda f: set_values(f / "vae/config.json", latents_mean=[0.0] * 4),
+            "vae/config.json",
+            "latents_mean is [0.0",
+        ),
+        (lambda f: set_values(f / "vae/config.json", latents_std=[1.0] * 4), "vae/config.json", "latents_std is [1.0"),
+        (told_the_guidance, "unet/config.json", "time_cond_proj_dim is 8, and what bases of this family have is null"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(folder: Path, damage: Any, where: str, said: str) -> None:

@@ -219,6 +219,29 @@ def test_a_file_that_lacks_a_part_or_is_none_is_refused(
     assert len(refusals(folder, file, monkeypatch)) == 2  # both of the folder and of the file
 
 
+@pytest.mark.parametrize(
+    ("marks", "config", "where", "said"),
+    [
+        (["v_pred"], {}, "config", 'prediction_type is "epsilon", and'),
+        (["v_pred", "ztsnr"], {"prediction_type": "v_prediction"}, "config", "rescale_betas_zero_snr is "),
+        (["edm_vpred.sigma_max"], {"prediction_type": "v_prediction"}, "file", "it is marked edm_vpred.sigma_max"),
+        (["v_pred", "ztsnr"], {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}, "", ""),
+    ],
+)
+def test_what_a_file_is_marked_with_is_what_the_config_must_say(
+    small: tuple[Path, Path], marks: list[str], config: dict[str, object], where: str, said: str
+) -> None:
+    """As finetunes are marked that predict v: their files differ from the usual ones in nothing else."""
+    folder, file = small
+    change(file, lambda tensors: tensors.update(dict.fromkeys(marks, torch.zeros(0))))
+    scheduler = folder / "scheduler/scheduler_config.json"
+    scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | config))
+    problems = find_base_problems(single(folder, file))
+    places = {"config": scheduler, "file": file}
+    assert [p.where for p in problems] == ([str(places[where])] if where else [])
+    assert all(p.found.startswith(said) for p in problems), problems
+
+
 def test_open_clip_of_stable_diffusion_2_is_read_too(small: tuple[Path, Path]) -> None:
     """Its file has one layer of the text encoder more than is used, the 24th, and a projection."""
     folder, file = small

@@ -20,7 +20,7 @@ from pipeline.params import load_params
 from pipeline.sampling.adapted import adapted_conditioning
 from tests.adapters.test_foreign import TEXT_ENCODER, kohya_factors
 from tests.adapters.test_mixing import inputs, predicted
-from tests.project import edit
+from tests.project import edit, with_values
 from tests.stages.test_evaluate import copy_of
 
 CPU = torch.device("cpu")
@@ -131,6 +131,18 @@ def test_a_fused_base_is_whole_pinned_and_equals_the_mix(trained: Path) -> None:
     assert not any("_name_or_path" in path.read_text() for path in Path("fused").rglob("*.json"))
     with pytest.raises(UserError, match="exists already"):
         fuse.run(["dots"], Path("fused"), force=False)
+
+
+def test_a_base_is_fused_in_a_precision_that_only_a_gpu_works_in(trained: Path) -> None:
+    said = dict[str, str]()
+    for dtype in ("float32", "float16", "tf32"):
+        edit(Path("params.yaml"), lambda text, dtype=dtype: with_values(text, {"base.dtype": dtype}))
+        said[dtype] = fuse.run(["dots:0.8"], Path(dtype), force=False)
+    weights = {dtype: load_file(Path(dtype, "unet/diffusion_pytorch_model.safetensors")) for dtype in said}
+    for name, exact in weights["float32"].items():
+        assert torch.equal(weights["tf32"][name], exact)
+        assert weights["float16"][name].dtype == torch.float16
+        assert torch.allclose(weights["float16"][name].float(), exact, rtol=2e-3, atol=1e-6)
 
 
 def test_an_adapter_that_is_not_finite_is_not_fused(trained: Path) -> None:

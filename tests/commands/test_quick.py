@@ -64,6 +64,17 @@ def test_mistakes_are_named_before_anything_is_loaded(project: Path, own: list[s
     assert contents(project) == before
 
 
+def test_what_the_base_would_not_read_of_a_caption_is_refused(project: Path, own: list[str]) -> None:
+    edit(project / "params.yaml", lambda text: with_values(text, {"morph.negative": "'" + "hill " * 90 + "'"}))
+    captions = ["--caption", "a", "--caption", "hill " * 80]
+    answer = CliRunner().invoke(app, ["morph", *own[:2], *captions, "--quick", "--steps", "2", "--out", "a"])
+    assert answer.exit_code == 1 and "Traceback" not in answer.output
+    lines = answer.stderr.splitlines()
+    assert any("two.jpg: the caption has 82 tokens, the base reads 64" in line for line in lines), lines
+    assert any("params.yaml: morph.negative: the caption has 92 tokens" in line for line in lines), lines
+    assert not Path("a").exists()
+
+
 def test_a_base_made_for_inpainting_makes_no_clip(project: Path, own: list[str]) -> None:
     shutil.rmtree(project / "bases/tiny")
     build_tiny(takes=9).save_pretrained(project / "bases/tiny")

@@ -37,7 +37,8 @@ def an_adapter(base: Base, seed: int = 3) -> Adapter:
 
 def edit(base: Base, latents: torch.Tensor, transfer: Transfer, control: Control | None = None, **more) -> torch.Tensor:
     captions = base.condition(CAPTIONS[: len(latents)])
-    trail = trail_to_noise(base, latents, captions, noise_like(tuple(latents.shape), 1), transfer)
+    noise = noise_like(tuple(latents.shape), 1)
+    trail = trail_to_noise(base, latents, captions, noise, transfer, filling="masks" in more)
     return transferred(base, trail, captions, [()] * len(latents), transfer, control=control, **more)
 
 
@@ -196,10 +197,10 @@ def masks(count: int) -> torch.Tensor:
     return mask
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_within_a_mask_is_diffusers_inpainting(tiny: Base, guidance: float) -> None:
+@pytest.mark.parametrize(("strength", "guidance"), [(0.8, 1.0), (0.8, 3.0), (1.0, 3.0)])
+def test_within_a_mask_is_diffusers_inpainting(tiny: Base, strength: float, guidance: float) -> None:
     latents = noise_like((1, 4, 8, 8))
-    transfer = Transfer(10, 0.8, "noise", guidance, "", solver="ddim")
+    transfer = Transfer(10, strength, "noise", guidance, "", solver="ddim")
     ours = edit(tiny, latents, transfer, masks=masks(1))
     slow = by_diffusers(
         tiny,
@@ -222,7 +223,7 @@ def filler(request: pytest.FixtureRequest, tmp_path: Path) -> Base:
     return open_tiny(tmp_path / "filler")
 
 
-@pytest.mark.parametrize(("strength", "guidance"), [(0.8, 1.0), (0.5, 3.0)])
+@pytest.mark.parametrize(("strength", "guidance"), [(0.8, 1.0), (0.5, 3.0), (1.0, 3.0)])
 def test_a_base_that_fills_holes_does_as_in_diffusers(filler: Base, strength: float, guidance: float) -> None:
     generator = torch.Generator().manual_seed(4)
     pictures, holes = torch.rand(2, 3, 16, 16, generator=generator), masks(2).repeat_interleave(2, -1)
@@ -230,7 +231,7 @@ def test_a_base_that_fills_holes_does_as_in_diffusers(filler: Base, strength: fl
     beside = filler.surroundings(pictures, holes)
     latents, captions = noise_like((2, 4, 8, 8)), filler.condition(CAPTIONS).beside(beside)
     transfer = Transfer(10, strength, "noise", guidance, solver="ddim")
-    trail = trail_to_noise(filler, latents, captions, noise_like((2, 4, 8, 8), 1), transfer)
+    trail = trail_to_noise(filler, latents, captions, noise_like((2, 4, 8, 8), 1), transfer, filling=True)
     ours = transferred(filler, trail[-1:], captions, [()] * 2, transfer)
     slow = by_diffusers(
         filler,

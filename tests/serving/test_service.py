@@ -132,6 +132,11 @@ def wrong_requests(picture: str) -> list[tuple[Any, str]]:
         ({"captions": ["a"], "adapters": {"nosuch": 1.0}}, "there is no 'nosuch'. This model has: hills/"),
         ({"captions": ["a"], "adapters": {"../../etc/passwd": 1.0}}, "there is no '../../etc/passwd'"),
         ({"captions": ["a"], "adapters": {"hills/blue": 5}}, "less than or equal to 4"),
+        (
+            {"captions": ["a", "hill " * 80]},
+            "inputs: captions.1: the caption has 82 tokens, the base reads 64. Shorten",
+        ),
+        ({"pictures": two, "captions": ["a", "hill " * 80]}, "inputs: captions.1: the caption has 82 tokens"),
         ({"pictures": [picture]}, "at least 2 items"),
         ({"pictures": [picture] * 9}, "at most 8 items"),
         ({"pictures": two}, "inputs: captions.0: none, for a picture of your own"),

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from pipeline.params import load_params
 from pipeline.pictures import integrity, reading
 from tests.project import DOTS, HILLS, contents, edit, paint, with_entries, with_values
 
@@ -109,6 +110,16 @@ def test_the_mistakes_of_a_broken_base_are_reported_beside_those_of_the_sets(bro
     # Without the base's tokenizer the tokens of a caption are not counted.
     assert len(problems) == len(EXPECTED) - 1 + 2
     assert contents(broken, ".work") == before
+
+
+def test_what_the_base_would_not_read_of_a_negative_caption_is_reported(project: Path) -> None:
+    edit(project / "params.yaml", lambda text: with_values(text, {"morph.negative": f"'{LONG}'"}))
+    problems = checked()
+    assert problems and problems == [
+        f"params.yaml: morphs.{key}: morph.negative: the caption has 82 tokens, the base reads 64."
+        " Shorten it by 18 or more."
+        for key in load_params().morphs
+    ]
 
 
 def test_a_missing_base(project: Path) -> None:

@@ -272,7 +272,11 @@ def test_a_controlnet_of_another_width_is_refused(made: Path) -> None:
         ("set: hills, adapters: {}, edit: {strength: 0.2}", ": edit.strength: 0.2 of 2 steps is none at all"),
         ("set: hills, adapters: {}, edit: {strength: 1.5}", ".edit.strength: found 1.5"),
         ("set: hills, adapters: {}, edit: {caption: " + "hill " * 80 + "}", ": edit.caption: a caption has"),
-        ("set: hills, adapters: {}, edit: {suffix: " + "hill " * 80 + "}", ": edit.suffix: a caption has"),
+        (
+            "set: hills, adapters: {}, edit: {suffix: " + "hill " * 80 + "}",
+            ": edit.suffix: a caption with the suffix has",
+        ),
+        ("set: hills, adapters: {}, edit: {negative: " + "hill " * 80 + "}", ": edit.negative: the caption has 82"),
         (
             "set: hills, adapters: {}, edit: {scales: [1.0, 1.0]}",
             ".edit.scales: found [1.0, 1.0]. It should differ from",
