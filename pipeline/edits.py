@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from pipeline.adapters.store import is_file_name
-from pipeline.captions import CaptionLength, length_problems
 from pipeline.errors import Problem, UserError
 from pipeline.params import NONE, Params
+from pipeline.pictures.captions import CaptionLength, length_problems
 from pipeline.pictures.metadata import captions_of, stream_rows
 
 RAW = Path("data/raw")

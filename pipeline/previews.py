@@ -25,6 +25,7 @@ def preview_sheet(base: Base, jobs: Sequence[Job], reads_text: bool = False) -> 
     """What the adapters in training make of their captions from fixed noise: a row for each, four captions at most.
 
     reads_text: whether the text encoders are in training, too, and read the captions otherwise than they did at first.
+    The autoencoder is on the base's device only meanwhile, also where memory runs out.
     """
     examples = [example for job in jobs for example in job.examples[:CAPTIONS]]
     noise = torch.cat(
@@ -41,11 +42,11 @@ def preview_sheet(base: Base, jobs: Sequence[Job], reads_text: bool = False) -> 
     else:
         captions = Conditioning.stack([example.conditioning for example in examples]).to(base.device)
     latents = sample(noise, predictor(base, captions), base.path, STEPS)
-    base.move_encoders(base.device, text=not reads_text)  # only for now: training needs the room
     try:
+        base.move_encoders(base.device, text=False)  # only for now: training needs the room
         pictures = to_arrays(base.decode(latents))
     finally:
-        base.move_encoders(torch.device("cpu"), text=not reads_text)
+        base.move_encoders(torch.device("cpu"), text=False)
     columns = len(examples) // len(jobs)
     rows = [np.concatenate(pictures[first : first + columns], axis=1) for first in range(0, len(examples), columns)]
     return np.concatenate(rows)

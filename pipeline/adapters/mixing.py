@@ -111,6 +111,8 @@ def _mixed(root: nn.Module, adapters: Sequence[Adapter], weights: torch.Tensor, 
                     for number, adapter in having
                 ]
             )
+            if module.weight.dtype.itemsize == 2:  # once, and not by autocast in every call
+                down, up = down.to(module.weight.dtype), up.to(module.weight.dtype)
             handles.append(module.register_forward_hook(_hook(down, up, columns.T.contiguous())))
         yield
     finally:

@@ -39,3 +39,9 @@ def torch_dtype(section: BaseSection) -> torch.dtype:
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed
     return torch.float32 if allowed else getattr(torch, section.dtype)
+
+
+def precision_of(base_dtype: torch.dtype) -> str:
+    """What results depend on: a base's own precision, and `tf32` where float32 is rounded to it."""
+    rounded = base_dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    return "tf32" if rounded else str(base_dtype)

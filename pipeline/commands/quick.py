@@ -10,7 +10,6 @@ from tqdm import tqdm
 from pipeline.adapted_base import open_adapted_base
 from pipeline.base.device import choose_device
 from pipeline.base.protocol import Base
-from pipeline.captions import require_short
 from pipeline.commands import add, clip
 from pipeline.commands.morph import morph_settings, params_for
 from pipeline.errors import Problem, UserError
@@ -18,6 +17,7 @@ from pipeline.film import Film, Keyframe, settings_of
 from pipeline.frames.tensors import from_arrays, to_arrays
 from pipeline.overrides import overridden
 from pipeline.params import Params
+from pipeline.pictures.captions import require_short
 from pipeline.pictures.preparing import prepare_picture
 from pipeline.pictures.rows import Row
 from pipeline.sections import PrepareSection

@@ -16,6 +16,7 @@ inequality, a path is never shorter than the distance of its ends, and twice as 
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -69,9 +70,21 @@ def extract(pictures: Tensor) -> Features:
         raise ValueError("no pictures to extract features from")
     # One picture at a time: its figures cannot depend on its neighbours in the batch, memory stays small, and on a CPU
     # the working set stays in the cache. A reduced precision that the caller set for a model must not change them.
-    with torch.autocast(pictures.device.type, enabled=False):
+    with torch.autocast(pictures.device.type, enabled=False), _full_float32():
         each = [tuple(_octaves(_opponent(picture[None].float()))) for picture in pictures]
     return Features(tuple(torch.cat(octave) for octave in zip(*each, strict=True)))
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """Without TF32, which rounds factors to 10 bits."""
+    matrices, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matrices.allow_tf32, convolutions.allow_tf32
+    matrices.allow_tf32 = convolutions.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matrices.allow_tf32, convolutions.allow_tf32 = before
 
 
 def feature_distance(first: Features, second: Features) -> Tensor:

@@ -55,6 +55,7 @@ class EndpointAttention:
         self.alphas = alphas
         self.source = source
         self.on = True
+        self._moved = dict[tuple[torch.device, torch.dtype], torch.Tensor]()
         self._plain = AttnProcessor2_0()
 
     def __call__(self, attn: Attention, hidden_states: torch.Tensor, *given: object, **named: object) -> torch.Tensor:
@@ -71,7 +72,10 @@ class EndpointAttention:
         """Each sample's states (B, tokens, channels) replaced by those between its endpoints'."""
         groups = states.unflatten(0, (-1, len(self.alphas)))
         first, second = groups[:, :1], groups[:, 1:2]
-        return torch.lerp(first, second, self.alphas.to(states).view(1, -1, 1, 1)).flatten(0, 1)
+        kind = states.device, states.dtype
+        if kind not in self._moved:  # once: a copy from the host waits for all that a GPU has to do
+            self._moved[kind] = self.alphas.to(states).view(1, -1, 1, 1)
+        return torch.lerp(first, second, self._moved[kind]).flatten(0, 1)
 
 
 @contextmanager

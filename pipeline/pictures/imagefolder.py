@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from pipeline.captions import CaptionLength, length_problems
 from pipeline.errors import Problem
+from pipeline.pictures.captions import CaptionLength, length_problems
 from pipeline.pictures.integrity import Files, find_faults
 from pipeline.pictures.metadata import METADATA, Line, Metadata, casefolded, leaves_folder, link_fault
 from pipeline.pictures.reading import SUFFIXES, size_of

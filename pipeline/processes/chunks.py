@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from pipeline.errors import Problem, UserError
 from pipeline.processes.joining import LONGEST_WAIT
+from pipeline.processes.memory import free_cached_memory, ran_out_of_memory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -40,7 +41,7 @@ def in_chunks(
     that share it, which must all call this alike; they get the results of all, with tensors on the CPU.
 
     Raises:
-        torch.OutOfMemoryError: when not even one item fits.
+        RuntimeError: when not even one item fits (on CUDA torch.OutOfMemoryError).
         Exception: any other of `work`. That of another process is raised in the main one, and the others end silently.
     """
     if accelerator is None or accelerator.num_processes == 1 or count == 0:
@@ -84,13 +85,13 @@ def _in_turn(first: int, last: int, size: int, work: Callable[[slice], Result]) 
         chunk = slice(first, min(first + size, last))
         try:
             results.append(work(chunk))
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
             length = chunk.stop - chunk.start
-            if length == 1:
+            if length == 1 or not ran_out_of_memory(error):
                 raise
             size = (length + 1) // 2
             tqdm.write(f"{length} at once do not fit into memory: continuing with {size} (machine.batch)")
-            torch.cuda.empty_cache()
+            free_cached_memory()
             continue
         first = chunk.stop
     return results

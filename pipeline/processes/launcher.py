@@ -24,7 +24,8 @@ def process_count(wanted: int | None, device: torch.device) -> int:
     Raises:
         UserError: when there are fewer GPUs than processes asked for.
     """
-    available = torch.cuda.device_count() if device.type == "cuda" else None
+    # accelerate joins no processes on Apple's MPS: each would do all of the work.
+    available = {"cuda": torch.cuda.device_count(), "mps": 1}.get(device.type)
     if wanted is None:
         return available or 1
     if available is not None and wanted > available:
@@ -64,7 +65,8 @@ def relaunch(arguments: Sequence[str], count: int, device: torch.device) -> NoRe
     environment = dict(os.environ)
     if device.type == "cpu":
         environment["ACCELERATE_USE_CPU"] = "true"
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    # Else the launcher gives each one thread, and frames are measured on the CPU, with GPUs too.
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(sys.executable, command, environment)

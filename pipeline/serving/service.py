@@ -21,14 +21,15 @@ from pipeline.base.checking import base_digest, is_hub_id
 from pipeline.base.device import choose_device
 from pipeline.base.posterior import keyed_seed
 from pipeline.base.protocol import Base
-from pipeline.captions import require_short
 from pipeline.errors import Problem, UserError
 from pipeline.film import Film, Keyframe, settings_of
 from pipeline.frames.clips import write_mp4
 from pipeline.frames.real_ends import RealEnds
 from pipeline.frames.tensors import Frame, from_arrays, read_arrays, to_arrays
+from pipeline.pictures.captions import require_short
 from pipeline.pictures.preparing import prepare_picture
 from pipeline.pictures.rows import Row
+from pipeline.processes.chunks import in_chunks
 from pipeline.sampling.adapted import adapted_conditioning
 from pipeline.sampling.captions import sample_captions
 from pipeline.sampling.consistency import MOST_STEPS
@@ -144,17 +145,25 @@ class Service:
         # The same noise as in the set's sheet of samples.
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(keyed_seed("sample", seed)))
         adapters = [self._style(request.adapters, 1.0)] * count
-        latents = sample_captions(
-            self.base,
-            noise.repeat(count, 1, 1, 1).to(self.base.device),
-            adapted_conditioning(self.base, request.captions, adapters),
-            adapters,
-            steps=steps,
-            guidance=guidance,
-            solver=section.solver,
-            seeds=[keyed_seed("sample", seed)] * count,
-            fresh=section.fresh_noise,
-        )
+        wanted = adapted_conditioning(self.base, request.captions, adapters)
+
+        def sampled(chunk: slice) -> torch.Tensor:
+            own = adapters[chunk]
+            return sample_captions(
+                self.base,
+                noise.repeat(len(own), 1, 1, 1).to(self.base.device),
+                wanted.take(chunk),
+                own,
+                steps=steps,
+                guidance=guidance,
+                solver=section.solver,
+                seeds=[keyed_seed("sample", seed)] * len(own),
+                fresh=section.fresh_noise,
+            )
+
+        most = self.package.batch
+        most = most if most is None or guidance == 1 else most // 2
+        latents = torch.cat(in_chunks(count, most, sampled))
         return {"pictures": [_png(to_arrays(self.base.decode(latent[None]))[0]) for latent in latents]}
 
     def _require_short(self, captions: Sequence[str | None]) -> None:

@@ -9,13 +9,13 @@ from pipeline.base.checking import base_warnings, config_folder, find_base_probl
 from pipeline.base.device import choose_device, find_dtype_problems
 from pipeline.base.schedule import FILE, timesteps_of
 from pipeline.base.tokens import count_tokens
-from pipeline.captions import CaptionLength, length_problems
 from pipeline.distillation import distillation_warnings, find_consistency_problems, find_objective_problems
 from pipeline.edits import find_edit_problems, find_style_problems
 from pipeline.errors import Problem, UserError
 from pipeline.inputs import read_json
 from pipeline.outputs import atomic_file
 from pipeline.params import Params, load_params
+from pipeline.pictures.captions import CaptionLength, length_problems
 from pipeline.pictures.imagefolder import find_problems
 from pipeline.pictures.metadata import captions_of, stream_rows
 from pipeline.tracking import check_ran

@@ -18,7 +18,7 @@ from pipeline.adapted_base import open_adapted_base
 from pipeline.adapters.lora import read_adapter
 from pipeline.adapters.mixing import Adapter
 from pipeline.adapters.store import ADAPTERS, INDEX, find_adapter, read_index
-from pipeline.base.device import choose_device
+from pipeline.base.device import choose_device, precision_of
 from pipeline.base.protocol import Base
 from pipeline.film import Film, FilmSettings, Keyframe, settings_of, with_style
 from pipeline.frames.cache import FrameCache, Made
@@ -155,7 +155,7 @@ def baseline_digest(
     """What frames without adapters depend on, to the bit: the device, batches, processes and threads, too."""
     inputs = {
         "code": code_digest(FRAMES),
-        "base": [base.digest, str(base.dtype), str(base.device)],
+        "base": [base.digest, precision_of(base.dtype), str(base.device)],
         "machine": [batch, processes, torch.get_num_threads()],
         "keyframes": [[hashlib.sha256(k.picture.numpy().tobytes()).hexdigest(), k.caption] for k in keyframes],
         "size": list(keyframes[0].picture.shape),

@@ -25,6 +25,7 @@ from pipeline.outputs import atomic_folder, require_output
 from pipeline.params import Params, SetSpec, load_params
 from pipeline.previews import preview_sheet
 from pipeline.processes.joining import all_processes
+from pipeline.processes.memory import free_cached_memory, ran_out_of_memory
 from pipeline.sections import TrainSection
 from pipeline.tracking import Tracker, track
 from pipeline.training.cache import AdapterCache
@@ -61,10 +62,7 @@ def train_set(key: str, params: Params, accelerator: Accelerator) -> None:
         tracked = track(f"train@{key}", params.tracking, section, datasets={key: prepared}, tags=params.base.tags())
     with tracked as tracker:
         base, start = open_adapted_base(params.base, accelerator.device), time.time()
-        examples = [
-            encode_example(base, row.file_name, pixels, row.text, spec.train.flip, LATENTS)
-            for row, pixels in tqdm(read_prepared_pixels(prepared), desc="encode", unit="picture")
-        ]
+        examples = encoded_examples(base, prepared, spec.train.flip, accelerator)
         if accelerator.is_main_process:
             forget_oldest(LATENTS, LATENTS_LIMIT, start)
         jobs = jobs_of(base, examples, spec.adapter == "image", section, spec.train.hold_out)
@@ -73,6 +71,23 @@ def train_set(key: str, params: Params, accelerator: Accelerator) -> None:
             height, width = (side * base.pixels_per_latent for side in examples[0].posterior.mean.shape[-2:])
             write_outputs(key, jobs, spec, params, tracker, (width, height))
             log_curves(tracker, elsewhere, spec.train)
+
+
+def encoded_examples(base: Base, prepared: Path, flip: bool, accelerator: Accelerator) -> list[Example]:
+    """A prepared set's pictures and captions, encoded; of several processes each does a share, and finds the rest."""
+
+    def encoded(index: int, of: int) -> list[Example]:
+        listed = tqdm(read_prepared_pixels(prepared), desc="encode", unit="picture")
+        return [
+            encode_example(base, row.file_name, pixels, row.text, flip, LATENTS)
+            for number, (row, pixels) in enumerate(listed)
+            if number % of == index
+        ]
+
+    if accelerator.num_processes > 1:
+        encoded(accelerator.process_index, accelerator.num_processes)
+        accelerator.wait_for_everyone()
+    return encoded(0, 1)
 
 
 def train_missing(
@@ -199,8 +214,15 @@ def callbacks(base: Base, tracker: Tracker, pictures_every: int | None, settings
     def preview(jobs: Sequence[Job], step: int) -> None:
         try:
             sheet = preview_sheet(base, jobs, reads_text=settings.text_rate is not None)
-        except FloatingPointError as error:  # the training goes on: it says more, and for certain, where it diverges
+        # The training goes on: it says more, and for certain, where it diverges, and needs less memory.
+        except FloatingPointError as error:
             tqdm.write(f"no picture of step {step}: {error}")
+            return
+        except RuntimeError as error:
+            if not ran_out_of_memory(error):
+                raise
+            tqdm.write(f"no picture of step {step}: it does not fit into memory beside the training")
+            free_cached_memory()
             return
         tracker.picture("training", Image.fromarray(sheet), step)
 

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pipeline.base.conditioning import Conditioning
+from pipeline.base.device import precision_of
 from pipeline.base.posterior import Posterior
 from pipeline.base.protocol import Base
 from pipeline.errors import Problem, UserError
@@ -72,7 +73,7 @@ def encode_example(base: Base, name: str, pixels: torch.Tensor, caption: str, fl
     is drawn, so that a set of thousands takes nothing of an accelerator's memory.
     """
     digest = hashlib.sha256(pixels.contiguous().numpy().tobytes() + caption.encode()).hexdigest()
-    inputs = f"{code_digest(ENCODING)} {base.digest} {base.dtype} {tuple(pixels.shape)} {digest} {flip}"
+    inputs = f"{code_digest(ENCODING)} {base.digest} {precision_of(base.dtype)} {tuple(pixels.shape)} {digest} {flip}"
     key = hashlib.sha256(inputs.encode()).hexdigest()
     path = cache / f"{key[:32]}.safetensors"
     if _read(path) is None:

@@ -8,12 +8,12 @@ an interruption changes it, but for float rounding where the shape of a batch di
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
 from pipeline.base.conditioning import Conditioning
 from pipeline.base.protocol import Base
+from pipeline.processes.memory import free_cached_memory, ran_out_of_memory
 from pipeline.sections import TrainSection
 from pipeline.training.checkpoints import Checkpoints, SavedStates, TrainState
 from pipeline.training.examples import Example
@@ -99,7 +99,7 @@ def train_adapters(setup: TrainingSetup, jobs: Sequence[Job]) -> Mapping[str, Tr
     Raises:
         FloatingPointError: when a loss or a gradient is not finite.
         Stopped: after a Ctrl-C or SIGTERM, when all is saved.
-        torch.OutOfMemoryError: when not even one adapter fits.
+        RuntimeError: when not even one adapter fits (on CUDA torch.OutOfMemoryError).
     """
     size = setup.pack_size or max(1, 64 // setup.settings.batch)
     states = resumed_states(jobs, setup.checkpoints, size)
@@ -110,12 +110,12 @@ def train_adapters(setup: TrainingSetup, jobs: Sequence[Job]) -> Mapping[str, Tr
         until = steps[1] if len(steps) > 1 else setup.settings.steps
         try:
             train_pack(setup, pack, states, until)
-        except torch.OutOfMemoryError:
-            if len(pack) == 1:
+        except RuntimeError as error:
+            if len(pack) == 1 or not ran_out_of_memory(error):
                 raise
             size = (len(pack) + 1) // 2
             tqdm.write(f"{len(pack)} adapters at once do not fit into memory: continuing with {size} (machine.pack)")
-            torch.cuda.empty_cache()
+            free_cached_memory()
     return SavedStates(setup.checkpoints, {job.name: (job.digest, states[job.name].step) for job in jobs})
 
 
@@ -217,10 +217,11 @@ def train_pack(setup: TrainingSetup, jobs: Sequence[Job], states: dict[str, Trai
                     raise Stopped(stop.signal, f"stopped after step {step} of {settings.steps}")
                 if due and any(ended(states[job.name], settings) for job in jobs):
                     break
-    except torch.OutOfMemoryError:
-        trainer.drop_unfinished_step()
-        report()
-        save()
+    except RuntimeError as error:
+        if ran_out_of_memory(error):
+            trainer.drop_unfinished_step()
+            report()
+            save()
         raise
 
 

@@ -12,11 +12,12 @@ class MovingMeans:
     """Means of N adapters over whole steps: the same whether a step is drawn at once, in parts or by several processes.
 
     mean: (N,), on the device, from 0; `means_at` takes that start out again, as Adam does with its own.
+    observes: whether the objective observes anything, in this process or another: one may have no sample of a step.
     """
 
-    def __init__(self, count: int, device: torch.device) -> None:
+    def __init__(self, count: int, device: torch.device, observes: bool) -> None:
         self.mean = torch.zeros(count, device=device)
-        self._sums, self._before, self._observed = torch.zeros_like(self.mean), self.mean, False
+        self._sums, self._before, self._observes = torch.zeros_like(self.mean), self.mean, observes
 
     def begin(self) -> None:
         """A step begins."""
@@ -25,12 +26,11 @@ class MovingMeans:
 
     def observe(self, values: torch.Tensor, whole: int) -> None:
         """Values of some of a step's samples, those of the first adapter first. whole: the samples an adapter has."""
-        self._observed = True
         self._sums += values.view(len(self.mean), -1).sum(1) / whole
 
     def end(self, add_up: Callable[[torch.Tensor], None]) -> None:
         """The step's mean joins the others'. add_up: sums a tensor over the processes that train together."""
-        if self._observed:
+        if self._observes:
             add_up(self._sums)
             self.mean += DECAY * (self._sums - self.mean)
 
@@ -46,10 +46,9 @@ class MovingMeans:
 
     def tensors(self, row: int) -> dict[str, torch.Tensor]:
         """One adapter's, for its checkpoint; nothing where nothing is observed."""
-        return {"objective/mean": self.mean[row].cpu().clone()} if self._observed else {}
+        return {"objective/mean": self.mean[row].cpu().clone()} if self._observes else {}
 
     def load(self, row: int, tensors: dict[str, torch.Tensor]) -> None:
         """Put what `tensors` gave back in its place."""
         if "objective/mean" in tensors:
             self.mean[row] = tensors["objective/mean"].to(self.mean)
-            self._observed = True

@@ -38,9 +38,11 @@ class Objective(Protocol):
     a resumed training would differ.
 
     errors_fall: whether lower `errors` mean that more was learned; else they warn of nothing and stop nothing.
+    observes: whether losses come with what is observed.
     """
 
     errors_fall: ClassVar[bool] = True
+    observes: ClassVar[bool] = False
 
     def __call__(self, trained: Trained, batch: Batch, means: torch.Tensor | None) -> Losses:
         """Losses; the trainer takes the mean of their values for each adapter.

@@ -45,7 +45,7 @@ class RowOptimizer:
         before = [(row.detach().clone(), _copied(self.optimizer.state[row])) for row in rows]
         try:
             self.optimizer.step()
-        except torch.OutOfMemoryError:
+        except RuntimeError:  # on CUDA torch.OutOfMemoryError
             for row, (values, state) in zip(rows, before, strict=True):
                 row.detach().copy_(values)
                 self.optimizer.state[row] = state

@@ -6,6 +6,7 @@ that it does not save; here neither is so.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -19,6 +20,7 @@ from pipeline.training.objective import Losses, Objective, Trained
 class Smoothness(Objective):
     """weight: of the regulariser beside the denoising error. min_snr_gamma: as in `Denoising`."""
 
+    observes: ClassVar[bool] = True
     weight: float
     min_snr_gamma: float | None = None
 

@@ -48,7 +48,7 @@ class PackTrainer:
         self.pack = AdapterPack(base, seeds, settings)
         self.optimizers = [RowOptimizer(self.pack, row, settings) for row in range(len(examples))]
         self.scales = LossScales(len(examples), base.dtype == torch.float16, self.pack.down.device)
-        self.means = MovingMeans(len(examples), self.pack.down.device)
+        self.means = MovingMeans(len(examples), self.pack.down.device, objective.observes)
         self.trained = Trained(base, empty_caption.to(base.device), self.pack.bypassed)
         self.history = History(states, settings.steps, self.pack.down.device)
         self.step = states[0].step

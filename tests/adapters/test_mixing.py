@@ -1,8 +1,10 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.adapters.lora import lora_config, read_adapter, save_adapter
 from pipeline.adapters.mixing import Adapter, mixed_adapters, mixing_weights
@@ -69,6 +71,29 @@ def test_the_denoiser_is_as_before_afterwards_and_without_adapters(tiny: Base) -
         raise RuntimeError("on purpose")
     with mixed_adapters(tiny.denoiser, [], torch.zeros(0, 3)):
         assert torch.equal(predicted(tiny), before)
+
+
+class Casts(TorchDispatchMode):
+    """Counts changes of a tensor's type."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._to_copy.default
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def test_in_a_lower_precision_factors_are_cast_once_and_not_in_every_call(tiny_folders: dict[str, Path]) -> None:
+    base = open_tiny(tiny_folders["epsilon"], "bfloat16")
+    adapters = random_adapters(base.denoiser, 1)
+    layers = len(adapters[0].factors)
+    with Casts() as plain:
+        predicted(base)
+    with mixed_adapters(base.denoiser, adapters, torch.ones(1, 3)), Casts() as mixed:
+        predicted(base)
+    # What is weighted, once a layer: the weights are float32. Not the factors.
+    assert layers and mixed.count - plain.count <= layers
 
 
 def test_factors_for_a_layer_that_is_not_there_or_not_linear_are_refused(tiny: Base) -> None:

@@ -136,13 +136,15 @@ def test_a_fused_base_is_whole_pinned_and_equals_the_mix(trained: Path) -> None:
 def test_a_base_is_fused_in_a_precision_that_only_a_gpu_works_in(trained: Path) -> None:
     said = dict[str, str]()
     for dtype in ("float32", "float16", "tf32"):
-        edit(Path("params.yaml"), lambda text, dtype=dtype: with_values(text, {"base.dtype": dtype}))
+        if dtype != "float32":
+            edit(Path("params.yaml"), lambda text, dtype=dtype: with_values(text, {"base.dtype": dtype}))
         said[dtype] = fuse.run(["dots:0.8"], Path(dtype), force=False)
     weights = {dtype: load_file(Path(dtype, "unet/diffusion_pytorch_model.safetensors")) for dtype in said}
     for name, exact in weights["float32"].items():
         assert torch.equal(weights["tf32"][name], exact)
         assert weights["float16"][name].dtype == torch.float16
-        assert torch.allclose(weights["float16"][name].float(), exact, rtol=2e-3, atol=1e-6)
+        apart = (weights["float16"][name].float() - exact).abs().max()
+        assert apart <= 2**-10 * exact.abs().max()  # the base's weight is rounded, and the sum
 
 
 def test_an_adapter_that_is_not_finite_is_not_fused(trained: Path) -> None:

@@ -15,12 +15,22 @@ def test_chunks_are_as_large_as_there_is_room() -> None:
     assert in_chunks(0, 4, lambda chunk: chunk.start) == []
 
 
-def test_memory_that_runs_out_halves_the_chunks_and_nothing_is_done_twice(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 8.05 GB, other allocations: 9.01 GB)"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
+def test_memory_that_runs_out_halves_the_chunks_and_nothing_is_done_twice(
+    capsys: pytest.CaptureFixture[str], error: RuntimeError
+) -> None:
     done = []
 
     def work(chunk: slice) -> None:
         if chunk.stop - chunk.start > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         done.extend(range(10)[chunk])
 
     in_chunks(10, None, work)
@@ -33,6 +43,14 @@ def test_memory_that_runs_out_halves_the_chunks_and_nothing_is_done_twice(capsys
 
     with pytest.raises(torch.OutOfMemoryError):
         in_chunks(4, None, hopeless)
+
+    def broken(chunk: slice) -> None:
+        done.append(chunk.stop)
+        raise RuntimeError("The size of tensor a must match")
+
+    with pytest.raises(RuntimeError, match="must match"):
+        in_chunks(4, None, broken)
+    assert done[10:] == [4], "only memory that runs out is a reason to try again"
 
 
 WORK = """

@@ -18,6 +18,9 @@ def test_processes_are_as_many_as_asked_for_or_one_without_a_gpu(monkeypatch: py
     assert process_count(None, torch.device("cuda")) == 2 and process_count(1, torch.device("cuda")) == 1
     with pytest.raises(UserError, match="3 processes for 2 GPU"):
         process_count(3, torch.device("cuda"))
+    assert process_count(None, torch.device("mps")) == 1  # where accelerate joins none
+    with pytest.raises(UserError, match="2 processes for 1 GPU"):
+        process_count(2, torch.device("mps"))
 
 
 def test_every_argument_of_the_launch_is_explicit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,6 +37,9 @@ def test_every_argument_of_the_launch_is_explicit(monkeypatch: pytest.MonkeyPatc
     explicit = {"--num_processes=2", "--mixed_precision=no", "--main_process_port=0", "--rdzv_backend=static"}
     assert explicit <= set(seen["command"])
     assert seen["environment"]["ACCELERATE_USE_CPU"] == "true" and int(seen["environment"]["OMP_NUM_THREADS"]) >= 1
+    monkeypatch.setattr(launcher.os, "cpu_count", lambda: 16)
+    relaunch(["evaluate", "alps"], 2, torch.device("cuda"))  # whose frames are measured on the CPU
+    assert "ACCELERATE_USE_CPU" not in seen["environment"] and seen["environment"]["OMP_NUM_THREADS"] == "8"
 
 
 LAUNCH = """

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from pipeline.adapters.lora import read_adapter
+from pipeline.base.protocol import Base
 from pipeline.errors import UserError
 from pipeline.film import Film, Keyframe, settings_of
 from pipeline.frames.tensors import from_arrays, to_arrays
@@ -116,6 +117,22 @@ def test_a_caption_is_painted_as_in_the_sets_samples(dots: Service, ran: Path) -
     assert (pixels(answer["pictures"][0]) == to_arrays(expected[0])[0]).all()
     both = dots.answer({"captions": ["a red lake", "a blue hill"], "seed": 3, "steps": 4, "guidance": 2.0})
     assert len(both["pictures"]) == 2 and both["pictures"][0] != both["pictures"][1]
+
+
+@pytest.mark.parametrize(("batch", "guidance", "calls"), [(3, 1.0, [3, 2]), (4, 2.0, [2, 2, 1]), (None, 2.0, [5])])
+def test_captions_go_through_the_denoiser_as_many_at_once_as_the_package_allows(
+    dots: Service, monkeypatch: pytest.MonkeyPatch, batch: int | None, guidance: float, calls: list[int]
+) -> None:
+    seen, plain = list[int](), service_module.sample_captions
+
+    def spied(base: Base, noise: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
+        seen.append(len(noise))
+        return plain(base, noise, *given, **named)
+
+    monkeypatch.setattr(service_module, "sample_captions", spied)
+    dots.package = dots.package.model_copy(update={"batch": batch})
+    dots.answer({"captions": ["a", "b", "c", "d", "e"], "steps": 2, "guidance": guidance})
+    assert seen == calls
 
 
 def wrong_requests(picture: str) -> list[tuple[Any, str]]:

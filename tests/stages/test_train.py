@@ -215,18 +215,26 @@ def test_pictures_from_a_training_under_way_come_with_their_step_and_change_noth
     ]
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (FloatingPointError("the latents are not finite"), "the latents are not finite"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "it does not fit into memory beside the training"),
+        (RuntimeError("MPS backend out of memory (20 GB)"), "it does not fit into memory beside the training"),
+    ],
+)
 def test_a_picture_that_cannot_be_made_costs_no_training(
-    ran: Path, project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ran: Path, project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], error: Any, said: str
 ) -> None:
     def fail(*given: object, **named: object) -> None:
-        raise FloatingPointError("the latents are not finite")
+        raise error
 
     monkeypatch.setattr(train, "preview_sheet", fail)
     edit(project / "params.yaml", lambda text: with_values(text, {"tracking.pictures_every": 2}))
     prepare.run("dots")
     train.run("dots")
     assert contents(project / "models/adapters/dots") == contents(ran / "models/adapters/dots")
-    assert "no picture of step 2: the latents are not finite" in "".join(capfd.readouterr())
+    assert f"no picture of step 2: {said}" in "".join(capfd.readouterr())
 
 
 def test_a_reused_adapter_that_was_damaged_is_trained_again(project: Path) -> None:

@@ -6,11 +6,15 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
+from pipeline.base.opening import open_base
+from pipeline.params import load_params
 from pipeline.stages import prepare, train
 from pipeline.tracking.names import legal_key, model_name
 from tests.project import ROOT, contents, edit, with_values
@@ -89,3 +93,25 @@ def test_a_users_mistake_is_told_once_and_without_a_traceback(project: Path) -> 
         done = morphline("train", "dots")
     assert done.returncode == 1
     assert done.stderr.count("no layer is called to_z") == 1 and "Traceback" not in done.stderr
+
+
+def test_processes_encode_a_share_of_a_set_each_and_find_the_others(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare.run("hills")
+    base, prepared = open_base(load_params().base, torch.device("cpu")), Path("data/prepared/hills")
+    alone = train.encoded_examples(base, prepared, False, Accelerator(cpu=True))
+    files, seen = sorted(train.LATENTS.iterdir()), list[int]()
+    contents_alone = [path.read_bytes() for path in files]
+    for path in files:
+        path.unlink()
+
+    class Shared:
+        num_processes, process_index = 2, 1
+
+        def wait_for_everyone(self) -> None:
+            seen.append(len(list(train.LATENTS.iterdir())))
+
+    shared = train.encoded_examples(base, prepared, False, cast(Accelerator, Shared()))
+    assert len(files) == 3 and seen == [1]  # the second of three
+    assert shared == alone and [path.read_bytes() for path in files] == contents_alone

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.base.device import precision_of
 from pipeline.errors import UserError
 from pipeline.training import examples
 
@@ -36,6 +37,19 @@ def test_encoded_pictures_are_kept_until_the_picture_the_caption_or_the_code_is_
         path.write_bytes(b"damaged")
     examples.encode_example(base, "a", pixels, "a red hill", True, tmp_path)
     assert len(encoded) == 4
+
+
+def test_what_is_encoded_under_tf32_is_not_taken_for_float32(tmp_path: Path, fresh_tiny: Any) -> None:
+    base, pixels = fresh_tiny(), torch.zeros(3, 32, 32).byte()
+    examples.encode_example(base, "a", pixels, "a red hill", False, tmp_path)
+    examples.encode_example(base, "a", pixels, "a red hill", False, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1 and precision_of(torch.bfloat16) == "torch.bfloat16"
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = True
+        examples.encode_example(base, "a", pixels, "a red hill", False, tmp_path)
+        assert len(list(tmp_path.iterdir())) == 2 and precision_of(torch.bfloat16) == "torch.bfloat16"
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def test_the_cache_of_encoded_pictures_has_a_limit_but_for_those_in_use(tmp_path: Path) -> None:

@@ -110,7 +110,8 @@ def test_memory_that_runs_out_in_the_optimizer_loses_and_repeats_no_step(
         calls.append(self)
         plain(self)
         if len(calls) == 3 * at + 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")  # the row has moved, or half of it
+            kind = torch.OutOfMemoryError if at else RuntimeError  # CUDA's, and that of Apple's MPS
+            raise kind("MPS backend out of memory")  # the row has moved, or half of it
 
     monkeypatch.setattr(torch.optim.AdamW, "step", tight)
     reported: list[tuple[str, int]] = []

@@ -119,8 +119,11 @@ def test_without_weight_and_in_the_first_step_it_is_plain_denoising(double: Base
 
 def test_moving_means_by_hand() -> None:
     """Two adapters; a step in two parts; steps that are undone."""
-    means = MovingMeans(2, torch.device("cpu"))
-    assert means.means_at(0, 4) is None and means.tensors(0) == {}
+    means = MovingMeans(2, torch.device("cpu"), observes=True)
+    assert means.means_at(0, 4) is None
+    nothing, sums = MovingMeans(2, torch.device("cpu"), observes=False), list[torch.Tensor]()
+    nothing.end(sums.append)
+    assert nothing.tensors(0) == {} and sums == []
     means.begin()
     means.observe(torch.tensor([1.0, 3.0, 10.0, 30.0]), whole=4)
     means.observe(torch.tensor([5.0, 7.0, 50.0, 70.0]), whole=4)
@@ -132,11 +135,19 @@ def test_moving_means_by_hand() -> None:
     means.end(lambda sums: sums.mul_(2))  # another process saw as much
     expected = ((1 - DECAY) * DECAY * 4 + DECAY * 2) / (1 - (1 - DECAY) ** 2)
     assert float(means.means_at(2, 2)[0]) == pytest.approx(expected)
-    other = MovingMeans(2, torch.device("cpu"))
+    other = MovingMeans(2, torch.device("cpu"), observes=True)
     other.load(1, means.tensors(1))
     assert other.mean[1] == means.mean[1] and other.tensors(1)["objective/mean"] == means.mean[1]
     means.undo(0)
     assert means.mean.tolist() == pytest.approx([DECAY * 4, float(other.mean[1])])
+
+
+def test_a_process_without_a_sample_of_a_step_joins_the_sum_of_the_others() -> None:
+    """Else the others' sum would meet its next exchange, and stop the training."""
+    means = MovingMeans(2, torch.device("cpu"), Smoothness.observes)
+    means.begin()
+    means.end(lambda sums: sums.add_(torch.tensor([4.0, 40.0])))
+    assert means.mean.tolist() == pytest.approx([DECAY * 4, DECAY * 40])
 
 
 @pytest.mark.parametrize("changes", [{}, {"batch": 1, "accumulation": 3}])
