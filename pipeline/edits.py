@@ -1,5 +1,6 @@
 """Whether the edits and styles of params.yaml can be made: their adapters, masks and ControlNets, and their values."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.adapters.store import is_file_name
@@ -76,7 +77,7 @@ def _mask_problems(where: str, key: str) -> list[Problem]:
 def _adapter_name_problems(params: Params, where: str, name: str) -> list[Problem]:
     """The name of an adapter that the set will not have, or that could be several of its."""
     if is_file_name(name):
-        return _file_problems(params, name)
+        return [replace(problem, where=f"{where}: {problem.where}") for problem in _file_problems(params, name)]
     key, slash, picture = name.partition("/")
     try:
         stems = [Path(row.file_name).stem for row in stream_rows(RAW / key)]

@@ -52,6 +52,8 @@ def _locate(location: KeyPath, model: type[BaseModel]) -> tuple[KeyPath, Fields]
             annotation = fields[str(part)].annotation if part in fields else None
         elif isinstance(part, int):
             fields = {}
+            if get_origin(annotation) in (tuple, list):
+                annotation = get_args(annotation)[0]
         else:
             continue  # a member of a union
         path.append(part)
@@ -67,10 +69,16 @@ def _explain(path: KeyPath, errors: Sequence[ErrorDetails], fields: Fields, file
         similar = difflib.get_close_matches(name, fields, n=1)
         hint = f"Did you mean {similar[0]!r}? " if similar else ""
         return Problem(where, "unknown key", f"{hint}Allowed here: {', '.join(fields)}.")
-    allowed = [_YAML_WORDS.get(error["type"], _in_short(error["msg"])) for error in errors]
+    allowed = [_in_words(error) for error in errors]
     if name in fields and type(None) in get_args(fields[name].annotation):
         allowed.append("be null")
     return Problem(where, f"found {shown(errors[0]['input'])}", f"It should {', or '.join(allowed)}.")
+
+
+def _in_words(error: ErrorDetails) -> str:
+    if error["type"] == "string_pattern_mismatch" and "safetensors" in error["ctx"]["pattern"]:
+        return "be a set's key, a set/picture, or the name of a .safetensors file in models/loras"
+    return _YAML_WORDS.get(error["type"], _in_short(error["msg"]))
 
 
 def _in_short(message: str) -> str:

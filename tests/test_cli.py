@@ -3,6 +3,7 @@
 import gc
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -169,6 +170,28 @@ def test_a_training_that_diverges_is_reported_without_a_traceback(
     message = r"morphline train: .*set: loss \S+ and gradient norm \S+ at step \d+ \(d0.png, .*\); lower train"
     assert re.search(message, answer.stderr)
     assert not Path("models").exists()
+
+
+@pytest.mark.parametrize("pressed", [True, False])
+def test_ctrl_c_is_one_also_where_a_library_makes_another_error_of_it(
+    monkeypatch: pytest.MonkeyPatch, project: Path, pressed: bool
+) -> None:
+    """diffusers does, while it is imported."""
+
+    def run() -> None:
+        try:
+            if pressed:
+                signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            pass
+        raise RuntimeError("Failed to import diffusers")
+
+    monkeypatch.setattr(stage_commands, "import_module", lambda name: SimpleNamespace(run=run))
+    answer = CliRunner().invoke(app, ["check"])
+    assert answer.exit_code == (130 if pressed else 1)
+    assert ("stopped; the same command goes on from here" in answer.stderr) is pressed
+    assert isinstance(answer.exception, SystemExit if pressed else RuntimeError)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize("broken", [False, True])

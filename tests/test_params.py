@@ -51,6 +51,8 @@ def test_a_rate_arrives_as_a_float_however_it_is_written(written: str, tmp_path:
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
+        ("  adapters: []", "  adapters: [{file: a.safetensors, weight: 9, digest: x}]", "params.yaml: base.adapters.0.weight: found 9. It should be less than or equal to 4."),  # noqa: E501
+        ("    adapters:\n      woodcut: 1.0", "    adapters:\n      a/b/c: 1.0", "params.yaml: edits.alps-woodcut.adapters.a/b/c: found 'a/b/c'. It should be a set's key, a set/picture, or the name of a .safetensors file in models/loras."),  # noqa: E501
         ("  rank: 8", "  rank: 0", "params.yaml: train.rank: found 0. It should be greater than or equal to 1."),
         ("  rank: 8", "  rank: eight", "params.yaml: train.rank: found 'eight'. It should be a valid integer."),
         ("  rank: 8", "  rank: true", "params.yaml: train.rank: found True. It should be a valid integer."),

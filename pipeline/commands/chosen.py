@@ -10,10 +10,11 @@ import torch
 from pipeline.adapters.foreign import is_foreign, read_foreign
 from pipeline.adapters.lora import read_adapter, read_notes
 from pipeline.adapters.mixing import WeightedAdapter
-from pipeline.adapters.store import find_adapter
+from pipeline.adapters.store import ADAPTERS, find_adapter, is_file_name
 from pipeline.base.families import ADAPTER_PREFIX
 from pipeline.base.protocol import Adaptable
 from pipeline.errors import Problem, UserError
+from pipeline.params import load_params
 from pipeline.sections import BaseSection
 
 
@@ -78,7 +79,9 @@ def read_chosen(chosen: list[Chosen], base: Adaptable | None, fused: bool = Fals
 
 def _choose(name: str) -> Chosen:
     path, weight = weighted(name)
-    file = Path(path) if path.endswith(".safetensors") else find_adapter(path)
+    if not is_file_name(path) and not (ADAPTERS / path.partition("/")[0]).exists():
+        load_params().get_set(path.partition("/")[0])
+    file = Path(path) if is_file_name(path) else find_adapter(path)
     foreign = file.is_file() and is_foreign(file)
     return Chosen(file, weight, None if foreign else read_notes(file)["base"])
 

@@ -49,7 +49,8 @@ def run(days: float, delete: bool) -> list[str]:
     elif delete:
         lines.append(f"freed {total}")
     else:
-        lines.append(f"{total} in {WORK} have been unused for {days:g} days: `morphline clean --delete` frees them")
+        command = f"morphline clean --days {days:g} --delete"
+        lines.append(f"{total} in {WORK} have been unused for {days:g} days: `{command}` frees them")
     if busy := len(found) - len(gone):
         lines.append(f"{busy} left alone: another process is training them")
     return lines

@@ -14,6 +14,7 @@ from pipeline.outputs import atomic_file, atomic_folder, require_output
 from pipeline.params import load_params
 
 FORMATS = (".mp4", ".webp", ".gif")
+OWN_FOLDERS = ("data", "models", "reports", ".work")
 GIF_FPS = 50
 """Players show faster GIFs at a tenth of that."""
 SIDES = range(16, 8193)
@@ -61,10 +62,8 @@ def write(
         with atomic_folder(out) as partial:
             write_frames(partial, frames, len(frames))
         return out
+    require_rate(out, fps)
     suffix = out.suffix.lower()
-    if suffix == ".gif" and fps > GIF_FPS:
-        fix = f"Use --fps {GIF_FPS} or less, or write an .mp4 or .webp."
-        raise UserError(Problem("--fps", f"GIFs play at most {GIF_FPS} frames a second, found {fps:g}", fix))
     with atomic_file(out) as partial:
         if suffix == ".mp4":
             write_mp4(partial, frames, fps, stops, hold, enlarge=size is None)
@@ -74,6 +73,17 @@ def write(
     return out
 
 
+def require_rate(out: Path, fps: float) -> None:
+    """Refuse a GIF that players would show at another speed.
+
+    Raises:
+        UserError: when it would be.
+    """
+    if out.suffix.lower() == ".gif" and fps > GIF_FPS:
+        fix = f"Use --fps {GIF_FPS} or less, or write an .mp4 or .webp."
+        raise UserError(Problem("--fps", f"GIFs play at most {GIF_FPS} frames a second, found {fps:g}", fix))
+
+
 def check_output(out: Path, fps: float | None, hold: float | None, size: int | None, force: bool) -> None:
     """Refuse a clip that could not be written as asked, or that would replace a file without `force`.
 
@@ -81,7 +91,12 @@ def check_output(out: Path, fps: float | None, hold: float | None, size: int | N
         UserError: with every problem.
     """
     problems = []
-    if out.suffix and out.suffix.lower() not in FORMATS:
+    own = next((folder for folder in OWN_FOLDERS if out.resolve().is_relative_to(Path(folder).resolve())), None)
+    if own is not None:
+        problems.append(
+            Problem("--out", f"{out} lies in {own}, where the pipeline's own files are", "Use another place.")
+        )
+    elif out.name.lower() in FORMATS or (out.suffix and out.suffix.lower() not in FORMATS):
         fix = f"Use a file name that ends in {', '.join(FORMATS)}, or a folder for PNGs, without a dot in its name."
         problems.append(Problem("--out", f"found {str(out)!r}", fix))
     elif os.path.exists(out) and (not force or out.is_dir() == bool(out.suffix)):

@@ -4,9 +4,12 @@ import io
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
+from types import FrameType
 from typing import Any, NoReturn
 
 import typer
@@ -24,7 +27,8 @@ def ending_well(name: str, function: Callable[..., None]) -> Callable[..., None]
     def run(*args: Any, **kwargs: Any) -> None:
         _print_anything()
         try:
-            function(*args, **kwargs)
+            with _kept_interrupts():
+                function(*args, **kwargs)
         except UserError as error:
             _refuse(name, error)
         except BrokenPipeError:
@@ -49,6 +53,34 @@ def ending_well(name: str, function: Callable[..., None]) -> Callable[..., None]
             raise typer.Exit(getattr(stopped, "exit_code", 130)) from None
 
     return run
+
+
+@contextmanager
+def _kept_interrupts() -> Iterator[None]:
+    """Ctrl-C stays one where a library, while it is imported, makes another error of it."""
+    if threading.current_thread() is not threading.main_thread() or (
+        signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield
+        return
+    pressed = False
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        pressed = True
+        signal.default_int_handler(signum, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if pressed:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _refuse(name: str, error: UserError) -> NoReturn:

@@ -6,6 +6,7 @@ from pipeline.adapters.store import read_index
 from pipeline.errors import Problem, UserError
 from pipeline.exchange.kohya import write_kohya
 from pipeline.outputs import atomic_file
+from pipeline.params import load_params
 
 
 def run(key: str, out: Path, force: bool) -> list[Path]:
@@ -15,6 +16,8 @@ def run(key: str, out: Path, force: bool) -> list[Path]:
         UserError: when the set has no adapters, or a file exists already and `force` is false.
     """
     adapters = Path("models/adapters", key)
+    if not adapters.exists():
+        load_params().get_set(key)
     files = sorted(set(read_index(adapters).values()))
     targets = [out / file for file in files]
     if not force and (existing := [target for target in targets if target.exists()]):

@@ -54,6 +54,8 @@ def run(
     clip.check_output(out, fps, hold, size, force)
     params = params_for(pictures, captions, extras)
     own = {**extras.settings, "morph": morph_settings(params, pictures, frames, steps, extras.of_section("morph"))}
+    own_fps = own["morph"].get("fps", params.morph.fps)
+    clip.require_rate(out, float(str(own_fps)) if fps is None else fps)
     extras = replace(extras, settings=own)
     place = find_place(params, pictures, add.one_for_each(pictures, captions), extras, key)
     before = add.PARAMS.read_bytes()
@@ -167,6 +169,10 @@ def morph_settings(
     """
     if frames is None and len(pictures) == 2 and params.morph.frames < FRAMES:
         frames = FRAMES
+    for name, value in (("frames", frames), ("steps", steps)):
+        if value is not None and name in (own or {}):
+            fix = "Leave one of them out."
+            raise UserError(Problem(f"--{name}", f"it is also given as --set morph.{name}", fix))
     given = {"frames": frames, "steps": steps, "inversion_steps": steps}
     return {**{name: value for name, value in given.items() if value is not None}, **(own or {})}
 

@@ -49,6 +49,8 @@ def run(
     texts, focuses = add.one_for_each(pictures, captions), add.focus_for_each(pictures, extras.focuses)
     values = morph_settings(params, pictures, frames, steps, extras.of_section("morph"))
     section = overridden(params.morph, "morph", values)
+    fps, hold = section.fps if fps is None else fps, section.hold if hold is None else hold
+    clip.require_rate(out, fps)
     size_and_crop = overridden(params.prepare, "prepare", extras.of_section("prepare"))
     rows = [
         Row(file_name=path.name, text=text, focus=(focus[0], focus[1]) if focus else None)

@@ -5,12 +5,16 @@ from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 
+from pydantic import ValidationError
+
+from pipeline.adapters.store import LORAS, is_file_name
 from pipeline.commands import add
 from pipeline.commands.chosen import weighted
 from pipeline.commands.morph import reproduce, take_back_if_refused
 from pipeline.errors import Problem, UserError
 from pipeline.overrides import overridden, parse_settings
 from pipeline.params import KEY, LONGEST_KEY, EditSpec, Params, load_params, slugify
+from pipeline.validation import explain_errors
 
 
 def run(of: str, adapters: Sequence[str], key: str | None, settings: Sequence[str]) -> Path:
@@ -24,9 +28,13 @@ def run(of: str, adapters: Sequence[str], key: str | None, settings: Sequence[st
     """
     params = load_params()
     params.get_set(of)
-    named = dict(weighted(text) for text in adapters)
+    named = _named(adapters, params)
     own = parse_settings(settings, EditSpec.SECTIONS)["edit"]
-    wanted = EditSpec(set=of, adapters=named, edit=overridden(params.edit, "edit", own))
+    section = overridden(params.edit, "edit", own)
+    try:
+        wanted = EditSpec(set=of, adapters=named, edit=section)
+    except ValidationError as error:
+        raise UserError(*explain_errors(error.errors(include_url=False), EditSpec, Path("morphline restyle"))) from None
     found, known = _place(params, wanted, key)
     before = add.PARAMS.read_bytes()
     if not known:
@@ -39,6 +47,22 @@ def run(of: str, adapters: Sequence[str], key: str | None, settings: Sequence[st
         fix = f"Fix the problem that it printed above, then run `dvc repro edit@{found}` or the same command again."
         raise UserError(Problem(f"dvc repro edit@{found}", f"it failed (exit code {code})", fix))
     return Path("data/edits", found, "sheet.png")
+
+
+def _named(adapters: Sequence[str], params: Params) -> dict[str, float]:
+    """Adapters as params.yaml names them, a file of LORAS without its folder, and their weights."""
+    named = dict[str, float]()
+    for text in adapters:
+        name, weight = weighted(text)
+        path = Path(name)
+        if is_file_name(path.name) and len(path.parts) > 1 and path.parts[0] not in params.sets:
+            if path.resolve().parent != LORAS.resolve():
+                raise UserError(Problem(name, f"it does not lie in {LORAS}", f"Copy it there, and write {path.name}."))
+            name = path.name
+        if name in named:
+            raise UserError(Problem(name, "it is named twice", "Name it once, with the weight that it is to have."))
+        named[name] = weight
+    return named
 
 
 def _place(params: Params, wanted: EditSpec, key: str | None) -> tuple[str, bool]:

@@ -45,6 +45,9 @@ def require_free(port: int, host: str = "127.0.0.1") -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
+        except socket.gaierror as error:
+            fix = "Write a name or an address of this machine."
+            raise UserError(Problem(f"--host {host}", f"it is not known here ({error.strerror})", fix)) from None
         except OSError as error:
             fix = "Choose another one, or stop what serves there: it may be an older Morphline."
             raise UserError(Problem(f"--port {port}", f"it cannot be served on ({error.strerror})", fix)) from None

@@ -18,7 +18,7 @@ from pipeline.params import Params, load_params
 from pipeline.pictures.captions import CaptionLength, length_problems
 from pipeline.pictures.imagefolder import find_problems
 from pipeline.pictures.metadata import captions_of, stream_rows
-from pipeline.tracking import check_ran
+from pipeline.tracking import check_ran, lacks_scheme
 
 CHECKED = Path("data/checked.txt")
 RAW = Path("data/raw")
@@ -51,7 +51,7 @@ def run() -> None:
     problems += _batch_problems(params)
     problems += _lpips_problems(params)
     problems += _keyframe_problems(params)
-    problems += _path_problems()
+    problems += [*_tracking_problems(params), *_path_problems()]
     if problems:
         raise UserError(*problems)
     with atomic_file(CHECKED) as path:
@@ -211,6 +211,13 @@ def _negative_problems(params: Params, caption_length: CaptionLength) -> list[Pr
         f"params.yaml: morphs.{key}: morph.negative": spec.morph.negative for key, spec in params.morphs.items()
     }
     return [one for where, text in negatives.items() for one in length_problems(where, text, caption_length)]
+
+
+def _tracking_problems(params: Params) -> list[Problem]:
+    uri = params.tracking.uri
+    if uri is None or not lacks_scheme(uri):
+        return []
+    return [Problem("params.yaml: tracking.uri", f"{uri!r} does not say how to reach it", f"Write http://{uri}.")]
 
 
 def _keyframe_problems(params: Params) -> list[Problem]:

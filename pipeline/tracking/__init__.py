@@ -8,6 +8,7 @@ every few seconds while a stage runs, at its end, and by `sync`. Tracking never 
 stage can fail (a UserError, unless `tracking.required` is false); after it no call raises.
 """
 
+from pipeline.tracking.connection import lacks_scheme
 from pipeline.tracking.dashboard import dashboard_command, run_page, runs_page
 from pipeline.tracking.descriptions import STUDIO_ADDRESS
 from pipeline.tracking.homecoming import bring_home, worker_database
@@ -17,6 +18,6 @@ from pipeline.tracking.sync import sync
 from pipeline.tracking.tracker import Tracker
 
 __all__ = [
-    "STUDIO_ADDRESS", "Tracker", "bring_home", "check_ran", "close_parent", "dashboard_command", "note_ran", "run_page",
-    "runs_page", "server_uri", "sync", "track", "worker_database",
+    "STUDIO_ADDRESS", "Tracker", "bring_home", "check_ran", "close_parent", "dashboard_command", "lacks_scheme",
+    "note_ran", "run_page", "runs_page", "server_uri", "sync", "track", "worker_database",
 ]  # fmt: skip

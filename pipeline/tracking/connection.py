@@ -89,6 +89,11 @@ def is_refusal(error: Exception) -> bool:
     return 400 <= status < 500 and status not in (401, 403, 408, 429)
 
 
+def lacks_scheme(uri: str) -> bool:
+    """Whether it is a host and its port alone, of which MLflow makes a file, or nothing."""
+    return bool(re.fullmatch(r"[\w.-]+:\d+(/.*)?", uri))
+
+
 def unusable(uri: str, error: Exception) -> Problem:
     """Why a server or database cannot be used, and what to do."""
     local = uri.startswith("sqlite")
@@ -99,6 +104,8 @@ def unusable(uri: str, error: Exception) -> Problem:
         fix = "Make room there"  # an I/O error is SQLite's word for a file that may not grow
     if "out-of-date" in str(error):
         fix = f"Run `mlflow db upgrade {redacted(uri)}` after saving a copy"
+    if lacks_scheme(uri):
+        fix = f"Write http://{uri}"
     return Problem(
         f"tracking {'database' if local else 'server'} {redacted(uri)}",
         f"cannot be used ({why(error)})",

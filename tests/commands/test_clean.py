@@ -46,7 +46,7 @@ def test_it_says_what_would_go_and_deletes_nothing_unasked(work: Path) -> None:
         "1 finished adapters, 1.5 MB",
         "1 morphs without adapters, 100 bytes",
         "2 unfinished trainings, 40 bytes",
-        "1.5 MB in .work have been unused for 30 days: `morphline clean --delete` frees them",
+        "1.5 MB in .work have been unused for 30 days: `morphline clean --days 30 --delete` frees them",
     ]
     assert sorted(work.rglob("*")) == before
     assert clean.run(41, delete=True) == ["nothing in .work has been unused for 41 days"]

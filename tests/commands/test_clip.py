@@ -11,6 +11,7 @@ from PIL import Image
 from pipeline.commands import clip
 from pipeline.errors import UserError
 from pipeline.frames.tensors import read_arrays, read_pictures
+from tests.project import contents
 
 
 @pytest.fixture
@@ -74,6 +75,7 @@ def test_real_ends_are_in_every_clip(finished: Path, tmp_path: Path, monkeypatch
     [
         ("a.avi", {}, "ends in .mp4, .webp, .gif, or a folder"),
         ("a.gif", {"fps": 60.0}, "GIFs play at most 50"),
+        (".gif", {}, "ends in .mp4, .webp, .gif, or a folder"),
         ("a.mp4", {"fps": 0.0}, "--fps: found 0"),
         ("a.mp4", {"hold": -1.0}, "--hold: found -1"),
         ("a.mp4", {"size": 8}, "--size: found 8"),
@@ -94,6 +96,14 @@ def test_what_cannot_be_written_is_refused(
         clip.run("hills", tmp_path / name, **options)  # type: ignore[arg-type]
     assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / "there.mp4").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("out", ["data/morphs/hills/frames", "data/morphs/hills/morph.mp4", ".work/a.gif"])
+def test_the_pipelines_own_files_are_not_replaced(finished: Path, out: str) -> None:
+    before = contents(finished)
+    with pytest.raises(UserError, match="where the pipeline's own files are"):
+        clip.run("hills", Path(out), force=True, size=48)
+    assert contents(finished) == before
 
 
 def test_a_missing_or_unknown_morph_is_reported(project: Path, tmp_path: Path) -> None:

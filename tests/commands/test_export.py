@@ -2,7 +2,9 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from pipeline.cli import app
 from pipeline.commands import export
 from pipeline.errors import UserError
 
@@ -19,6 +21,12 @@ def test_every_adapter_of_a_set_is_written_once_and_nothing_is_replaced_without_
         export.run("hills", tmp_path / "out", force=False)
     assert export.run("hills", tmp_path / "out", force=True) == written and written[0].read_bytes() == before
     assert [path.name for path in export.run("dots", tmp_path / "dots", force=False)] == ["set.safetensors"]
+
+
+def test_a_set_that_is_not_there_is_told_with_those_that_are(project: Path) -> None:
+    for command in (["export", "nope"], ["mix", "nope", "--out", "x.safetensors"]):
+        answer = CliRunner().invoke(app, command)
+        assert answer.exit_code == 1 and "There are: dots, hills" in answer.stderr, answer.output
 
 
 def test_a_set_without_adapters_is_reported(project: Path) -> None:

@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.commands import morph
+from pipeline.commands import add, morph, quick
 from pipeline.errors import UserError
 from pipeline.params import load_params
-from tests.project import paint
+from tests.project import contents, edit, paint, with_values
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,28 @@ def runs(monkeypatch: pytest.MonkeyPatch, ran: Path) -> list[list[str]]:
 
     monkeypatch.setattr(morph, "reproduce", call)
     return called
+
+
+@pytest.mark.parametrize("given", ["the option", "morph.fps"])
+def test_a_gif_that_is_too_fast_is_refused_before_anything_is_made(
+    project: Path, own: list[Path], runs: list[list[str]], given: str
+) -> None:
+    if given == "morph.fps":
+        edit(project / "params.yaml", lambda text: with_values(text, {"morph.fps": 60.0}))
+    before = contents(project)
+    fps = 60.0 if given == "the option" else None
+    with pytest.raises(UserError, match="GIFs play at most 50"):
+        morph.run(own, ["a red hill", "a blue hill"], Path("hill.gif"), fps=fps)
+    with pytest.raises(UserError, match="GIFs play at most 50"):
+        quick.run(own, ["a red hill", "a blue hill"], Path("hill.gif"), fps=fps)
+    assert contents(project) == before and runs == []
+
+
+def test_frames_are_said_once(project: Path, own: list[Path], runs: list[list[str]]) -> None:
+    extras = add.Extras(settings={"morph": {"frames": 5}})
+    with pytest.raises(UserError, match=r"--frames: it is also given as --set morph\.frames"):
+        morph.run(own, ["a", "b"], Path("hill.mp4"), extras=extras, frames=3)
+    assert runs == []
 
 
 def test_pictures_become_a_set_and_a_morph_and_the_clip_is_written(

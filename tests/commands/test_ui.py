@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.commands import ui
+from pipeline.errors import UserError
 
 
 @pytest.fixture
@@ -73,3 +74,8 @@ def test_a_port_that_is_taken_is_refused_before_an_address_is_printed(project: P
         answer = CliRunner().invoke(app, ["ui", "--port", str(port)])
     assert answer.exit_code == 1 and answer.stdout == ""
     assert f"--port {port}: it cannot be served on (" in answer.stderr and "Choose another one" in answer.stderr
+
+
+def test_a_host_that_is_not_known_is_not_taken_for_a_port(port: int) -> None:
+    with pytest.raises(UserError, match=r"--host nohost\.invalid: it is not known here \("):
+        ui.require_free(port, "nohost.invalid")

@@ -122,6 +122,13 @@ def test_what_the_base_would_not_read_of_a_negative_caption_is_reported(project:
     ]
 
 
+def test_a_tracking_server_without_a_scheme_is_reported(project: Path) -> None:
+    edit(project / "params.yaml", lambda text: with_values(text, {"tracking.uri": "localhost:5000"}))
+    assert checked() == [
+        "params.yaml: tracking.uri: 'localhost:5000' does not say how to reach it. Write http://localhost:5000."
+    ]
+
+
 def test_a_missing_base(project: Path) -> None:
     edit(project / "params.yaml", lambda text: with_values(text, {"base.source": "bases/none"}))
     shutil.rmtree(project / "bases")
