@@ -187,11 +187,15 @@ def test_ctrl_c_is_one_also_where_a_library_makes_another_error_of_it(
         raise RuntimeError("Failed to import diffusers")
 
     monkeypatch.setattr(stage_commands, "import_module", lambda name: SimpleNamespace(run=run))
-    answer = CliRunner().invoke(app, ["check"])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in the background
+    try:
+        answer = CliRunner().invoke(app, ["check"])
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert answer.exit_code == (130 if pressed else 1)
     assert ("stopped; the same command goes on from here" in answer.stderr) is pressed
     assert isinstance(answer.exception, SystemExit if pressed else RuntimeError)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize("broken", [False, True])

@@ -73,10 +73,8 @@ def _kept_interrupts() -> Iterator[None]:
     signal.signal(signal.SIGINT, note)
     try:
         yield
-    except UserError:
-        raise
     except Exception as error:
-        if pressed:
+        if pressed and not isinstance(error, (UserError, typer.Exit)):  # which have been meant
             raise KeyboardInterrupt from error
         raise
     finally:

@@ -47,7 +47,7 @@ def test_an_adapter_is_named_by_its_set_its_picture_or_its_file(trained: Path) -
     [
         ("hills", "hills has 3 adapters. Choose one of hills/blue, hills/großer See, hills/red hill."),
         ("hills/green", "no one adapter 'green'"),
-        ("nowhere", "Run `dvc repro train@nowhere`"),
+        ("nowhere", "there is no 'nowhere'. There are: dots, hills."),
         ("dots:much", "the weight 'much' is no number"),
         ("dots:nan", "the weight 'nan' is no number"),
         ("missing.safetensors", "the adapter is missing"),

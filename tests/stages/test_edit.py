@@ -143,10 +143,11 @@ def test_a_file_from_elsewhere_is_an_adapter_too(made: Path) -> None:
     assert np.abs(after.astype(int) - before).max() <= 1 and (made / "data/styles/hills.json").read_bytes() != noted
     file.write_bytes(file.read_bytes()[:-8])
     (problem,) = checked()
-    assert problem.startswith(f"models/loras/{file.name}: ")
+    assert problem.startswith(f"params.yaml: edits.hills.adapters: models/loras/{file.name}: ")
     file.unlink()
     (problem,) = checked()
-    assert problem == f"models/loras/{file.name}: the file is missing. Put it there, or correct its name."
+    where = f"params.yaml: edits.hills.adapters: models/loras/{file.name}"
+    assert problem == f"{where}: the file is missing. Put it there, or correct its name."
 
 
 def test_a_project_without_edits(made: Path) -> None:
