@@ -13,9 +13,10 @@ LONGEST = 100_000  # timesteps; bases are trained with 1000
 BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
 SPACINGS = ("leading", "trailing", "linspace")
 SAMPLERS = (
-    "DDIMScheduler", "DDIMInverseScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
-    "DPMSolverMultistepInverseScheduler", "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler",
-    "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler",
+    "DDIMScheduler", "DDIMInverseScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler",
+    "DEISMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverMultistepInverseScheduler",
+    "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler", "HeunDiscreteScheduler",
     "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LCMScheduler", "LMSDiscreteScheduler",
     "PNDMScheduler", "SASolverScheduler", "TCDScheduler", "UniPCMultistepScheduler",
 )  # fmt: skip
@@ -53,7 +54,7 @@ def _other_path(config: Mapping[str, Any]) -> str | None:
         return f"_class_name is {sampler!r}"
     if config.get("use_flow_sigmas"):
         return "use_flow_sigmas is true"
-    if (times := config.get("timestep_type", "discrete")) != "discrete":
+    if (times := config.get("timestep_type")) not in ("discrete", None):
         return f"timestep_type is {times!r}"
     return None
 

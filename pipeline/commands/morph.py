@@ -54,8 +54,7 @@ def run(
     clip.check_output(out, fps, hold, size, force)
     params = params_for(pictures, captions, extras)
     own = {**extras.settings, "morph": morph_settings(params, pictures, frames, steps, extras.of_section("morph"))}
-    own_fps = own["morph"].get("fps", params.morph.fps)
-    clip.require_rate(out, float(str(own_fps)) if fps is None else fps)
+    clip.require_rate(out, overridden(params.morph, "morph", own["morph"]).fps if fps is None else fps)
     extras = replace(extras, settings=own)
     place = find_place(params, pictures, add.one_for_each(pictures, captions), extras, key)
     before = add.PARAMS.read_bytes()

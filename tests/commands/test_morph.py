@@ -58,6 +58,12 @@ def test_a_gif_that_is_too_fast_is_refused_before_anything_is_made(
     assert contents(project) == before and runs == []
 
 
+def test_a_rate_that_is_none_is_told_at_its_option(project: Path, own: list[Path], runs: list[list[str]]) -> None:
+    with pytest.raises(UserError, match=r"--set morph\.fps: found 'fast'"):
+        morph.run(own, ["a", "b"], Path("hill.gif"), extras=add.Extras(settings={"morph": {"fps": "fast"}}))
+    assert runs == []
+
+
 def test_frames_are_said_once(project: Path, own: list[Path], runs: list[list[str]]) -> None:
     extras = add.Extras(settings={"morph": {"frames": 5}})
     with pytest.raises(UserError, match=r"--frames: it is also given as --set morph\.frames"):
