@@ -14,7 +14,7 @@ from pipeline.outputs import atomic_file, atomic_folder, require_output
 from pipeline.params import load_params
 
 FORMATS = (".mp4", ".webp", ".gif")
-OWN_FOLDERS = ("data", "models", "reports", ".work")
+OWN_FOLDERS = ("data", "models", "reports")
 GIF_FPS = 50
 """Players show faster GIFs at a tenth of that."""
 SIDES = range(16, 8193)

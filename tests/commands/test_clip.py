@@ -98,7 +98,7 @@ def test_what_cannot_be_written_is_refused(
     assert (tmp_path / "there.mp4").read_bytes() == b"mine"
 
 
-@pytest.mark.parametrize("out", ["data/morphs/hills/frames", "data/morphs/hills/morph.mp4", ".work/a.gif"])
+@pytest.mark.parametrize("out", ["data/morphs/hills/frames", "data/morphs/hills/morph.mp4", "reports/a.gif"])
 def test_the_pipelines_own_files_are_not_replaced(finished: Path, out: str) -> None:
     before = contents(finished)
     with pytest.raises(UserError, match="where the pipeline's own files are"):
