@@ -131,7 +131,7 @@ class FirstOfTwo:
     """Accelerate's view of the first of two processes, which are killed while it waits for the other for the
     `lost_at`-th time."""
 
-    num_processes, is_main_process, device = 2, True, torch.device("cpu")
+    num_processes, process_index, is_main_process, device = 2, 0, True, torch.device("cpu")
 
     def __init__(self, lost_at: int) -> None:
         self.waits, self.lost_at = 0, lost_at
@@ -150,11 +150,11 @@ def test_no_adapter_is_kept_before_all_processes_have_trained_theirs(project: Pa
     # Else the next start would share out, and so pack, what is left in another way, with other rounding.
     prepare.run("hills")
     with pytest.raises(Lost):
-        train.train_set("hills", load_params(), FirstOfTwo(lost_at=2))
+        train.train_set("hills", load_params(), FirstOfTwo(lost_at=3))  # the first wait: the other encodes
     assert not list(Path(".work/adapters").glob("*/adapter.safetensors"))
     assert len(list(Path(".work/adapters").glob("*/checkpoint.safetensors"))) == 2  # its share of three
     with pytest.raises(Lost):
-        train.train_set("hills", load_params(), FirstOfTwo(lost_at=3))
+        train.train_set("hills", load_params(), FirstOfTwo(lost_at=4))
     assert len(list(Path(".work/adapters").glob("*/adapter.safetensors"))) == 2
 
 
