@@ -79,11 +79,22 @@ def read_chosen(chosen: list[Chosen], base: Adaptable | None, fused: bool = Fals
 
 def _choose(name: str) -> Chosen:
     path, weight = weighted(name)
-    if not is_file_name(path) and not (ADAPTERS / path.partition("/")[0]).exists():
-        load_params().get_set(path.partition("/")[0])
-    file = Path(path) if is_file_name(path) else find_adapter(path)
+    file = Path(path)
+    if not is_file_name(path):
+        require_set(path.partition("/")[0])
+        file = find_adapter(path)
     foreign = file.is_file() and is_foreign(file)
     return Chosen(file, weight, None if foreign else read_notes(file)["base"])
+
+
+def require_set(key: str) -> None:
+    """Refuse a set that has no adapters and is none of params.yaml, whose training nobody could be told to run.
+
+    Raises:
+        UserError: with the sets that there are.
+    """
+    if not (ADAPTERS / key).exists():
+        load_params().get_set(key)
 
 
 def weighted(name: str) -> tuple[str, float]:

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from pipeline.adapters.store import read_index
+from pipeline.adapters.store import ADAPTERS, read_index
+from pipeline.commands.chosen import require_set
 from pipeline.errors import Problem, UserError
 from pipeline.exchange.kohya import write_kohya
 from pipeline.outputs import atomic_file
-from pipeline.params import load_params
 
 
 def run(key: str, out: Path, force: bool) -> list[Path]:
@@ -15,9 +15,8 @@ def run(key: str, out: Path, force: bool) -> list[Path]:
     Raises:
         UserError: when the set has no adapters, or a file exists already and `force` is false.
     """
-    adapters = Path("models/adapters", key)
-    if not adapters.exists():
-        load_params().get_set(key)
+    require_set(key)
+    adapters = ADAPTERS / key
     files = sorted(set(read_index(adapters).values()))
     targets = [out / file for file in files]
     if not force and (existing := [target for target in targets if target.exists()]):
