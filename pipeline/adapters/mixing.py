@@ -111,7 +111,7 @@ def _mixed(root: nn.Module, adapters: Sequence[Adapter], weights: torch.Tensor, 
                     for number, adapter in having
                 ]
             )
-            if module.weight.dtype.itemsize == 2:  # once, and not by autocast in every call
+            if module.weight.dtype.itemsize == 2:
                 down, up = down.to(module.weight.dtype), up.to(module.weight.dtype)
             handles.append(module.register_forward_hook(_hook(down, up, columns.T.contiguous())))
         yield
@@ -126,13 +126,13 @@ def _hook(down: torch.Tensor, up: torch.Tensor, columns: torch.Tensor) -> Hook:
 
         def add_to_pixels(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
             low = nn.functional.conv2d(inputs[0], down) * columns[:, :, None, None]
-            return output + nn.functional.conv2d(low, up)
+            return output + nn.functional.conv2d(low.to(up.dtype), up)
 
         return add_to_pixels
 
     def add(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         low = nn.functional.linear(inputs[0], down)
-        low = low * columns.view(len(columns), *[1] * (low.ndim - 2), -1)
-        return torch.addmm(output.flatten(0, -2), low.flatten(0, -2), up.T).view(output.shape)
+        low = low * columns.view(len(columns), *[1] * (low.ndim - 2), -1)  # in float32: neighbours' weights are close
+        return torch.addmm(output.flatten(0, -2), low.flatten(0, -2).to(up.dtype), up.T).view(output.shape)
 
     return add

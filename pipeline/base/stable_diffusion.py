@@ -152,27 +152,28 @@ class StableDiffusion:
     ) -> torch.Tensor:
         """The UNet's raw prediction (noise or v, see `path`) for latents (B, C, h, w), float32.
 
-        times: (B,) timesteps. Under a base of lower precision the adapters' float32 weights need autocast.
+        times: (B,) timesteps. A base of lower precision works in it throughout, without autocast, as diffusers' own
+        pipelines do: norms sum in float32 anyway, and in float32 their inputs would be kept for gradients a second
+        time.
         """
         around = self._around(latents, conditioning) if self.inpaints else []
         lower = self.dtype in (torch.float16, torch.bfloat16)
-        with torch.autocast(self.device.type, self.dtype if lower else None, enabled=lower):
-            times = times.to(latents.device, non_blocking=True)
-            latents, conditioning = latents.to(self.dtype), conditioning.to(self.dtype)
-            named = self._named_inputs(latents, conditioning)
-            if control is not None:
-                added = control.net(
-                    latents,
-                    times,
-                    conditioning["embedding"],
-                    control.picture.to(latents),
-                    control.scale,
-                    return_dict=False,
-                    **named,
-                )
-                named |= dict(zip(RESIDUALS, added, strict=True))
-            inputs = torch.cat([latents, *(tensor.to(latents) for tensor in around)], dim=1) if around else latents
-            prediction = self.denoiser(inputs, times, conditioning["embedding"], return_dict=False, **named)[0]
+        times = times.to(latents.device, non_blocking=True)
+        latents, conditioning = latents.to(self.dtype), conditioning.to(self.dtype)
+        named = self._named_inputs(latents, conditioning)
+        if control is not None:
+            added = control.net(
+                latents,
+                times,
+                conditioning["embedding"],
+                control.picture.to(latents),
+                control.scale,
+                return_dict=False,
+                **named,
+            )
+            named |= dict(zip(RESIDUALS, added, strict=True))
+        inputs = torch.cat([latents, *(tensor.to(latents) for tensor in around)], dim=1) if around else latents
+        prediction = self.denoiser(inputs, times, conditioning["embedding"], return_dict=False, **named)[0]
         return prediction.float() if lower else prediction
 
     def _around(self, latents: torch.Tensor, conditioning: Conditioning) -> list[torch.Tensor]:

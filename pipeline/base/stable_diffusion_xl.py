@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ class StableDiffusionXL(StableDiffusion):
     def _named_inputs(self, latents: torch.Tensor, conditioning: Conditioning) -> dict[str, Any]:
         height, width = (side * self.pixels_per_latent for side in latents.shape[-2:])
         # Original size, crop and target size: a prepared picture is whole and as large as it is.
-        size = torch.tensor([height, width, 0, 0, height, width], device=latents.device, dtype=latents.dtype)
+        size = _numbers((height, width, 0, 0, height, width), latents.device, latents.dtype)
         return _added(conditioning, size.expand(len(latents), -1))
 
 
@@ -72,8 +73,14 @@ class StableDiffusionXLRefiner(StableDiffusion):
     def _named_inputs(self, latents: torch.Tensor, conditioning: Conditioning) -> dict[str, Any]:
         height, width = (side * self.pixels_per_latent for side in latents.shape[-2:])
         # Original size and crop.
-        size = torch.tensor([height, width, 0, 0], device=latents.device, dtype=latents.dtype)
+        size = _numbers((height, width, 0, 0), latents.device, latents.dtype)
         return _added(conditioning, torch.cat([size.expand(len(latents), -1), conditioning["aesthetic_score"]], dim=1))
+
+
+@cache
+def _numbers(values: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """On the device once: a copy from the host is a wait, and cannot be recorded."""
+    return torch.tensor(values, device=device, dtype=dtype)
 
 
 def _encoded(

@@ -3,7 +3,7 @@
 SDEdit (Meng et al., ICLR 2022) with noise; with inversion the noise is the picture's own, which keeps its structure.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -205,7 +205,7 @@ def _switched(
     without = predictor(base, captions)
     if control is None or control.scale == 0:
         return without, []
-    with_control = _controlled(base, captions, control)
+    with_control = predictor(base, captions, control)
     # A step counts where all of it lies within, as diffusers counts them.
     inside = [
         number < own
@@ -219,10 +219,3 @@ def _switched(
 
     changes = [number for number in range(1, len(inside)) if inside[number] != inside[number - 1]]
     return predict, changes
-
-
-def _controlled(base: Base, captions: Conditioning, control: Control) -> Callable[[torch.Tensor, Level], torch.Tensor]:
-    def predict(latents: torch.Tensor, level: Level) -> torch.Tensor:
-        return base.predict(latents, torch.full((len(latents),), level.time), captions, control)
-
-    return predict

@@ -88,11 +88,11 @@ def endpoint_attention(
         yield shared
 
 
-def above(predict: Predict, attention: EndpointAttention, last: Level) -> Predict:
-    """`predict` with the endpoints' attention at levels noisier than `last` alone."""
+def above(with_it: Predict, without: Predict, attention: EndpointAttention, last: Level) -> Predict:
+    """One prediction with the endpoints' attention, at levels noisier than `last` alone, and another without it."""
 
     def switched(latents: torch.Tensor, level: Level) -> torch.Tensor:
         attention.on = level.time > last.time
-        return predict(latents, level)
+        return (with_it if attention.on else without)(latents, level)
 
     return switched

@@ -21,7 +21,7 @@ from pipeline.morphing.interpolation import lerp, slerp
 from pipeline.processes.chunks import in_chunks
 from pipeline.sampling.adapted import adapted_conditioning
 from pipeline.sampling.guidance import guided, predictor
-from pipeline.sampling.solver import Progress, Solver, invert, sample
+from pipeline.sampling.solver import Predict, Progress, Solver, invert, sample
 
 Bars = Callable[[str], Progress]
 """A progress bar for a part of the work, by its name."""
@@ -154,14 +154,17 @@ def _sample_rows(
     with ExitStack() as stack:
         stack.enter_context(mixed_adapters(base.denoiser, adapters, weights))
         stack.enter_context(cached_captions(base.cross_attention()))
-        predict, restarts = predictor(base, conditioning), list[int]()
-        if with_guidance:
-            predict = guided(predict, recipe.guidance, recipe.rescale)
+
+        def prediction() -> Predict:
+            predict = predictor(base, conditioning)
+            return guided(predict, recipe.guidance, recipe.rescale) if with_guidance else predict
+
+        predict, restarts = prediction(), list[int]()
         if recipe.attention and recipe.attention.until > 0:
             layers = base.self_attention(recipe.attention.blocks)
             endpoints = stack.enter_context(endpoint_attention(layers, alphas, recipe.attention.source))
             switch = min(recipe.steps, math.ceil(recipe.attention.until * recipe.steps))
-            predict = above(predict, endpoints, base.path.levels(recipe.steps)[recipe.steps - switch])
+            predict = above(predict, prediction(), endpoints, base.path.levels(recipe.steps)[recipe.steps - switch])
             restarts = [switch]
         return sample(start, predict, base.path, recipe.steps, progress, recipe.solver, restarts)
 

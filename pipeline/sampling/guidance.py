@@ -2,17 +2,28 @@
 
 import torch
 
-from pipeline.base.conditioning import Conditioning
+from pipeline.base.conditioning import Conditioning, Control
 from pipeline.base.noise_path import Level
 from pipeline.base.protocol import Base
+from pipeline.base.recorded import Recorded
 from pipeline.sampling.solver import Predict
 
 
-def predictor(base: Base, conditioning: Conditioning) -> Predict:
-    """The base's prediction for a batch that always has these captions."""
+def predictor(base: Base, conditioning: Conditioning, control: Control | None = None) -> Predict:
+    """The base's prediction for a batch that always has these captions, and this control.
+
+    Between two calls nothing of what is attached to the base may change, but for values in place: on CUDA, calls
+    without gradients are launched from a record of the second.
+    """
+
+    def at_times(latents: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        return base.predict(latents, times, conditioning, control)
+
+    recorded = Recorded(at_times, base.device)
 
     def predict(latents: torch.Tensor, level: Level) -> torch.Tensor:
-        return base.predict(latents, torch.full((len(latents),), level.time), conditioning)
+        times = torch.full((len(latents),), level.time, dtype=torch.float32, device=base.device)
+        return (at_times if torch.is_grad_enabled() else recorded)(latents, times)
 
     return predict
 

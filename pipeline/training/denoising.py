@@ -1,9 +1,11 @@
 """The usual objective: to predict what the base predicts, on the pictures at hand (Ho et al. 2020, eq. 14)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
+from pipeline.base.conditioning import Conditioning
 from pipeline.base.noise_path import NoisePath
 from pipeline.base.protocol import Base
 from pipeline.training.draws import Batch
@@ -18,7 +20,19 @@ class Denoising(Objective):
 
     def __call__(self, trained: Trained, batch: Batch, means: torch.Tensor | None = None) -> Losses:
         """Losses, and nothing observed."""
-        return Losses(weighted(denoising_errors(trained.base, batch), trained.base.path, batch, self.min_snr_gamma))
+        return Losses(self.losses(trained, self.inputs(trained.base.path, batch), batch.conditioning))
+
+    def inputs(self, path: NoisePath, batch: Batch) -> Mapping[str, torch.Tensor]:
+        """As `Recordable` has it."""
+        if self.min_snr_gamma is None:
+            return noised(path, batch)
+        weights = min_snr_weights(path, batch.times, self.min_snr_gamma)
+        return {**noised(path, batch), "weights": weights.to(batch.clean, non_blocking=True)}
+
+    def losses(self, trained: Trained, inputs: Mapping[str, torch.Tensor], conditioning: Conditioning) -> torch.Tensor:
+        """As `Recordable` has it."""
+        errors = squared_errors(trained.base, inputs, conditioning)
+        return errors * inputs["weights"] if "weights" in inputs else errors
 
     def errors(self, trained: Trained, batch: Batch) -> torch.Tensor:
         """Without weights."""
@@ -32,14 +46,23 @@ def weighted(errors: torch.Tensor, path: NoisePath, batch: Batch, min_snr_gamma:
 
 def denoising_errors(base: Base, batch: Batch) -> torch.Tensor:
     """Mean squared error (B,) of the base's prediction for each noised sample."""
-    return prediction_residuals(base, batch).square().mean(dim=(1, 2, 3))
+    return squared_errors(base, noised(base.path, batch), batch.conditioning)
 
 
-def prediction_residuals(base: Base, batch: Batch) -> torch.Tensor:
-    """What the base predicts of the noised samples less what it should, (B, C, h, w)."""
-    noisy = base.path.add_noise(batch.clean, batch.noise, batch.times)
-    prediction = base.predict(noisy, batch.times, batch.conditioning)
-    return prediction - base.path.target(batch.clean, batch.noise, batch.times)
+def noised(path: NoisePath, batch: Batch) -> dict[str, torch.Tensor]:
+    """What the base is asked and should answer, each (B, ...) on the batch's device: `noisy` latents, `times` and the
+    `target`."""
+    return {
+        "noisy": path.add_noise(batch.clean, batch.noise, batch.times),
+        "times": batch.times.to(batch.clean, non_blocking=True),
+        "target": path.target(batch.clean, batch.noise, batch.times),
+    }
+
+
+def squared_errors(base: Base, asked: Mapping[str, torch.Tensor], conditioning: Conditioning) -> torch.Tensor:
+    """Mean squared error (B,) of what the base answers."""
+    prediction = base.predict(asked["noisy"], asked["times"], conditioning)
+    return (prediction - asked["target"]).square().mean(dim=(1, 2, 3))
 
 
 def min_snr_weights(path: NoisePath, times: torch.Tensor, gamma: float) -> torch.Tensor:

@@ -1,13 +1,14 @@
 """What an adapter is trained for. A new objective is one file beside `denoising.py`, and a line in `objectives.py`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 
 from pipeline.base.conditioning import Conditioning
+from pipeline.base.noise_path import NoisePath
 from pipeline.base.protocol import Base
 from pipeline.training.draws import Batch
 
@@ -54,3 +55,17 @@ class Objective(Protocol):
     def errors(self, trained: Trained, batch: Batch) -> torch.Tensor:
         """(B,), what is measured at fixed noise."""
         return self(trained, batch, None).values
+
+
+@runtime_checkable
+class Recordable(Protocol):
+    """An objective whose losses can be recorded on a GPU (see `Recorded`): all that comes from the host is prepared
+    before."""
+
+    def inputs(self, path: NoisePath, batch: Batch) -> Mapping[str, torch.Tensor]:
+        """What the losses are computed from, each (B, ...), on the batch's device."""
+        ...
+
+    def losses(self, trained: Trained, inputs: Mapping[str, torch.Tensor], conditioning: Conditioning) -> torch.Tensor:
+        """(B,), differentiable, with nothing from the host."""
+        ...

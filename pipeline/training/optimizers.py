@@ -77,12 +77,11 @@ class LossScales:
         self.good = torch.zeros(count, device=device)
         self._before = self.scales, self.good
 
-    def scaled(self, losses: torch.Tensor) -> torch.Tensor:
-        """Losses (N,) to take gradients of."""
-        if not self.enabled:
-            return losses
-        self._before = self.scales.clone(), self.good.clone()
-        return losses * self.scales
+    def begin(self) -> torch.Tensor:
+        """What the losses (N,) of a step are multiplied by, before gradients are taken."""
+        if self.enabled:
+            self._before = self.scales.clone(), self.good.clone()
+        return self.scales
 
     def unscale(self, pack: AdapterPack) -> list[bool]:
         """Bring gradients back to size; whose are finite."""

@@ -128,9 +128,9 @@ class AdapterPack:
             if self._bypassed:
                 return output
             rows = inputs[0].reshape(len(down), -1, inputs[0].shape[-1])
-            low = torch.bmm(rows, down.transpose(1, 2))
+            low = torch.bmm(rows, down.to(rows.dtype).transpose(1, 2))
             base = output.view(len(up), -1, output.shape[-1])
-            return torch.baddbmm(base, low, up.transpose(1, 2), alpha=self.scale).view(output.shape)
+            return torch.baddbmm(base, low, up.to(base.dtype).transpose(1, 2), alpha=self.scale).view(output.shape)
 
         return add
 

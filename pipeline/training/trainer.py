@@ -11,13 +11,14 @@ from accelerate.utils import broadcast
 from pipeline.base.conditioning import Conditioning
 from pipeline.base.posterior import keyed_seed
 from pipeline.base.protocol import Base
+from pipeline.base.recorded import Recorded
 from pipeline.sections import TrainSection
 from pipeline.training.checkpoints import TrainState
 from pipeline.training.draws import Batch, draw_batch, validation_batch
 from pipeline.training.examples import Example
 from pipeline.training.history import History
 from pipeline.training.moving_means import MovingMeans
-from pipeline.training.objective import Objective, Trained
+from pipeline.training.objective import Objective, Recordable, Trained
 from pipeline.training.optimizers import LossScales, RowOptimizer, adapter_state, load_adapter_state
 from pipeline.training.pack import AdapterPack
 from pipeline.training.rates import learning_rate
@@ -53,6 +54,12 @@ class PackTrainer:
         self.history = History(states, settings.steps, self.pack.down.device)
         self.step = states[0].step
         self._ahead = set[int]()  # rows that have done the step which is under way
+        self._whole = settings.batch * settings.accumulation
+        # Captions that are read anew, and what is computed a second time for its gradients, cannot be recorded.
+        anew = settings.text_rate is not None or settings.gradient_checkpointing
+        self._recordable = objective if isinstance(objective, Recordable) and not anew else None
+        self._recorded = Recorded(self._learn_from, base.device)
+        self._names = list[str](), list[str]()
         for row, state in enumerate(states):
             if state.step:
                 load_adapter_state(self.pack, self.optimizers[row], self.scales, row, state.tensors)
@@ -61,18 +68,11 @@ class PackTrainer:
     def train_step(self) -> None:
         """One optimizer step of every adapter."""
         settings, pack, step = self.settings, self.pack, self.step
-        whole = settings.batch * settings.accumulation
-        places = self._own_share(range(whole))
+        places = self._own_share(range(self._whole))
         self.means.begin()
         for first in range(0, len(places), settings.batch):
             batch = self._draw(step, places[first : first + settings.batch])
-            found = self.objective(self.trained, batch, self.means.means_at(step, len(batch)))
-            # A mean for each adapter and not over all: its gradient must not depend on its neighbours.
-            losses = found.values.view(len(pack), -1).sum(1) / whole
-            self.scales.scaled(losses).sum().backward()
-            self.history.loss[:, step] += losses.detach()
-            if found.observed is not None:
-                self.means.observe(found.observed, whole)
+            self.history.loss[:, step] += self._learn(batch)
         self._add_up(pack.down_grad, pack.up_grad, self.history.loss[:, step])
         self.means.end(self._add_up)
         usable = self.scales.unscale(pack)
@@ -85,6 +85,32 @@ class PackTrainer:
         self._ahead.clear()
         self.step += 1
         pack.zero_grad()
+
+    def _learn(self, batch: Batch) -> torch.Tensor:
+        """Add the gradients of a share of a step to the rows; that share of each adapter's loss, (N,)."""
+        scales = self.scales.begin()
+        if self._recordable is not None:
+            inputs = self._recordable.inputs(self.base.path, batch)
+            self._names = list(inputs), list(batch.conditioning.tensors)
+            return self._recorded(scales, *inputs.values(), *batch.conditioning.tensors.values())
+        found = self.objective(self.trained, batch, self.means.means_at(self.step, len(batch)))
+        if found.observed is not None:
+            self.means.observe(found.observed, self._whole)
+        return self._backward(found.values, scales)
+
+    def _learn_from(self, scales: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
+        """The same, from what the objective takes, and captions: what is recorded on a GPU."""
+        assert self._recordable is not None
+        of_objective, of_captions = self._names
+        inputs = dict(zip(of_objective, tensors[: len(of_objective)], strict=True))
+        captions = Conditioning(dict(zip(of_captions, tensors[len(of_objective) :], strict=True)))
+        return self._backward(self._recordable.losses(self.trained, inputs, captions), scales)
+
+    def _backward(self, values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        # A mean for each adapter and not over all: its gradient must not depend on its neighbours.
+        losses = values.view(len(self.pack), -1).sum(1) / self._whole
+        (losses * scales).sum().backward()
+        return losses.detach()
 
     def _draw(self, step: int, places: Sequence[int]) -> Batch:
         """The samples of all adapters, those of the first first."""

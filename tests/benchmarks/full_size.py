@@ -134,8 +134,8 @@ def pipeline_of(parts: Parts) -> DiffusionPipeline:
     )
 
 
-def base_of(shape: Shape, parts: Parts, path: NoisePath) -> Base:
-    """The project's base of these parts."""
+def base_of(shape: Shape, parts: Parts, path: NoisePath, device: str = "cpu") -> Base:
+    """The project's base of these parts, which lie on that device."""
     dtype = parts.unet.dtype
     common: dict[str, Any] = {
         "denoiser": parts.unet.requires_grad_(False).eval(),
@@ -143,7 +143,7 @@ def base_of(shape: Shape, parts: Parts, path: NoisePath) -> Base:
         "text_encoder": parts.text_encoder,
         "tokenizer": parts.tokenizer,
         "path": path,
-        "device": torch.device("cpu"),
+        "device": torch.device(device),
         "dtype": dtype,
         "digest": "",
         "clip_skip": 0,

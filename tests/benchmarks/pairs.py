@@ -25,9 +25,11 @@ def scenes(pairs: int) -> list[Scene]:
     return scenes_from(FIRST, 2 * pairs)
 
 
-def trained_keyframes(base: Base, of: Sequence[Scene], settings: TrainSection) -> list[EncodedKeyframe]:
-    """Every scene with an adapter of its own, all trained side by side."""
-    pictures = paintings(of)
+def trained_keyframes(
+    base: Base, of: Sequence[Scene], settings: TrainSection, side: int = 128
+) -> list[EncodedKeyframe]:
+    """Every scene, painted at that size, with an adapter of its own, all trained side by side."""
+    pictures = paintings(of, side)
     with TemporaryDirectory() as folder:
         examples = [
             encode_example(base, f"{i}", picture, caption(scene), False, Path(folder))

@@ -29,9 +29,9 @@ def scenes_from(first: int, count: int) -> list[Scene]:
     return [draw_scene(first + index) for index in range(count)]
 
 
-def paintings(scenes: Sequence[Scene]) -> torch.Tensor:
-    """Their pictures, (N, 3, 128, 128) uint8."""
-    painted = [paint(scene, 128, 128) for scene in tqdm(scenes, desc="paint", unit="picture")]
+def paintings(scenes: Sequence[Scene], side: int = 128) -> torch.Tensor:
+    """Their pictures, (N, 3, side, side) uint8."""
+    painted = [paint(scene, side, side) for scene in tqdm(scenes, desc="paint", unit="picture")]
     return torch.from_numpy(np.stack(painted)).permute(0, 3, 1, 2).contiguous()
 
 
