@@ -120,7 +120,7 @@ class NoisePath(Protocol):
 
 
 def _combine(factors: tuple[torch.Tensor, torch.Tensor], clean: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    one, two = (factor.view(-1, *[1] * (clean.ndim - 1)).to(clean) for factor in factors)
+    one, two = (factor.view(-1, *[1] * (clean.ndim - 1)).to(clean, non_blocking=True) for factor in factors)
     return one * clean + two * noise
 
 

@@ -9,22 +9,18 @@ from pipeline.base.conditioning import Conditioning
 from pipeline.base.noise_path import NoisePath
 from pipeline.base.protocol import Base
 from pipeline.training.draws import Batch
-from pipeline.training.objective import Losses, Objective, Trained
+from pipeline.training.objective import Recordable, Trained
 
 
 @dataclass(frozen=True)
-class Denoising(Objective):
+class Denoising(Recordable):
     """Squared error of the prediction. min_snr_gamma: limit on the weight of nearly clean times; None: no weights."""
 
     min_snr_gamma: float | None = None
 
-    def __call__(self, trained: Trained, batch: Batch, means: torch.Tensor | None = None) -> Losses:
-        """Losses, and nothing observed."""
-        return Losses(self.losses(trained, self.inputs(trained.base.path, batch), batch.conditioning))
-
-    def inputs(self, path: NoisePath, batch: Batch) -> Mapping[str, torch.Tensor]:
+    def inputs(self, path: NoisePath, batch: Batch, weighted: bool = True) -> Mapping[str, torch.Tensor]:
         """As `Recordable` has it."""
-        if self.min_snr_gamma is None:
+        if self.min_snr_gamma is None or not weighted:
             return noised(path, batch)
         weights = min_snr_weights(path, batch.times, self.min_snr_gamma)
         return {**noised(path, batch), "weights": weights.to(batch.clean, non_blocking=True)}
@@ -33,10 +29,6 @@ class Denoising(Objective):
         """As `Recordable` has it."""
         errors = squared_errors(trained.base, inputs, conditioning)
         return errors * inputs["weights"] if "weights" in inputs else errors
-
-    def errors(self, trained: Trained, batch: Batch) -> torch.Tensor:
-        """Without weights."""
-        return denoising_errors(trained.base, batch)
 
 
 def weighted(errors: torch.Tensor, path: NoisePath, batch: Batch, min_snr_gamma: float | None) -> torch.Tensor:

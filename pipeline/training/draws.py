@@ -46,8 +46,14 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device, but for its times."""
-        clean, noise = (tensor.to(device, non_blocking=True) for tensor in (self.clean, self.noise))
-        return replace(self, clean=clean, noise=noise, conditioning=self.conditioning.to(device, non_blocking=True))
+
+        def moved(tensor: torch.Tensor) -> torch.Tensor:
+            # From pinned memory, or the host would wait until the device has done the step before.
+            pinned = device.type == "cuda" and tensor.device.type == "cpu"
+            return (tensor.pin_memory() if pinned else tensor).to(device, non_blocking=True)
+
+        conditioning = Conditioning({name: moved(tensor) for name, tensor in self.conditioning.tensors.items()})
+        return replace(self, clean=moved(self.clean), noise=moved(self.noise), conditioning=conditioning)
 
     @staticmethod
     def concatenate(batches: Sequence["Batch"]) -> "Batch":

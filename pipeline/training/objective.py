@@ -1,9 +1,10 @@
 """What an adapter is trained for. A new objective is one file beside `denoising.py`, and a line in `objectives.py`."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, final
 
 import torch
 
@@ -57,15 +58,25 @@ class Objective(Protocol):
         return self(trained, batch, None).values
 
 
-@runtime_checkable
-class Recordable(Protocol):
-    """An objective whose losses can be recorded on a GPU (see `Recorded`): all that comes from the host is prepared
-    before."""
+class Recordable(Objective):
+    """An objective of one pass, whose losses a GPU launches from a record (see `Recorded`): what comes from the host is
+    prepared before it."""
 
-    def inputs(self, path: NoisePath, batch: Batch) -> Mapping[str, torch.Tensor]:
-        """What the losses are computed from, each (B, ...), on the batch's device."""
-        ...
+    @abstractmethod
+    def inputs(self, path: NoisePath, batch: Batch, weighted: bool = True) -> Mapping[str, torch.Tensor]:
+        """What losses are computed from, each (B, ...) on the batch's device. weighted: False for what is measured at
+        fixed noise."""
 
+    @abstractmethod
     def losses(self, trained: Trained, inputs: Mapping[str, torch.Tensor], conditioning: Conditioning) -> torch.Tensor:
         """(B,), differentiable, with nothing from the host."""
-        ...
+
+    @final
+    def __call__(self, trained: Trained, batch: Batch, means: torch.Tensor | None = None) -> Losses:
+        """Losses, and nothing observed."""
+        return Losses(self.losses(trained, self.inputs(trained.base.path, batch), batch.conditioning))
+
+    @final
+    def errors(self, trained: Trained, batch: Batch) -> torch.Tensor:
+        """Without weights."""
+        return self.losses(trained, self.inputs(trained.base.path, batch, weighted=False), batch.conditioning)

@@ -11,7 +11,6 @@ from accelerate.utils import broadcast
 from pipeline.base.conditioning import Conditioning
 from pipeline.base.posterior import keyed_seed
 from pipeline.base.protocol import Base
-from pipeline.base.recorded import Recorded
 from pipeline.sections import TrainSection
 from pipeline.training.checkpoints import TrainState
 from pipeline.training.draws import Batch, draw_batch, validation_batch
@@ -22,6 +21,7 @@ from pipeline.training.objective import Objective, Recordable, Trained
 from pipeline.training.optimizers import LossScales, RowOptimizer, adapter_state, load_adapter_state
 from pipeline.training.pack import AdapterPack
 from pipeline.training.rates import learning_rate
+from pipeline.training.recording import RecordedLosses
 
 
 class PackTrainer:
@@ -55,11 +55,12 @@ class PackTrainer:
         self.step = states[0].step
         self._ahead = set[int]()  # rows that have done the step which is under way
         self._whole = settings.batch * settings.accumulation
+        self._learning: RecordedLosses | None = None
+        self._measuring: RecordedLosses | None = None
         # Captions that are read anew, and what is computed a second time for its gradients, cannot be recorded.
-        anew = settings.text_rate is not None or settings.gradient_checkpointing
-        self._recordable = objective if isinstance(objective, Recordable) and not anew else None
-        self._recorded = Recorded(self._learn_from, base.device)
-        self._names = list[str](), list[str]()
+        if isinstance(objective, Recordable) and settings.text_rate is None and not settings.gradient_checkpointing:
+            self._learning = RecordedLosses(objective, self.trained, True, self._learn_from)
+            self._measuring = RecordedLosses(objective, self.trained, False, lambda errors: errors)
         for row, state in enumerate(states):
             if state.step:
                 load_adapter_state(self.pack, self.optimizers[row], self.scales, row, state.tensors)
@@ -89,24 +90,14 @@ class PackTrainer:
     def _learn(self, batch: Batch) -> torch.Tensor:
         """Add the gradients of a share of a step to the rows; that share of each adapter's loss, (N,)."""
         scales = self.scales.begin()
-        if self._recordable is not None:
-            inputs = self._recordable.inputs(self.base.path, batch)
-            self._names = list(inputs), list(batch.conditioning.tensors)
-            return self._recorded(scales, *inputs.values(), *batch.conditioning.tensors.values())
+        if self._learning is not None:
+            return self._learning(batch, scales)
         found = self.objective(self.trained, batch, self.means.means_at(self.step, len(batch)))
         if found.observed is not None:
             self.means.observe(found.observed, self._whole)
-        return self._backward(found.values, scales)
+        return self._learn_from(found.values, scales)
 
-    def _learn_from(self, scales: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
-        """The same, from what the objective takes, and captions: what is recorded on a GPU."""
-        assert self._recordable is not None
-        of_objective, of_captions = self._names
-        inputs = dict(zip(of_objective, tensors[: len(of_objective)], strict=True))
-        captions = Conditioning(dict(zip(of_captions, tensors[len(of_objective) :], strict=True)))
-        return self._backward(self._recordable.losses(self.trained, inputs, captions), scales)
-
-    def _backward(self, values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    def _learn_from(self, values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
         # A mean for each adapter and not over all: its gradient must not depend on its neighbours.
         losses = values.view(len(self.pack), -1).sum(1) / self._whole
         (losses * scales).sum().backward()
@@ -163,7 +154,7 @@ class PackTrainer:
             chunks = []
             for rows in torch.arange(len(whole[0])).split(self.settings.batch):
                 some = Batch.concatenate([batch.take(rows) for batch in whole]).to(self.base.device)
-                chunks.append(self.objective.errors(self.trained, self._read(some)))
+                chunks.append(self._measure(self._read(some)))
             by_example.append(torch.cat([chunk.view(len(whole), -1) for chunk in chunks], dim=1).mean(1))
         losses = torch.stack(by_example, dim=1)
         if self.accelerator is not None:
@@ -172,6 +163,9 @@ class PackTrainer:
         for row, known in enumerate(self.history.validations):
             known[self.step] = losses[row]
         return losses
+
+    def _measure(self, batch: Batch) -> torch.Tensor:
+        return self.objective.errors(self.trained, batch) if self._measuring is None else self._measuring(batch)
 
     def values(self, row: int, since: int) -> Iterator[tuple[int, Mapping[str, float]]]:
         """(step, its loss, gradient norm and learning rate) of an adapter's steps from `since` on."""

@@ -21,7 +21,6 @@ from pipeline.base.protocol import Base
 from pipeline.film import Film, FilmSettings, Keyframe, Recipe
 from pipeline.landscapes.world import caption
 from pipeline.params import load_params
-from pipeline.sampling.guidance import predictor
 from pipeline.sections import BaseSection, TrainSection
 from tests.benchmarks.full_size import SHAPES, Shape, base_of, build
 from tests.benchmarks.pairs import scenes, trained_keyframes
@@ -97,7 +96,7 @@ def measured(base: Base, work: Callable[[], None], operations: float) -> Part:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     taken = seconds(base, work)
-    return Part(taken, torch.cuda.max_memory_allocated() if on_card else 0, operations)
+    return Part(taken, torch.cuda.max_memory_reserved() if on_card else 0, operations)
 
 
 def profiled(base: Base, name: str, work: Callable[[], None]) -> None:
@@ -135,11 +134,12 @@ def main() -> None:
     recipe = Recipe(arguments.steps, arguments.steps, arguments.solver)
     film = FilmSettings(recipe, arguments.frames, arguments.pacing)
     chosen = scenes(1)
-    pictures = paintings(chosen, shape.side).float() / 255
+    painted = paintings(chosen, shape.side)
+    pictures = painted.float() / 255
     keyframes: list[Keyframe] = []
 
     def train(settings: TrainSection) -> None:
-        trained = trained_keyframes(base, chosen, settings, shape.side)
+        trained = trained_keyframes(base, chosen, settings, painted)
         keyframes[:] = [
             Keyframe(picture, caption(scene), keyframe.adapters)
             for picture, scene, keyframe in zip(pictures, chosen, trained, strict=True)

@@ -66,8 +66,8 @@ def film(source: str, frames: int) -> tuple[float, float]:
         project = make_project(Path(folder, "project"), Path(source).resolve(), "", values)
         for stage in (["prepare", "hills"], ["train", "hills"]):
             run_stage(stage, project)
-        peaks = [run_stage([stage, "hills"], project)[1] for stage in ("frames", "evaluate")]
-        return peaks[0] * 1e9 / 2**20, peaks[1] * 1e9 / 2**20
+        peaks = [run_stage([stage, "hills"], project)[1].peak for stage in ("frames", "evaluate")]
+        return peaks[0] / 2**20, peaks[1] / 2**20
 
 
 def main() -> None:

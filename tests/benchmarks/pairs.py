@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
+
 from pipeline.adapters.mixing import Adapter
 from pipeline.base.protocol import Base
 from pipeline.film import draw_latents
@@ -26,10 +28,12 @@ def scenes(pairs: int) -> list[Scene]:
 
 
 def trained_keyframes(
-    base: Base, of: Sequence[Scene], settings: TrainSection, side: int = 128
+    base: Base, of: Sequence[Scene], settings: TrainSection, pictures: torch.Tensor | None = None
 ) -> list[EncodedKeyframe]:
-    """Every scene, painted at that size, with an adapter of its own, all trained side by side."""
-    pictures = paintings(of, side)
+    """Every scene with an adapter of its own, all trained side by side. pictures: of them, (N, 3, H, W) uint8; None: as
+    they are painted for the pocket."""
+    if pictures is None:
+        pictures = paintings(of)
     with TemporaryDirectory() as folder:
         examples = [
             encode_example(base, f"{i}", picture, caption(scene), False, Path(folder))

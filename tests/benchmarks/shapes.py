@@ -13,8 +13,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,10 +50,12 @@ STAGES = (["check"], ["prepare", "pair"], ["train", "pair"], ["sample", "pair"],
 
 @dataclass(frozen=True)
 class Usage:
-    """seconds: of a processor, of all the stage's processes. peak: bytes, of the largest of them."""
+    """seconds: of a processor, of all the stage's processes. peak: bytes, of the largest of them. on_card: bytes of the
+    GPU's memory, all that it had beyond what was taken before; 0 without one."""
 
     seconds: float
     peak: float
+    on_card: int
 
 
 def write_base(shape: Shape, work: Path, as_file: bool) -> tuple[Path, Path | None]:
@@ -100,25 +104,47 @@ def make_project(folder: Path, base: Path, config: Path | None, shape: Shape, op
     (folder / "params.yaml").write_text(with_values(text, values), encoding="utf-8")
 
 
-def run_stage(arguments: Sequence[str], folder: Path) -> tuple[float, float]:
-    """Seconds and peak memory in GB of a stage in a process of its own. Raises CalledProcessError when it fails."""
+def run_stage(arguments: Sequence[str], folder: Path) -> tuple[float, Usage]:
+    """Seconds and usage of a stage in a process of its own. Raises CalledProcessError when it fails."""
     start = time.perf_counter()
     usage = stage_usage(arguments, folder)
-    return time.perf_counter() - start, usage.peak / 1e9
+    return time.perf_counter() - start, usage
+
+
+@contextmanager
+def card_watched() -> Iterator[list[int]]:
+    """While it lasts, what the first entry is at its end: the most bytes of the GPU that were taken."""
+    most, done = [0], threading.Event()
+    if not torch.cuda.is_available():
+        yield most
+        return
+    before = torch.cuda.mem_get_info()[0]
+
+    def watch() -> None:
+        while not done.wait(0.05):
+            most[0] = max(most[0], before - torch.cuda.mem_get_info()[0])
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        yield most
+    finally:
+        done.set()
+        watching.join()
 
 
 def stage_usage(arguments: Sequence[str], folder: Path) -> Usage:
     """What a stage in a process of its own has used. Raises CalledProcessError when it fails."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "pipeline", *arguments]
-    with (folder / "log.txt").open("ab") as log:
+    with (folder / "log.txt").open("ab") as log, card_watched() as on_card:
         between = [sys.executable, "-c", BETWEEN, *command]
         done = subprocess.run(between, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=log)
     if done.returncode:
         said = (folder / "log.txt").read_text(encoding="utf-8")[-2000:]
         raise subprocess.CalledProcessError(done.returncode, command, said)
     seconds, peak = map(float, done.stdout.split())
-    return Usage(seconds, peak)
+    return Usage(seconds, peak, on_card[0])
 
 
 @torch.no_grad()
@@ -164,10 +190,11 @@ def main() -> None:
         make_project(work / "project", base, config, shape, arguments)
         form = "one file" if config else "a folder"
         print(f"{shape.name}, {shape.side}x{shape.side}, {form}, {arguments.dtype}, {os.cpu_count()} cores")
-        print("| stage | seconds | peak GB |\n|---|---|---|")
+        print("| stage | seconds | peak GB | on the card |\n|---|---|---|---|")
         for stage in (stage for stage in STAGES if stage[0] not in arguments.without):
-            seconds, memory = run_stage(stage, work / "project")
-            print(f"| {stage[0]} | {seconds:.0f} | {memory:.1f} |", flush=True)
+            seconds, usage = run_stage(stage, work / "project")
+            cells = f"{seconds:.0f} | {usage.peak / 1e9:.1f} | {usage.on_card / 1e9:.1f}"
+            print(f"| {stage[0]} | {cells} |", flush=True)
     finally:
         if arguments.folder is None:
             shutil.rmtree(work)

@@ -1,10 +1,13 @@
 import gc
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 
+from pipeline.base.conditioning import Conditioning
+from pipeline.base.noise_path import NoisePath
 from pipeline.base.protocol import Base
 from pipeline.training import trainer
 from pipeline.training.checkpoints import Checkpoints, TrainState
@@ -12,13 +15,14 @@ from pipeline.training.denoising import Denoising
 from pipeline.training.draws import Batch
 from pipeline.training.history import curves_of, ended, learned_little
 from pipeline.training.loop import Callbacks
-from pipeline.training.objective import Losses, Trained
+from pipeline.training.objective import Trained
 from pipeline.training.optimizers import LossScales, RowOptimizer
 from pipeline.training.pack import AdapterPack
 from tests.tiny import in_double, open_tiny
 from tests.training.jobs import Fresh, jobs, trained, weights
 from tests.training.settings import SETTINGS
 
+Tensors = Mapping[str, torch.Tensor]
 OPTIONS = {
     "plain": {},
     "accumulation": {"accumulation": 2, "batch": 2, "schedule": "cosine", "warmup": 2},
@@ -72,14 +76,11 @@ def test_out_of_memory_halves_the_pack_and_loses_no_step(
     calls = list[int]()
 
     class Tight(Denoising):
-        def errors(self, given: Trained, batch: Batch) -> torch.Tensor:
-            return self(given, batch).values  # for validation
-
-        def __call__(self, given: Trained, batch: Batch, means: object = None) -> Losses:
-            calls.append(len(batch))
-            if len(batch) > 2 * SETTINGS.batch and len(calls) > 5:
+        def losses(self, given: Trained, inputs: Tensors, captions: Conditioning) -> torch.Tensor:
+            calls.append(len(captions))
+            if len(captions) > 2 * SETTINGS.batch and len(calls) > 5:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return super().__call__(given, batch)
+            return super().losses(given, inputs, captions)
 
     halved = weights(trained(in_double(fresh_tiny()), tmp_path / "halved", every=100, objective=Tight()))
     assert all(torch.allclose(calm[name], halved[name], atol=1e-10) for name in calm)
@@ -91,7 +92,7 @@ def test_out_of_memory_halves_the_pack_and_loses_no_step(
     assert len(calls) == 6 + 2 * (5 + 4), "a step was done twice, or not at all"
 
     class Hopeless(Denoising):
-        def __call__(self, given: Trained, batch: Batch, means: object = None) -> Losses:
+        def losses(self, given: Trained, inputs: Tensors, captions: Conditioning) -> torch.Tensor:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(torch.OutOfMemoryError):
@@ -187,12 +188,13 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_the_adapter_and_the_pictu
     calls = []
 
     class Broken(Denoising):
-        def __call__(self, given: Trained, batch: Batch, means: object = None) -> Losses:
-            calls.append(1)
-            losses = super().__call__(given, batch).values
-            if len(calls) == 4:
-                losses = losses * torch.where(torch.arange(len(losses)) // SETTINGS.batch == 1, float("nan"), 1.0)
-            return Losses(losses)
+        def inputs(self, path: NoisePath, batch: Batch, weighted: bool = True) -> Tensors:
+            found = super().inputs(path, batch, weighted)
+            calls.extend([1] * weighted)
+            if weighted and len(calls) == 4:
+                row = torch.arange(len(batch)) // SETTINGS.batch
+                found = {**found, "weights": torch.where(row == 1, float("nan"), 1.0)}
+            return found
 
     with pytest.raises(FloatingPointError, match=r"job 1: loss nan .* at step 3 \(10.png, 11.png\); lower train"):
         trained(fresh_tiny(), tmp_path, objective=Broken())
@@ -234,7 +236,7 @@ def test_gradient_checkpointing_changes_no_number(fresh_tiny: Fresh, tmp_path: P
 def test_loss_scales_follow_each_adapter_by_itself(tiny: Base) -> None:
     pack = AdapterPack(tiny, [1, 2], SETTINGS)
     scales = LossScales(2, True, torch.device("cpu"))
-    assert scales.scaled(torch.tensor([1.0, 2.0])).tolist() == [65536, 131072]
+    assert (torch.tensor([1.0, 2.0]) * scales.begin()).tolist() == [65536, 131072]
     pack.down_grad.fill_(65536.0)
     pack.up_grad[1, 3] = float("inf")
     assert scales.unscale(pack) == [True, False]
@@ -254,8 +256,8 @@ def test_another_objective_is_a_function_of_what_is_trained_and_a_batch(fresh_ti
         folder = tmp_path / str(factor)
 
         class Scaled(Denoising):
-            def __call__(self, given: Trained, batch: Batch, means: object = None) -> Losses:
-                return Losses(factor * super().__call__(given, batch).values)
+            def losses(self, given: Trained, inputs: Tensors, captions: Conditioning) -> torch.Tensor:
+                return factor * super().losses(given, inputs, captions)
 
         return trained(in_double(fresh_tiny()), folder, settings, objective=Scaled())
 
