@@ -36,6 +36,7 @@ from pipeline.training.history import curves_of, learned_little, write_curves
 from pipeline.training.loop import Callbacks, Job, TrainingSetup, train_adapters
 from pipeline.training.objectives import objective_of
 from pipeline.training.rates import learning_rate
+from pipeline.training.recording import recompute_in_backward
 
 WORK = Path(".work/adapters")
 LATENTS = Path(".work/latents")
@@ -112,7 +113,7 @@ def train_missing(
     # An accelerator's memory is for training from here on.
     base.move_encoders(torch.device("cpu"), text=spec.train.text_rate is None)
     if spec.train.gradient_checkpointing:
-        base.denoiser.enable_gradient_checkpointing()
+        recompute_in_backward(base.denoiser)
     setup = TrainingSetup(
         base,
         spec.train,

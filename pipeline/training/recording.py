@@ -1,8 +1,12 @@
 """An objective's losses, launched from a record on a GPU."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from diffusers import ModelMixin
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from pipeline.base.conditioning import Conditioning
 from pipeline.base.recorded import Recorded
@@ -36,3 +40,14 @@ class RecordedLosses:
         inputs = dict(zip(self._inputs, tensors[:named], strict=True))
         conditioning = Conditioning(dict(zip(self._captions, tensors[named:captions], strict=True)))
         return self._then(self._objective.losses(self._trained, inputs, conditioning), *tensors[captions:])
+
+
+def recompute_in_backward(denoiser: ModelMixin) -> None:
+    """Gradient checkpointing (Chen et al. 2016), so that it can be recorded: without dropout there is no random state
+    to bring back, which would have to be read from the device."""
+    has_dropout = any(isinstance(module, nn.Dropout) and module.p > 0 for module in denoiser.modules())
+
+    def call(module: nn.Module, *given: Any) -> Any:
+        return checkpoint(module, *given, use_reentrant=False, preserve_rng_state=has_dropout)
+
+    denoiser.enable_gradient_checkpointing(call)

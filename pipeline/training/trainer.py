@@ -57,10 +57,6 @@ class PackTrainer:
         self._whole = settings.batch * settings.accumulation
         self._learning: RecordedLosses | None = None
         self._measuring: RecordedLosses | None = None
-        # Captions that are read anew, and what is computed a second time for its gradients, cannot be recorded.
-        if isinstance(objective, Recordable) and settings.text_rate is None and not settings.gradient_checkpointing:
-            self._learning = RecordedLosses(objective, self.trained, True, self._learn_from)
-            self._measuring = RecordedLosses(objective, self.trained, False, lambda errors: errors)
         for row, state in enumerate(states):
             if state.step:
                 load_adapter_state(self.pack, self.optimizers[row], self.scales, row, state.tensors)
@@ -185,10 +181,16 @@ class PackTrainer:
     def attached(self) -> Iterator[None]:
         """While it lasts, the adapters lie on the base and the denoiser is in training mode."""
         self.base.denoiser.train()
+        objective = self.objective
+        # Captions that are read anew at each step cannot be recorded.
+        if isinstance(objective, Recordable) and self.settings.text_rate is None:
+            self._learning = RecordedLosses(objective, self.trained, True, self._learn_from)
+            self._measuring = RecordedLosses(objective, self.trained, False, lambda errors: errors)
         try:
             with self.pack.attached():
                 yield
         finally:
+            self._learning = self._measuring = None  # with the memory of their records
             self.base.denoiser.eval()
 
     @contextmanager

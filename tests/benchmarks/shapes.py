@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 
 from pipeline.base.checking import base_digest
+from pipeline.base.device import choose_device
 from pipeline.base.noise_path import VariancePreserving
 from pipeline.landscapes.painter import paint
 from pipeline.landscapes.world import caption
@@ -135,7 +136,8 @@ def card_watched() -> Iterator[list[int]]:
 
 def stage_usage(arguments: Sequence[str], folder: Path) -> Usage:
     """What a stage in a process of its own has used. Raises CalledProcessError when it fails."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": paths}
     command = [sys.executable, "-m", "pipeline", *arguments]
     with (folder / "log.txt").open("ab") as log, card_watched() as on_card:
         between = [sys.executable, "-c", BETWEEN, *command]
@@ -150,12 +152,15 @@ def stage_usage(arguments: Sequence[str], folder: Path) -> Usage:
 @torch.no_grad()
 def compare(shape: Shape, steps: int) -> tuple[float, float]:
     """Largest difference between diffusers' latents of a caption and ours, and the largest latent; float32, guided."""
+    device = choose_device("auto")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.manual_seed(0)
-    parts = build(shape)
-    pipe = pipeline_of(parts)
+    with device:
+        parts = build(shape)
+    pipe = pipeline_of(parts).to(device)
     pipe.set_progress_bar_config(disable=True)
-    base = base_of(shape, parts, VariancePreserving.from_scheduler_config(parts.scheduler.config))
-    noise = torch.randn(1, *shape.latents)
+    base = base_of(shape, parts, VariancePreserving.from_scheduler_config(parts.scheduler.config), str(device))
+    noise = torch.randn(1, *shape.latents).to(device)
     theirs = pipe(
         "a lake", latents=noise.clone(), num_inference_steps=steps, guidance_scale=3.0, output_type="latent",
         height=shape.side, width=shape.side,
