@@ -2,7 +2,8 @@
 
 Its tensors claim to lie on `pretend:0`; their values are held and computed on the CPU. To mix them with the CPU's
 raises, as with CUDA. With `float64=False`, a float64 tensor on it raises, as with Apple's MPS. `waits` counts what
-makes a real device finish its work before the host goes on: values that come back, as in `.item()` and `.cpu()`.
+makes a real device finish its work before the host goes on: values that come back, as in `.item()` and `.cpu()`. `sent`
+counts tensors that come from the host.
 """
 
 from collections import Counter
@@ -10,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
@@ -31,9 +31,6 @@ _setup_privateuseone_for_python_backend(NAME, _Backend())
 DEVICE = torch.device(f"{NAME}:0")
 _LIBRARY = torch.library.Library("_", "IMPL", "AutocastPrivateUse1")
 _LIBRARY.fallback(torch.library.fallthrough_kernel)
-# In autocast, what is computed in lower precision and what in float32.
-LOWERED = {F.linear, F.conv2d, torch.bmm, torch.matmul, torch.baddbmm, F.scaled_dot_product_attention}
-RAISED = {F.group_norm, F.layer_norm, F.softmax, torch.softmax, F.mse_loss}
 
 
 class PretendTensor(torch.Tensor):
@@ -56,8 +53,10 @@ class PretendTensor(torch.Tensor):
 
     def __getitem__(self, index: Any) -> Any:
         # torch moves lists of numbers to the device below all modes.
-        parts = index if isinstance(index, tuple) else (index,)
-        return super().__getitem__(tuple(torch.tensor(part) if isinstance(part, list) else part for part in parts))
+        return super().__getitem__(_on_the_cpu(index))
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        super().__setitem__(_on_the_cpu(index), value)
 
     def tolist(self) -> Any:
         Pretend.current.waits["tolist"] += 1
@@ -76,8 +75,7 @@ class PretendTensor(torch.Tensor):
 class _Above(TorchFunctionMode):
     """What torch does above, or below, all that Pretend sees.
 
-    Tensors from Python's numbers are made on the CPU first; autocast, which knows no such device, has CUDA's rules for
-    what the models here call.
+    Tensors from Python's numbers are made on the CPU first.
     """
 
     def __torch_function__(
@@ -89,13 +87,6 @@ class _Above(TorchFunctionMode):
             return func(*args, **{**kwargs, "device": "cpu"}).to(DEVICE)
         if func is torch.Tensor.new_tensor and isinstance(args[0], PretendTensor):
             return args[0].held.new_tensor(*args[1:], **kwargs).to(DEVICE)
-        if (func in LOWERED or func in RAISED) and torch.is_autocast_enabled(NAME):
-            to = torch.get_autocast_dtype(NAME) if func in LOWERED else torch.float32
-
-            def cast(leaf: Any) -> Any:
-                return leaf.to(to) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf
-
-            args, kwargs = _mapped(cast, (args, kwargs))
         return func(*args, **kwargs)
 
 
@@ -109,6 +100,7 @@ class Pretend(TorchDispatchMode):
         self.float64 = float64
         self._above = _Above()
         self.waits: Counter[str] = Counter()
+        self.sent: Counter[str] = Counter()
         Pretend.current = self
 
     def __enter__(self) -> "Pretend":
@@ -139,6 +131,8 @@ class Pretend(TorchDispatchMode):
             self.waits[name] += 1
         elif here and name not in ("copy_", "_to_copy") and (strange := self._on_the_host(name, args, leaves)):
             raise RuntimeError(f"{func}: expected all tensors on one device, found {DEVICE} and cpu {strange}")
+        if (name == "_to_copy" and out_here and not here) or (name == "copy_" and self._from_the_host(args)):
+            self.sent[name] += 1
         first = args[0] if args else None
         args, kwargs = _mapped(_held, (args, kwargs))
         if wanted is not None:
@@ -164,12 +158,22 @@ class Pretend(TorchDispatchMode):
         return _mapped(wrapped, out)
 
     @staticmethod
+    def _from_the_host(args: tuple[Any, ...]) -> bool:
+        return isinstance(args[0], PretendTensor) and not isinstance(args[1], PretendTensor)
+
+    @staticmethod
     def _on_the_host(name: str, args: tuple[Any, ...], leaves: Sequence[Any]) -> list[Sequence[int]]:
         """Shapes of tensors that lie on the CPU and may not: numbers may, and, as on CUDA, indices."""
         if name in ("index", "index_put_") and isinstance(args[0], PretendTensor):
             return []
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and not isinstance(leaf, PretendTensor)]
         return [tuple(tensor.shape) for tensor in tensors if tensor.dim()]
+
+
+def _on_the_cpu(index: Any) -> tuple[Any, ...]:
+    """An index with its lists of numbers as tensors."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return tuple(torch.tensor(part, dtype=torch.long) if isinstance(part, list) else part for part in parts)
 
 
 def _leaves(value: Any) -> list[Any]:

@@ -24,22 +24,22 @@ class RecordedLosses:
     def __init__(
         self, objective: Recordable, trained: Trained, weighted: bool, then: Callable[..., torch.Tensor]
     ) -> None:
-        self._objective, self._trained, self._weighted, self._then = objective, trained, weighted, then
-        self._recorded = Recorded(self._work, trained.base.device)
-        self._inputs, self._captions = list[str](), list[str]()
+        self._objective, self._path, self._weighted = objective, trained.base.path, weighted
+        self._names = names = list[str](), list[str]()
+
+        def work(*tensors: torch.Tensor) -> torch.Tensor:  # no method: it must not lead back to the record
+            inputs = dict(zip(names[0], tensors, strict=False))
+            captions = dict(zip(names[1], tensors[len(inputs) :], strict=False))
+            losses = objective.losses(trained, inputs, Conditioning(captions))
+            return then(losses, *tensors[len(inputs) + len(captions) :])
+
+        self._recorded = Recorded(work, trained.base.device)
 
     def __call__(self, batch: Batch, *more: torch.Tensor) -> torch.Tensor:
         """What `then` makes of them."""
-        inputs = self._objective.inputs(self._trained.base.path, batch, self._weighted)
-        captions = batch.conditioning.tensors
-        self._inputs, self._captions = list(inputs), list(captions)
+        inputs, captions = self._objective.inputs(self._path, batch, self._weighted), batch.conditioning.tensors
+        self._names[0][:], self._names[1][:] = inputs, captions
         return self._recorded(*inputs.values(), *captions.values(), *more)
-
-    def _work(self, *tensors: torch.Tensor) -> torch.Tensor:
-        named, captions = len(self._inputs), len(self._inputs) + len(self._captions)
-        inputs = dict(zip(self._inputs, tensors[:named], strict=True))
-        conditioning = Conditioning(dict(zip(self._captions, tensors[named:captions], strict=True)))
-        return self._then(self._objective.losses(self._trained, inputs, conditioning), *tensors[captions:])
 
 
 def recompute_in_backward(denoiser: ModelMixin) -> None:
