@@ -27,7 +27,7 @@ class Denoising(Recordable):
 
     def losses(self, trained: Trained, inputs: Mapping[str, torch.Tensor], conditioning: Conditioning) -> torch.Tensor:
         """As `Recordable` has it."""
-        errors = squared_errors(trained.base, inputs, conditioning)
+        errors = mean_squares(residuals(trained.base, inputs, conditioning))
         return errors * inputs["weights"] if "weights" in inputs else errors
 
 
@@ -38,7 +38,12 @@ def weighted(errors: torch.Tensor, path: NoisePath, batch: Batch, min_snr_gamma:
 
 def denoising_errors(base: Base, batch: Batch) -> torch.Tensor:
     """Mean squared error (B,) of the base's prediction for each noised sample."""
-    return squared_errors(base, noised(base.path, batch), batch.conditioning)
+    return mean_squares(prediction_residuals(base, batch))
+
+
+def prediction_residuals(base: Base, batch: Batch) -> torch.Tensor:
+    """What the base predicts of the noised samples less what it should, (B, C, h, w)."""
+    return residuals(base, noised(base.path, batch), batch.conditioning)
 
 
 def noised(path: NoisePath, batch: Batch) -> dict[str, torch.Tensor]:
@@ -51,10 +56,14 @@ def noised(path: NoisePath, batch: Batch) -> dict[str, torch.Tensor]:
     }
 
 
-def squared_errors(base: Base, asked: Mapping[str, torch.Tensor], conditioning: Conditioning) -> torch.Tensor:
-    """Mean squared error (B,) of what the base answers."""
-    prediction = base.predict(asked["noisy"], asked["times"], conditioning)
-    return (prediction - asked["target"]).square().mean(dim=(1, 2, 3))
+def residuals(base: Base, asked: Mapping[str, torch.Tensor], conditioning: Conditioning) -> torch.Tensor:
+    """What the base answers less what it should, (B, C, h, w). asked: as `noised` gives it."""
+    return base.predict(asked["noisy"], asked["times"], conditioning) - asked["target"]
+
+
+def mean_squares(values: torch.Tensor) -> torch.Tensor:
+    """Of each sample, (B,)."""
+    return values.square().mean(dim=(1, 2, 3))
 
 
 def min_snr_weights(path: NoisePath, times: torch.Tensor, gamma: float) -> torch.Tensor:

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn import functional
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -28,6 +27,7 @@ from pipeline.training.denoising import denoising_errors
 from pipeline.training.draws import Batch
 from pipeline.training.optimizers import RowOptimizer
 from pipeline.training.pack import AdapterPack
+from pipeline.training.recording import recompute_in_backward
 from tests.benchmarks.full_size import SHAPES, TOKENS, Parts, Shape, base_of, build
 from tests.tiny import usual_scheduler
 
@@ -64,35 +64,9 @@ class Peak(TorchDispatchMode):
 
 
 @contextmanager
-def as_on_gpus() -> Iterator[None]:
-    """Norms and softmax in float32 under autocast, as on GPUs; on a CPU autocast leaves them in low precision."""
-
-    def raised(plain: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        def call(*args: Any, **kwargs: Any) -> torch.Tensor:
-            def cast(leaf: Any) -> Any:
-                return leaf.float() if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf
-
-            if torch.is_autocast_enabled("cpu"):
-                args, kwargs = pytree.tree_map(cast, (args, kwargs))
-            return plain(*args, **kwargs)
-
-        return call
-
-    names = ("group_norm", "layer_norm", "softmax")
-    plain = {name: getattr(functional, name) for name in names}
-    for name in names:
-        setattr(functional, name, raised(plain[name]))
-    try:
-        yield
-    finally:
-        for name in names:
-            setattr(functional, name, plain[name])
-
-
-@contextmanager
 def measured(models: Sequence[torch.nn.Module]) -> Iterator[Peak]:
     """The peak of what happens within, the models' weights included."""
-    with as_on_gpus(), Peak() as peak:
+    with Peak() as peak:
         peak.count([tensor for model in models for tensor in (*model.parameters(), *model.buffers())])
         yield peak
 
@@ -109,7 +83,7 @@ def batch_of(shape: Shape, count: int) -> Batch:
     """Samples of that shape, without values."""
     latents = torch.zeros(count, *shape.latents)
     times, captions = torch.full((count,), 500), ("",) * count
-    return Batch(latents, torch.zeros_like(latents), times, conditioning_of(shape, count), captions)
+    return Batch(latents, torch.zeros_like(latents), times, conditioning_of(shape, count), captions, (0,) * count)
 
 
 def training(shape: Shape, base: Base, settings: TrainSection, adapters: int) -> Callable[[], None]:
@@ -174,7 +148,7 @@ def peaks(shape: Shape, dtype: torch.dtype, settings: TrainSection) -> dict[str,
             label = f"train {adapters} adapter{'s'[: adapters > 1]}, batch {each}"
             work = training(shape, base, settings.model_copy(update={"batch": each}), adapters)
             find(label, work, [parts.unet])  # the encoders are in the host's memory meanwhile
-            parts.unet.enable_gradient_checkpointing()
+            recompute_in_backward(parts.unet)
             find(f"{label}, gradient_checkpointing", work, [parts.unet])
             parts.unet.disable_gradient_checkpointing()
         for count in (1, 2, 4, 8, 16):

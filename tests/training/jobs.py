@@ -17,6 +17,7 @@ from pipeline.training.objectives import objective_of
 from tests.training.settings import SETTINGS
 
 Fresh = Callable[[], Base]
+Tensors = Mapping[str, torch.Tensor]
 
 
 def examples(base: Base, first: int = 0, count: int = 2) -> list[Example]:

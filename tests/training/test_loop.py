@@ -1,6 +1,5 @@
 import gc
 import weakref
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -20,10 +19,9 @@ from pipeline.training.optimizers import LossScales, RowOptimizer
 from pipeline.training.pack import AdapterPack
 from pipeline.training.recording import recompute_in_backward
 from tests.tiny import in_double, open_tiny
-from tests.training.jobs import Fresh, jobs, trained, weights
+from tests.training.jobs import Fresh, Tensors, jobs, trained, weights
 from tests.training.settings import SETTINGS
 
-Tensors = Mapping[str, torch.Tensor]
 OPTIONS = {
     "plain": {},
     "accumulation": {"accumulation": 2, "batch": 2, "schedule": "cosine", "warmup": 2},
@@ -192,10 +190,9 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_the_adapter_and_the_pictu
         def inputs(self, path: NoisePath, batch: Batch, weighted: bool = True) -> Tensors:
             found = super().inputs(path, batch, weighted)
             calls.extend([1] * weighted)
-            if weighted and len(calls) == 4:
-                row = torch.arange(len(batch)) // SETTINGS.batch
-                found = {**found, "weights": torch.where(row == 1, float("nan"), 1.0)}
-            return found
+            rows = torch.arange(len(batch)) // SETTINGS.batch
+            broken = {"weights": torch.where(rows == 1, float("nan"), 1.0)}
+            return {**found, **broken} if weighted and len(calls) == 4 else found
 
     with pytest.raises(FloatingPointError, match=r"job 1: loss nan .* at step 3 \(10.png, 11.png\); lower train"):
         trained(fresh_tiny(), tmp_path, objective=Broken())
