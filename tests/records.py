@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pipeline.base import recorded
+from pipeline.sampling import recorded
 
 
 def record_on_cpu(monkeypatch: pytest.MonkeyPatch, record: Callable[..., Callable[..., torch.Tensor]]) -> None:

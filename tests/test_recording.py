@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from pipeline.base.conditioning import Control
-from pipeline.base.recorded import Work
 from pipeline.editing.transfer import Transfer
 from pipeline.film import Film, FilmSettings, Keyframe
 from pipeline.morphing.diffmorpher import KeyframeAttention
 from pipeline.morphing.engine import Recipe
 from pipeline.sampling.captions import sample_captions
+from pipeline.sampling.recorded import Work
 from tests.editing.test_transfer import a_net, an_adapter, edges, edit, noise_like
 from tests.pretend import DEVICE, Pretend
 from tests.records import record_on_cpu, traced

@@ -5,7 +5,7 @@ import torch
 from pipeline.base.conditioning import Conditioning, Control
 from pipeline.base.noise_path import Level
 from pipeline.base.protocol import Base
-from pipeline.base.recorded import Recorded
+from pipeline.sampling.recorded import Recorded
 from pipeline.sampling.solver import Predict
 
 

@@ -43,7 +43,7 @@ from pipeline.training.code_digest import code_digest
 OF_CLIPS = ("fps", "hold", "correct_ends", "without_adapters")
 OF_STYLES = ("style_from", "style_to")
 BASELINES = Path(".work/baselines")
-FRAMES = ("film.py", "base/*.py", "sampling/*.py", "morphing/*.py", "distances/*.py", "processes/chunks.py",
+FRAMES = ("film.py", "base/*.py", "sampling/*.py", "morphing/*.py", "distances/*.py", "processes/*.py",
           "adapters/mixing.py", "frames/tensors.py", "stages/morph.py")  # fmt: skip
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pipeline
 
-ENCODING = ("base/*.py", "training/examples.py")
-TRAINING = (*ENCODING, "adapters/*.py", "processes/joining.py", "processes/launcher.py", "training/*.py")
+ENCODING = ("base/*.py", "training/code_digest.py", "training/examples.py")
+TRAINING = (*ENCODING, "adapters/*.py", "processes/joining.py", "processes/launcher.py", "processes/memory.py",
+            "sampling/consistency.py", "sampling/recorded.py", "sampling/solver.py", "training/*.py")  # fmt: skip
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate")
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.base.conditioning import Conditioning
-from pipeline.base.recorded import Recorded
+from pipeline.sampling.recorded import Recorded
 from pipeline.training.draws import Batch
 from pipeline.training.objective import Recordable, Trained
 

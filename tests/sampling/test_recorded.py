@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from pipeline.base import recorded
-from pipeline.base.recorded import Recorded
+from pipeline.sampling import recorded
+from pipeline.sampling.recorded import Recorded
 from tests.records import record_on_cpu, traced
 
 CPU = torch.device("cpu")
