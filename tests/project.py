@@ -30,9 +30,10 @@ HILLS = {
     "blue.png": "a blue hill",
 }
 DOTS = {f"d{number}.png": "a red lake" for number in range(4)}
+WIDTH, HEIGHT = 64, 72  # of prepared pictures
 SMALL = {
-    "prepare.width": 64,
-    "prepare.height": 72,
+    "prepare.width": WIDTH,
+    "prepare.height": HEIGHT,
     "train.steps": 6,
     "train.batch": 2,
     "train.learning_rate": 0.05,

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.commands import morph
 from pipeline.frames.first_looks import FIRST_LOOKS
-from tests.project import contents, edit, paint, with_entries
+from tests.project import HEIGHT, WIDTH, contents, edit, paint, with_entries
 
 
 def preview(key: str, code: int = 0) -> str:
@@ -34,7 +34,7 @@ def test_frames_come_before_anything_is_prepared_or_trained_and_leave_no_other_t
     first = [path.read_bytes() for path in found]
     assert {name: text for name, text in contents(project).items() if not name.startswith(".work/previews/")} == before
     with Image.open(found[0]) as picture:
-        assert picture.size == (64, 72)
+        assert picture.size == (WIDTH, HEIGHT)
     preview("hills")
     assert [path.read_bytes() for path in looks("hills")] == first, "the same morph looks the same"
 

@@ -9,7 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from tests.project import contents, edit, paint, with_values
+from tests.project import HEIGHT, WIDTH, contents, edit, paint, with_values
 from tests.tiny import build_tiny, section
 
 
@@ -32,7 +32,7 @@ def test_a_clip_is_made_and_nothing_is_trained_tracked_or_kept(
     assert answer.exit_code == 0, answer.output
     assert "without training" in answer.output
     with Image.open("clip.webp") as clip:
-        assert clip.n_frames == 7 and clip.size == (64, 72)
+        assert clip.n_frames == 7 and clip.size == (WIDTH, HEIGHT)
         shown = []
         for number in range(clip.n_frames):
             clip.seek(number)

@@ -28,7 +28,7 @@ def noise_like(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
 
 
 def an_adapter(base: Base, seed: int = 3) -> Adapter:
-    name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    name = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
     generator = torch.Generator().manual_seed(seed)
     weight = base.denoiser.get_submodule(name).weight
     factors = torch.randn(2, weight.shape[1], generator=generator), torch.randn(len(weight), 2, generator=generator)

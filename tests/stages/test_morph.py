@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from pipeline.film import Film
 from pipeline.frames.cache import Made
 from pipeline.stages import morph
-from tests.project import HILLS, edit, with_values
+from tests.project import HEIGHT, HILLS, WIDTH, edit, with_values
 from tests.stages.test_check import checked
 
 KINDS = ("frames", "no-lora", "cross-fade")
@@ -23,7 +23,7 @@ HELD = {"hills": (5, [0, 2, 4]), "dots": (4, [0, 3])}  # frames, and those of th
 
 def picture(path: Path) -> NDArray[np.uint8]:
     with Image.open(path) as image:
-        assert image.mode == "RGB" and image.size == (64, 72)
+        assert image.mode == "RGB" and image.size == (WIDTH, HEIGHT)
         return np.asarray(image)
 
 
@@ -45,7 +45,7 @@ def test_the_clips_play_all_frames_and_rest_on_the_keyframes(ran: Path, key: str
     folder = ran / "data/morphs" / key
     count, stops = HELD[key]
     with Image.open(folder / "morph.webp") as clip:
-        assert (clip.n_frames, clip.size, clip.info["loop"]) == (count, (64, 72), 0)
+        assert (clip.n_frames, clip.size, clip.info["loop"]) == (count, (WIDTH, HEIGHT), 0)
     with av.open(str(folder / "morph.mp4")) as container:
         stream = container.streams.video[0]
         assert stream.average_rate == Fraction(8)

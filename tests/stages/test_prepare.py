@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pipeline.stages import prepare
-from tests.project import DOTS, HILLS, ROOT
+from tests.project import DOTS, HEIGHT, HILLS, ROOT, WIDTH
 
 
 def test_every_row_has_a_picture_of_the_size_asked_for_and_a_line_in_the_ledger(ran: Path) -> None:
@@ -20,7 +20,7 @@ def test_every_row_has_a_picture_of_the_size_asked_for_and_a_line_in_the_ledger(
         assert rows == [{"file_name": name, "text": text} for name, text in zip(names, captions.values(), strict=True)]
         for name in names:
             with Image.open(folder / name) as image:
-                assert (image.size, image.mode) == ((64, 72), "RGB")
+                assert (image.size, image.mode) == ((WIDTH, HEIGHT), "RGB")
         ledger = [json.loads(line) for line in (folder / "ledger.log").read_text(encoding="utf-8").splitlines()]
         assert [entry["source"] for entry in ledger] == list(captions)
 

@@ -5,9 +5,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.project import edit, with_values
+from tests.project import HEIGHT, WIDTH, edit, with_values
 
-CELL = (64, 72)
+CELL = (WIDTH, HEIGHT)
 
 
 def cells(sheet: Path, rows: int, columns: int) -> list[list[NDArray[np.uint8]]]:

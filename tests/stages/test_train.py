@@ -20,7 +20,7 @@ from pipeline.stages import prepare, train
 from pipeline.tracking import Tracker
 from pipeline.training.checkpoints import TrainState
 from pipeline.training.loop import Job, TrainingSetup
-from tests.project import DOTS, HILLS, contents, edit, paint, paint_set, with_entries, with_values
+from tests.project import DOTS, HEIGHT, HILLS, WIDTH, contents, edit, paint, paint_set, with_entries, with_values
 from tests.training.jobs import jobs
 
 
@@ -210,8 +210,8 @@ def test_pictures_from_a_training_under_way_come_with_their_step_and_change_noth
         train.run(key)
         assert contents(project / "models/adapters" / key) == contents(ran / "models/adapters" / key)
     # Three adapters below each other, one caption each; then four captions of one adapter beside each other.
-    assert shown == [("training", step, (64, 3 * 72)) for step in (2, 4, 6)] + [
-        ("training", step, (4 * 64, 72)) for step in (2, 4)
+    assert shown == [("training", step, (WIDTH, 3 * HEIGHT)) for step in (2, 4, 6)] + [
+        ("training", step, (4 * WIDTH, HEIGHT)) for step in (2, 4)
     ]
 
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from tests.project import DOTS, make_clone, paint, tiny_params
+from tests.project import DOTS, HEIGHT, WIDTH, make_clone, paint, tiny_params
 from tests.studio.browser import Context, check_keys, drop, expect, job_of, order, sync_api, tab
 from tests.studio.conftest import until
 from tests.studio.served import Served
@@ -161,8 +161,8 @@ def test_a_film_of_three_pictures_by_a_server_that_is_killed_on_the_way(
     assert download.value.suggested_filename == "three-painted.mp4"
     with av.open(str(download.value.path())) as clip:
         decoded = [frame.to_ndarray(format="rgb24") for frame in clip.decode(video=0)]
-    larger = decoded[0].shape[0] // 72  # clips of small frames are magnified
-    assert len(decoded) >= 9 and decoded[0].shape == (72 * larger, 64 * larger, 3)
+    larger = decoded[0].shape[0] // HEIGHT  # clips of small frames are magnified
+    assert len(decoded) >= 9 and decoded[0].shape == (HEIGHT * larger, WIDTH * larger, 3)
     start = np.asarray(Image.open(folder / "frames/0000.png").convert("RGB"), dtype=float)
     start = start.repeat(larger, axis=0).repeat(larger, axis=1)
     assert np.abs(decoded[0] - start).mean() < np.abs(decoded[-1] - start).mean()
