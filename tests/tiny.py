@@ -49,20 +49,25 @@ def usual_scheduler(prediction_type: str) -> DDIMScheduler:
     )
 
 
-def build_tiny(prediction_type: str = "epsilon", seed: int = 0, takes: int = 4) -> StableDiffusionPipeline:
-    """takes: the UNet's channels, 9 for a base that fills holes."""
+def build_tiny(
+    prediction_type: str = "epsilon", seed: int = 0, takes: int = 4, at_the_top: bool = False
+) -> StableDiffusionPipeline:
+    """takes: the UNet's channels, 9 for a base that fills holes. at_the_top: attention at the upper level, where it has
+    more to learn and would take a third of all tests' time."""
     torch.manual_seed(seed)
     tokenizer: CLIPTokenizer = build_tokenizer(["a", "red", "blue", "hill", "lake"])
     config = text_config(tokenizer, width=16, projection=16, layers=1)
+    levels = ["DownBlock2D", "CrossAttnDownBlock2D"]
+    if at_the_top:
+        levels.reverse()
     unet = UNet2DConditionModel(
         sample_size=8,
         in_channels=takes,
         out_channels=4,
-        block_out_channels=(16, 32),
+        block_out_channels=(16, 32) if at_the_top else (16, 16),
         layers_per_block=1,
-        # Attention at the lower level alone: at the upper one it would take a third of all tests' time.
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        down_block_types=levels,
+        up_block_types=[name.replace("Down", "Up") for name in reversed(levels)],
         cross_attention_dim=16,
         attention_head_dim=2,
         norm_num_groups=8,

@@ -12,6 +12,7 @@ import torch
 from pipeline.base.conditioning import Conditioning
 from pipeline.base.noise_path import Level, NoisePath
 from pipeline.base.protocol import Base
+from pipeline.sampling.adapted import adapted_conditioning
 from pipeline.sampling.guidance import guided, predictor
 from pipeline.sampling.solver import Predict, step_at
 
@@ -61,9 +62,10 @@ class Refiner:
     start: float
 
     def refinement(self, captions: Sequence[str], negative: str | None) -> Refinement:
-        """For samples with these captions. negative: None without guidance."""
+        """For samples with these captions, each encoded once, as those of the first base. negative: None without
+        guidance."""
         away = None if negative is None else self.base.condition_negative([negative])
-        return Refinement(self.base, self.start, self.base.condition(captions), away)
+        return Refinement(self.base, self.start, adapted_conditioning(self.base, captions, [()] * len(captions)), away)
 
 
 def steps_before(start: float, path: NoisePath, levels: Sequence[Level]) -> int:

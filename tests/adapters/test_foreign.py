@@ -134,7 +134,7 @@ def test_text_encoders_factors_by_every_name_they_have_had_are_what_diffusers_ma
     fresh_tiny: Fresh, tiny_folders: dict[str, Path], tmp_path: Path, names: str, alpha: float | None
 ) -> None:
     base, path, generator = fresh_tiny(), tmp_path / "text.safetensors", torch.Generator().manual_seed(8)
-    content = {f"{TO_Q}.lora_A.weight": torch.ones(2, 32), f"{TO_Q}.lora_B.weight": torch.ones(32, 2)}
+    content = {f"{TO_Q}.lora_A.weight": torch.ones(2, 16), f"{TO_Q}.lora_B.weight": torch.ones(16, 2)}
     if alpha is not None:
         content = kohya_factors(base.denoiser, {f"{ATTENTION}.to_q": int(2 * alpha - 2)})
     layers = {"self_attn.q_proj": 16, "self_attn.out_proj": 16} | ({} if "{old}" in names else {"mlp.fc1": 32})
@@ -236,7 +236,7 @@ def test_alphas_by_patterns_are_those_of_peft(
 @pytest.mark.parametrize("init", ["pissa_niter_4", "olora"])
 def test_factors_for_changed_weights_are_refused(fresh_tiny: Fresh, tmp_path: Path, init: str) -> None:
     base, path = fresh_tiny(), tmp_path / "x.safetensors"
-    content = {f"{TO_Q}.lora_A.weight": torch.ones(2, 32), f"{TO_Q}.lora_B.weight": torch.ones(32, 2)}
+    content = {f"{TO_Q}.lora_A.weight": torch.ones(2, 16), f"{TO_Q}.lora_B.weight": torch.ones(16, 2)}
     save_file(content, path, {"lora_adapter_metadata": json.dumps({"unet.init_lora_weights": init})})
     with pytest.raises(UserError, match=f"init_lora_weights is {init}: .* Restore it, or use another file"):
         read_foreign(path, base, base.adapter_prefix)
@@ -268,12 +268,12 @@ def test_older_names_become_those_that_diffusers_makes_of_them() -> None:
     ("content", "said"),
     [
         ({"lora_unet_conv_in.hada_w1_a": (2, 2)}, "not been correctly renamed"),
-        ({f"{TO_Q}.lora_A.weight": (2, 5), f"{TO_Q}.lora_B.weight": (32, 2)}, "another size"),
+        ({f"{TO_Q}.lora_A.weight": (2, 5), f"{TO_Q}.lora_B.weight": (16, 2)}, "another size"),
         ({"unet.nowhere.lora_A.weight": (2, 16), "unet.nowhere.lora_B.weight": (16, 2)}, "no linear layer"),
         ({"unet.conv_in.lora_A.weight": (2, 4, 3, 3), "unet.conv_in.lora_B.weight": (16, 2, 1, 1)}, "conv_in: factors"),
-        ({f"{TO_Q}.lora_A.weight": (2, 32)}, "to_q.lora_B.weight"),
-        ({f"text_encoder.{ATTENTION}.lora_A.weight": (2, 32)}, "no factors"),
-        ({f"{TO_Q}.lora_A.weight": (2, 32), f"{TO_Q}.lora_B.weight": (32, 2),
+        ({f"{TO_Q}.lora_A.weight": (2, 16)}, "to_q.lora_B.weight"),
+        ({f"text_encoder.{ATTENTION}.lora_A.weight": (2, 16)}, "no factors"),
+        ({f"{TO_Q}.lora_A.weight": (2, 16), f"{TO_Q}.lora_B.weight": (16, 2),
           "text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_A.weight": (2, 16),
           "text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_B.weight": (32, 2)}, "no linear layer of this base"),
         ({"model.weight": (2, 2)}, "no factors for the denoiser"),

@@ -47,7 +47,7 @@ def test_kohyas_format_means_the_same_adapter(
     assert not torch.allclose(predictions[0], plain, atol=1e-2)
     module = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_out_0"
     tensors = load_file(tmp_path / "kohya.safetensors")
-    assert tensors[f"{module}.lora_down.weight"].shape == (2, 32)
+    assert tensors[f"{module}.lora_down.weight"].shape == (2, 16)
     assert float(tensors[f"{module}.alpha"]) == pytest.approx(3.0 * (2**0.5 if stabilised else 1))
 
 

@@ -20,7 +20,7 @@ from pipeline.training.draws import Batch
 from pipeline.training.objective import Trained
 from pipeline.training.pack import AdapterPack
 from tests.paths import PATHS, diffusion_path
-from tests.tiny import caption_of, in_double
+from tests.tiny import build_tiny, caption_of, in_double, open_tiny
 from tests.training.jobs import Fresh, jobs, trained
 from tests.training.settings import SETTINGS
 
@@ -184,10 +184,11 @@ def test_a_network_for_v_has_the_loss_of_the_same_one_for_the_noise(fresh_tiny: 
     assert torch.allclose(one, other, atol=1e-9) and float(one.min()) > 0
 
 
-def test_it_learns(fresh_tiny: Fresh, tmp_path: Path) -> None:
+def test_it_learns(tmp_path: Path) -> None:
     """Its own error at fixed noise falls, of which validation speaks."""
     changes = {"steps": 100, "batch": 4, "rank": 8, "alpha": 8.0, "guidance_from": 1.0, "guidance_to": 1.0}
-    base, settings = fresh_tiny(), READY.model_copy(update=changes)
+    build_tiny(at_the_top=True).save_pretrained(tmp_path / "base")
+    base, settings = open_tiny(tmp_path / "base"), READY.model_copy(update=changes)
     (state,) = trained(base, tmp_path, settings, jobs(base, 1), every=100).values()
     first, last = (float(state.tensors[f"validation/{step}"].mean()) for step in (0, 100))
     assert last < 0.95 * first
