@@ -23,12 +23,14 @@ ROOT = Path(__file__).parent.parent
 # With `--dist loadfile` a worker takes one file after the other: a long one that is taken last is waited for. The first
 # two go to two workers, of which one makes what `ran` is, and the other does not need it yet.
 LONGEST = (
-    "stages/test_same_bytes.py", "stages/test_train_processes.py", "test_pipeline.py", "test_devices.py",
-    "stages/test_two_hosts.py", "hostile/test_results.py", "processes/test_chunks.py",
-    "stages/test_train_interrupted.py", "stages/test_shared_stages.py", "hostile/test_full_disk.py",
-    "stages/test_pocket.py", "tracking/test_real_server.py", "tracking/test_mirror.py", "commands/test_ui.py",
-    "stages/test_repeat.py", "pocket/test_pocket.py", "workers/test_fan_out.py", "workers/test_real_slurm.py",
-    "tracking/test_team_servers.py", "serving/test_serve.py", "workers/test_work.py",
+    "stages/test_same_bytes.py", "stages/test_train_processes.py", "test_pipeline.py", "studio/test_browser.py",
+    "stages/test_two_hosts.py", "test_devices.py", "tracking/test_real_server.py", "workers/test_real_slurm.py",
+    "tracking/test_mirror.py", "workers/test_work.py", "workers/test_fan_out.py", "test_recording.py",
+    "stages/test_pocket.py", "stages/test_edit.py", "training/test_loop.py", "stages/test_train_interrupted.py",
+    "stages/test_shared_stages.py", "processes/test_chunks.py", "sampling/test_refining.py",
+    "workers/test_real_stages.py", "stages/test_train.py", "stages/test_refined.py", "commands/test_ui.py",
+    "hostile/test_results.py", "hostile/test_full_disk.py", "stages/test_repeat.py", "pocket/test_pocket.py",
+    "tracking/test_team_servers.py", "serving/test_serve.py",
 )  # fmt: skip
 
 

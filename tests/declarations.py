@@ -1,6 +1,7 @@
 """What a stage really imports and which params it really reads, from its source alone."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -29,6 +30,7 @@ def exempt(file: Path) -> bool:
     return any(file == Path(item) or Path(item) in file.parents for item in EXEMPT)
 
 
+@cache
 def imports_of(file: Path) -> set[Path]:
     """Project files that `file` imports, anywhere in it."""
     found = set()

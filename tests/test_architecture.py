@@ -3,6 +3,7 @@
 import ast
 import re
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def room_of(path: Path) -> str:
     return path.relative_to("pipeline").parts[0].removesuffix(".py")
 
 
+@cache
 def arrows() -> dict[str, dict[str, set[str]]]:
     """Importing room to imported rooms to the files that say so."""
     found: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))

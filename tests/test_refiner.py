@@ -108,7 +108,7 @@ def test_a_base_of_another_family_is_no_refiner(base: BaseSection, tiny_folders:
     ("source", "expected"),
     [
         ("nowhere", "params.yaml: refiner.source: there is no folder 'nowhere', and it is not a Hub id"),
-        ("owner/name", "params.yaml: refiner.source: there is no folder 'owner/name', and for a Hub id None is not"),
+        ("owner/name", "params.yaml: refiner.source: there is no folder 'owner/name', and for a Hub id no commit is"),
         ("a.safetensors", "params.yaml: refiner.source: a single .safetensors file contains no configs"),
     ],
 )

@@ -114,10 +114,15 @@ def _pin_problems(section: BaseSection) -> list[Problem]:
     return [Problem(_place(section, "revision"), found, f"If its files are right, write `revision: {digest}`.")]
 
 
+def no_commit(revision: str | None) -> str:
+    """What is wrong with the revision of a Hub id, in words."""
+    return "no commit is named" if revision is None else f"{revision!r} is not a commit"
+
+
 def _hub_problems(section: BaseSection) -> list[Problem]:
     if section.revision is None or not re.fullmatch(r"[0-9a-f]{40}", section.revision):
         # More often a mistyped path than a Hub id.
-        found = f"there is no folder {section.source!r}, and for a Hub id {section.revision!r} is not a commit"
+        found = f"there is no folder {section.source!r}, and for a Hub id {no_commit(section.revision)}"
         what = f"{section.KEY}.revision (a branch can change)"
         fix = f"Correct the path; or write a Hub id's commit, 40 hex digits, in {what}."
         return [Problem(_place(section, "source"), found, fix)]

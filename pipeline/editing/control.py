@@ -10,7 +10,7 @@ import torch
 from diffusers import ControlNetModel
 from torch import nn
 
-from pipeline.base.checking import cached, config_folder, is_hub_id
+from pipeline.base.checking import cached, config_folder, is_hub_id, no_commit
 from pipeline.base.digests import file_sha256
 from pipeline.base.files import RESTORE, find_weights, json_problems, weights_problems
 from pipeline.base.fitting import described_model, reason_of, shapes_of, stored_shapes, weights_fit_problems
@@ -55,7 +55,7 @@ def folder_of(section: ControlSection, where: str) -> Path:
     if os.path.isdir(section.source):
         return Path(section.source)
     if not _is_hub(section):
-        found = f"there is no folder {section.source!r}, and for a Hub id {section.revision!r} is not a commit"
+        found = f"there is no folder {section.source!r}, and for a Hub id {no_commit(section.revision)}"
         raise UserError(Problem(f"{where}.source", found, "Correct the path, or write a commit of 40 hex digits."))
     if there := cached(_as_base(section), _file_problems):
         return there
