@@ -139,7 +139,7 @@ def test_a_loop_leads_back_and_ends_before_its_first_frame(project: Path, ran: P
 
 
 def test_perceptual_pacing_evens_out_the_steps_and_a_list_is_taken_as_it_is(project: Path, ran: Path) -> None:
-    folder = remade(project, ran, {"morph.pacing": "perceptual", "morph.pacing_spare": 3, "morph.frames": 5})
+    folder = remade(project, ran, {"morph.pacing": "perceptual", "morph.pacing_spare": 12, "morph.frames": 5})
     alphas = json.loads((folder / "morph.json").read_text(encoding="utf-8"))["alphas"]["morph"]
     assert all(len(segment) == 5 and segment == sorted(segment) for segment in alphas)
     assert any(segment != pytest.approx([0, 0.25, 0.5, 0.75, 1], abs=0.01) for segment in alphas)

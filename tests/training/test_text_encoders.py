@@ -22,7 +22,7 @@ from tests.text_adapters import READING
 from tests.tiny import build_tiny_xl, open_tiny
 from tests.training.jobs import Fresh, Killed, examples, jobs, kill_at, trained
 
-STEPS = READING.model_copy(update={"caption_dropout": 0.3, "max_grad_norm": 0.02})
+STEPS = READING.model_copy(update={"caption_dropout": 0.3, "max_grad_norm": 0.01})
 
 
 def a_trainer(base: Base) -> PackTrainer:
