@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.importing import without_collector
 from pipeline.options import Adapters, Force, Made, SetKey
 
 
@@ -18,7 +19,8 @@ def export(
 
     Example: morphline export alps --out ~/ComfyUI/models/loras
     """
-    from pipeline.commands import export
+    with without_collector():
+        from pipeline.commands import export
 
     for path in export.run(key, out, force):
         print(path)
@@ -34,7 +36,8 @@ def mix(
 
     Example: morphline mix woodcut:0.6 alps/dawn:0.4 --out both.safetensors
     """
-    from pipeline.commands import mix
+    with without_collector():
+        from pipeline.commands import mix
 
     print(mix.run(adapters, out, rank, force))
 
@@ -48,7 +51,8 @@ def fuse(
 
     Example: morphline fuse woodcut:0.8 --out models/woodcut-base
     """
-    from pipeline.commands import fuse
+    with without_collector():
+        from pipeline.commands import fuse
 
     print(fuse.run(adapters, out, force))
 

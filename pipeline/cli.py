@@ -10,6 +10,7 @@ import typer
 
 from pipeline import adapter_commands, stage_commands, worker_commands
 from pipeline.commands.endings import ending_well
+from pipeline.importing import without_collector
 from pipeline.options import (
     Adapters,
     Captions,
@@ -100,14 +101,19 @@ def morph(
 
     Example: morphline morph a.jpg b.jpg --quick --frames 60 --fps 24 --out beach.webp
     """
-    from pipeline.commands import add, morph
-    from pipeline.commands import quick as untrained
-
-    extras = add.extras_of(focus, settings, style)
     if quick and (key or measure or preview or style):
         raise typer.BadParameter(
             "--quick adds nothing to the project: no --key, --measure, --preview or --style goes with it."
         )
+    with without_collector():
+        from pipeline.commands import add
+
+        if quick:  # one of the two: both would take seconds more
+            from pipeline.commands import quick as untrained
+        else:
+            from pipeline.commands import morph
+
+    extras = add.extras_of(focus, settings, style)
     made_by = untrained.run if quick else partial(morph.run, key=key, measure=measure, preview=preview)
     make = partial(made_by, extras=extras, frames=frames, steps=steps)
     print(make(pictures, caption or [], out, fps=fps, hold=hold, size=size, force=force))
@@ -119,7 +125,8 @@ def preview(key: MorphKey) -> None:
 
     Example: morphline preview alps
     """
-    from pipeline.commands import preview
+    with without_collector():
+        from pipeline.commands import preview
 
     print(preview.run(key))
 
@@ -152,7 +159,8 @@ def clip(key: MorphKey, out: Out, fps: Fps = None, hold: Hold = None, size: Size
 
     Example: morphline clip alps --out alps.gif --fps 12 --size 512
     """
-    from pipeline.commands import clip
+    with without_collector():
+        from pipeline.commands import clip
 
     print(clip.run(key, out, fps=fps, hold=hold, size=size, force=force))
 
@@ -168,7 +176,8 @@ def restyle(
 
     Example: morphline restyle alps woodcut:0.8 --set edit.strength=0.6
     """
-    from pipeline.commands import restyle
+    with without_collector():
+        from pipeline.commands import restyle
 
     print(restyle.run(key, adapters, name, settings or []))
 

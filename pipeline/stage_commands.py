@@ -1,26 +1,23 @@
 """The stages as commands: what `dvc repro` calls, and `check`, which a person calls too."""
 
-import gc
 from importlib import import_module
 
+from pipeline.importing import without_collector
 from pipeline.options import EditKey, MorphKey, SetKey
 
 
 def run_stage(name: str, *key: str) -> None:
     """Import a stage and run it."""
-    # The collector would walk again and again over all that torch and diffusers define, of which nothing is garbage: a
-    # fifth of the time that their import takes.
-    gc.disable()
-    try:
+    with without_collector():
         stage = import_module(f"pipeline.stages.{name}")
-    finally:
-        gc.enable()
     stage.run(*key)
 
 
 def run_shared(name: str, command: str, key: str) -> None:
     """The same of a stage that several processes may share, whose command is `morphline <command> <key>`."""
-    import_module("pipeline.stages.shared").launch([command, key])
+    with without_collector():
+        shared = import_module("pipeline.stages.shared")
+    shared.launch([command, key])
     run_stage(name, key)
 
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from contextlib import nullcontext
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from pipeline import stage_commands
 from pipeline.cli import app
+from pipeline.importing import without_collector
 from tests.project import ROOT, contents, edit, make_project, with_values
 
 COMMANDS = typer.main.get_command(app).commands
@@ -214,3 +215,13 @@ def test_garbage_is_left_alone_while_a_stage_is_imported_and_no_longer(
     with pytest.raises(ImportError) if broken else nullcontext():
         stage_commands.run_stage("check")
     assert collecting == ([False] if broken else [False, True]) and gc.isenabled()
+
+
+@pytest.mark.parametrize("name", ["json", "tests.warm"])
+def test_only_what_was_imported_just_now_is_kept_from_the_collector(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.delitem(sys.modules, "tests.warm", raising=False)
+    frozen = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(name))
+    with without_collector():
+        import_module(name)
+    assert frozen == ([] if name == "json" else [name])
