@@ -1,6 +1,5 @@
 """Fixtures for all rooms: tiny bases on disk, opened fresh for each test, and tiny projects."""
 
-import gc
 import inspect
 import os
 import shutil
@@ -43,11 +42,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         tests = [item for item in items if isinstance(item, pytest.Function)]
         searching = sum("@hostile(" in inspect.getsource(item.function) for item in tests)
         generators.share[0] = generators.SECONDS / max(searching, 1)
-
-
-def pytest_collection_finish() -> None:
-    """What the tests' modules have imported lasts: the garbage collector need not walk over it again and again."""
-    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
