@@ -1,10 +1,11 @@
-"""Whether adapters can be trained for what the params ask of them, and whether few-step sampling can be done."""
+"""Whether adapters can be trained for what the params ask of them, and samples and edits be made by their solver."""
 
 from pathlib import Path
 
 from pipeline.errors import Problem
 from pipeline.params import Params
 from pipeline.sampling.consistency import GRID, MOST_STEPS
+from pipeline.sections import EditSection, SampleSection
 
 
 def find_objective_problems(params: Params) -> list[Problem]:
@@ -33,14 +34,16 @@ def find_objective_problems(params: Params) -> list[Problem]:
     return problems
 
 
-def find_consistency_problems(params: Params) -> list[Problem]:
-    """Samples and edits by `solver: consistency` with values that it cannot take."""
+def find_solver_problems(params: Params) -> list[Problem]:
+    """Samples and edits with values that their solver cannot take."""
     problems = []
     for key, spec in params.sets.items():
+        problems += _fresh_problems(f"params.yaml: sets.{key}: sample", spec.sample)
         if spec.sample.solver == "consistency":
             problems += _step_problems(params, f"params.yaml: sets.{key}: sample", spec.sample.steps, 1.0)
     for key, edit in params.edits.items():
         settings, where = edit.edit, f"params.yaml: edits.{key}: edit"
+        problems += _fresh_problems(where, settings)
         if settings.solver != "consistency":
             continue
         problems += _step_problems(params, where, settings.steps, settings.strength)
@@ -70,6 +73,13 @@ def distillation_warnings(params: Params) -> list[str]:
             f"({', '.join(params.morphs)}) are made by the base with it: leave it out of base.adapters for those"
         )
     return warnings
+
+
+def _fresh_problems(where: str, settings: SampleSection | EditSection) -> list[Problem]:
+    if settings.solver != "midpoint" or not settings.fresh_noise:
+        return []
+    found = f"{settings.fresh_noise:g}, and midpoint draws none: each step goes on with what the one before has said"
+    return [Problem(f"{where}.fresh_noise", found, "Write 0, or `solver: ddim`.")]
 
 
 def _step_problems(params: Params, where: str, steps: int, strength: float) -> list[Problem]:

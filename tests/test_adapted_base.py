@@ -15,7 +15,7 @@ from pipeline.base.opening import open_base
 from pipeline.base.protocol import Base
 from pipeline.errors import UserError
 from pipeline.sampling.captions import sample_captions
-from pipeline.sampling.consistency import fresh_noise
+from pipeline.sampling.solver import fresh_noise
 from pipeline.sections import BaseAdapter, BaseSection
 from pipeline.training.pack import AdapterPack
 from tests.tiny import build_tiny, section

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.distillation import find_consistency_problems, find_objective_problems
+from pipeline.distillation import find_objective_problems, find_solver_problems
 from pipeline.params import EditSpec, Params, load_params
 from pipeline.sections import RefinerSection
 from tests.declarations import ROOT
@@ -24,7 +24,7 @@ def with_edit(**changes: object) -> Params:
 
 
 def said(params: Params) -> list[str]:
-    return [str(problem) for problem in [*find_objective_problems(params), *find_consistency_problems(params)]]
+    return [str(problem) for problem in [*find_objective_problems(params), *find_solver_problems(params)]]
 
 
 def test_what_goes_together_is_not_refused() -> None:
@@ -85,3 +85,14 @@ def test_a_refiner_has_no_part_in_it() -> None:
     refiner = RefinerSection.model_validate({"source": "x", "revision": None, "from": 0.8})
     (problem,) = said(with_edit().model_copy(update={"refiner": refiner}))
     assert "edit.solver: consistency, and the refiner has no part in its jumps" in problem
+
+
+def test_fresh_noise_is_refused_where_it_would_do_nothing() -> None:
+    assert said(with_edit(fresh_noise=0.5)) == said(with_edit(solver="ddim", fresh_noise=1.0)) == []
+    (problem,) = said(with_edit(solver="midpoint", fresh_noise=0.5))
+    assert "edit.fresh_noise: 0.5, and midpoint draws none" in problem and "`solver: ddim`" in problem
+    spec = SHIPPED.sets["woodcut"]
+    sample = spec.sample.model_copy(update={"solver": "midpoint", "fresh_noise": 1.0})
+    changed = {**SHIPPED.sets, "woodcut": spec.model_copy(update={"sample": sample})}
+    (problem,) = said(SHIPPED.model_copy(update={"sets": changed}))
+    assert "sets.woodcut: sample.fresh_noise: 1, and midpoint draws none" in problem

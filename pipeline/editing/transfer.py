@@ -31,7 +31,8 @@ class Transfer:
     strength: the share of the `steps` that is gone back, 0 (the picture stays) to 1 (from noise alone, or the picture's
     own). start: where the noise comes from. negative: the caption that guidance leads away from.
     control_from, control_until: the shares of the steps taken between which edges have a say. solver: consistency takes
-    all of its few steps within the strength, and starts from noise alone. fresh: the share of its noise drawn anew.
+    all of its few steps within the strength, and starts from noise alone. fresh: the share of the noise drawn anew
+    between steps, of consistency and ddim.
     """
 
     steps: int = 10
@@ -135,7 +136,7 @@ def transferred(
     control: with a picture for each sample. masks: (B, 1, h, w) in [0, 1], 0 where after every step the sample is put
     back on its trail, as diffusers inpaints with ordinary bases; without them the end of the trail is enough.
     refinement: of the last steps, for each sample; adapters and control have no part in those.
-    seeds: one for each sample, of the noise drawn anew between steps of consistency, which goes with no refinement.
+    seeds: one for each sample, of the noise drawn anew between steps. consistency goes with no refinement.
     """
     if transfer.steps_taken == 0:
         return trail[0]
@@ -184,6 +185,8 @@ def transferred(
                 restarts,
                 taken=transfer.steps_taken,
                 after=put_back,
+                fresh=transfer.fresh,
+                seeds=seeds[chunk],
             )
 
     most = None if work.batch is None else work.batch // 2 if doubled else work.batch

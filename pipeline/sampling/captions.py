@@ -33,8 +33,8 @@ def sample_captions(
 
     adapters: those of each sample; () for none anywhere. conditioning: the captions as they read them
     (`adapted_conditioning`). At guidance 1 the empty caption is not evaluated at all. refinement: of the last steps,
-    without the adapters; None: all are the base's. seeds, fresh: of the noise between the steps of
-    consistency, as in `sample_consistently`; it goes with no refinement.
+    without the adapters; None: all are the base's. seeds, fresh: of the noise between steps, as
+    in `sample_consistently`, which goes with no refinement, and in `sample`.
     """
     adapters = adapters or [()] * len(noise)
     loaded, weights = mixing_weights(adapters)
@@ -52,4 +52,4 @@ def sample_captions(
     if refinement is not None:
         predict = refinement.taking_over(predict, base.path, falling_levels(base.path, steps), guidance)
     with mixed_adapters(base.denoiser, loaded, weights):
-        return sample(noise, predict, base.path, steps, progress, solver)
+        return sample(noise, predict, base.path, steps, progress, solver, fresh=fresh, seeds=seeds)

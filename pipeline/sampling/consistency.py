@@ -12,8 +12,7 @@ from typing import Literal
 import torch
 
 from pipeline.base.noise_path import Level, NoisePath
-from pipeline.base.posterior import keyed_seed
-from pipeline.sampling.solver import After, Predict, Progress, untouched
+from pipeline.sampling.solver import After, Predict, Progress, fresh_noise, untouched
 
 Sampler = Literal["midpoint", "ddim", "consistency"]
 """The solvers, and this."""
@@ -74,12 +73,3 @@ def sample_consistently(
         else:
             x = after(clean, to)
     return x
-
-
-def fresh_noise(like: torch.Tensor, seeds: Sequence[int], step: int) -> torch.Tensor:
-    """Noise for latents (B, C, h, w) after a step, each from its own seed: the same in whatever batch."""
-    drawn = [
-        torch.randn(like.shape[1:], generator=torch.Generator().manual_seed(keyed_seed("fresh noise", seed, step)))
-        for seed in seeds
-    ]
-    return torch.stack(drawn).to(like)

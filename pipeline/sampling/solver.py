@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 
 from pipeline.base.noise_path import Level, NoisePath, Pair
+from pipeline.base.posterior import keyed_seed
 
 Solver = Literal["midpoint", "ddim"]
 
@@ -47,21 +48,47 @@ def sample(
     restarts: Collection[int] = (),
     taken: int | None = None,
     after: After = untouched,
+    fresh: float = 0.0,
+    seeds: Sequence[int] = (),
 ) -> torch.Tensor:
     """Noise (B, C, h, w) at the last level to clean latents.
 
     midpoint: `steps` + 1 evaluations. ddim: `steps`. restarts: steps before which `predict` changes, so that the
     midpoint of the step before them says nothing about them. taken: so many of the steps only, the last ones, from
     latents with as much noise as is left there; None: all. after: changes the latents after each step.
+
+    fresh: of ddim, the share of the noise, by variance, that is drawn anew after each step but the last: 0, none; 1, as
+    much as ancestral sampling draws (DDPM, Ho et al. 2020). It is the square of the eta of Song et al. (2021, eq. 16).
+    Errors of earlier steps go with the old noise. seeds: one for each sample, of its fresh noise.
+
+    Raises:
+        ValueError: for fresh noise with midpoint, which goes on with what the step before says.
     """
     levels = falling_levels(path, steps, taken)
     if solver == "midpoint":
+        if fresh:
+            raise ValueError("fresh noise needs ddim")
         return _midpoint(noise, predict, path, levels, progress, restarts, after)
     x = noise
     for number in progress(range(len(levels) - 1)):
         at, to = levels[number], levels[number + 1]
-        x = after(step(x, path.split(x, predict(x, at), at), at, to), to)
+        pair = path.split(x, predict(x, at), at)
+        if fresh and number < len(levels) - 2:
+            noise = fresh_noise(x, seeds, number)
+            x = ancestral_step(pair, at, to, fresh, noise)
+        else:
+            x = step(x, pair, at, to)
+        x = after(x, to)
     return x
+
+
+def fresh_noise(like: torch.Tensor, seeds: Sequence[int], step: int) -> torch.Tensor:
+    """Noise for latents (B, C, h, w) after a step, each from its own seed: the same in whatever batch."""
+    drawn = [
+        torch.randn(like.shape[1:], generator=torch.Generator().manual_seed(keyed_seed("fresh noise", seed, step)))
+        for seed in seeds
+    ]
+    return torch.stack(drawn).to(like)
 
 
 def invert(
@@ -101,6 +128,16 @@ def step(x: torch.Tensor, pair: Pair, at: Level, to: Level) -> torch.Tensor:
     and Euler's step for a flow; with the pair predicted at the midpoint it is of second order.
     """
     return x + (to.a - at.a) * pair.clean + (to.s - at.s) * pair.noise
+
+
+def ancestral_step(pair: Pair, at: Level, to: Level, fresh: float, noise: torch.Tensor) -> torch.Tensor:
+    """What the pair (B, C, h, w) predicted at one level gives at a less noisy one, with some of its noise replaced.
+
+    fresh: the share, 0 to 1, of what the posterior q(x_to | x_at, x0) draws; its variance is S^2 (1 - (a S / A s)^2),
+    with a and s at the one level and A and S at the other (Song et al. 2021, eq. 16, for any path).
+    """
+    variance = fresh * to.s**2 * (1 - (at.a * to.s / (to.a * at.s)) ** 2)
+    return to.a * pair.clean + (to.s**2 - variance) ** 0.5 * pair.noise + variance**0.5 * noise
 
 
 def _midpoint(

@@ -70,8 +70,10 @@ class Package(Section):
     @field_validator("sample", mode="before")
     @classmethod
     def _older_sample(cls, sample: object) -> object:
-        """Models registered before the key was there drew all of the noise anew."""
-        return {"fresh_noise": 1.0} | sample if isinstance(sample, dict) else sample
+        """Models registered before the key was there drew all of the noise anew for consistency, and none else."""
+        if not isinstance(sample, dict):
+            return sample
+        return {"fresh_noise": 1.0 if sample.get("solver") == "consistency" else 0.0} | sample
 
 
 @dataclass(frozen=True)

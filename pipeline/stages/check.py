@@ -9,7 +9,7 @@ from pipeline.base.checking import base_warnings, config_folder, find_base_probl
 from pipeline.base.device import choose_device, find_dtype_problems
 from pipeline.base.schedule import FILE, timesteps_of
 from pipeline.base.tokens import count_tokens
-from pipeline.distillation import distillation_warnings, find_consistency_problems, find_objective_problems
+from pipeline.distillation import distillation_warnings, find_objective_problems, find_solver_problems
 from pipeline.edits import find_edit_problems, find_style_problems
 from pipeline.errors import Problem, UserError
 from pipeline.inputs import read_json
@@ -46,7 +46,7 @@ def run() -> None:
             workers=params.machine.workers,
             memory=MEMORY / f"{key}.txt",
         )
-    problems += [*_train_problems(params), *find_objective_problems(params), *find_consistency_problems(params)]
+    problems += [*_train_problems(params), *find_objective_problems(params), *find_solver_problems(params)]
     problems += find_style_problems(params)
     problems += _batch_problems(params)
     problems += _lpips_problems(params)

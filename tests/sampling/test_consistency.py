@@ -9,7 +9,8 @@ from pipeline.base.noise_path import Level
 from pipeline.base.protocol import Base
 from pipeline.editing.transfer import Transfer, Work, trail_to_noise, transferred
 from pipeline.sampling.captions import sample_captions
-from pipeline.sampling.consistency import consistency_levels, fresh_noise, sample_consistently
+from pipeline.sampling.consistency import consistency_levels, sample_consistently
+from pipeline.sampling.solver import fresh_noise
 from tests.paths import PATHS
 from tests.reference import random_adapters
 

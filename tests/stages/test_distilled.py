@@ -69,6 +69,9 @@ def test_it_lies_under_samples_and_edits_and_what_is_trained_later_is_bound_to_i
         assert [name for name in half if name.endswith(".png") and half[name] != all_fresh[name]]
     edit(params, lambda text: with_values(text, {"sample.solver": "midpoint", "base.adapters": "[]"}))
     answer = CliRunner().invoke(app, ["check"])
+    assert "sample.fresh_noise: 0.5, and midpoint draws none" in answer.stderr and answer.exit_code == 1
+    edit(params, lambda text: with_values(text, {"sample.fresh_noise": 0.0}))
+    answer = CliRunner().invoke(app, ["check"])
     assert "without base.adapters: the base must be distilled itself" in answer.stderr
 
 
