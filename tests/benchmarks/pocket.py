@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import ControlNetModel
-from PIL import Image
 from tqdm import tqdm
 
 from pipeline.base.conditioning import Conditioning, Control
@@ -26,39 +25,23 @@ from pipeline.editing.transfer import Transfer, transferred
 from pipeline.evaluation.fidelity import psnr
 from pipeline.landscapes.painter import paint_between
 from pipeline.landscapes.world import HELD_OUT, Scene, caption
-from pipeline.pocket.sheet import sample_scenes, sample_sheet
+from pipeline.pocket.sheet import FINEST, Sampling, sample_scenes, sample_sheet
 from pipeline.sampling.guidance import predictor
 from pipeline.sampling.solver import Progress, invert, sample
 from tests.benchmarks.bands import RINGS, change_shares, coherences, power_shares, spectra
 from tests.benchmarks.classifier import accuracies, features, frechet_distance, train_reader
 from tests.benchmarks.orbs import count_orbs
-from tests.benchmarks.shared import open_pocket, paintings, scenes_from
+from tests.benchmarks.shared import open_pocket, paintings, photographs, scenes_from
 
-# The photographs that scikit-image's package itself carries: of things and places, then of surfaces.
-PHOTOGRAPHS = (
-    "astronaut", "camera", "cat", "clock", "coffee", "coins", "hubble_deep_field", "moon", "motorcycle", "retina",
-    "rocket", "brick", "grass", "gravel",
-)  # fmt: skip
 CLASSIFIED, DISTRIBUTED, PAIRS, POINTS = 500, 2000, 50, 17
 DETAILED, WAYS, WAY_POINTS, ORBS, EDGED = 24, 12, 17, 100, 48
+GUIDED = {
+    "guidance 2, 25 steps of the midpoint rule": Sampling(25, 2.0),
+    "guidance 3, 50 steps of ddim with fresh noise": FINEST,
+}
 TO_READ = 8000
 # Apart from each other, all beyond HELD_OUT: what is measured, what the classifier learns, two sets to compare.
 MEASURED, READ, FIRST, SECOND = (HELD_OUT + 1_000_000 * number for number in (0, 1, 2, 3))
-
-
-def photographs() -> dict[str, torch.Tensor]:
-    """The centres of scikit-image's photographs at 128x128, in colour, (1, 3, 128, 128) in [0, 1] each."""
-    import skimage.data
-
-    squares = {}
-    for name in PHOTOGRAPHS:
-        array = skimage.data.stereo_motorcycle()[0] if name == "motorcycle" else getattr(skimage.data, name)()
-        image = Image.fromarray(array).convert("RGB")
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        square = image.crop((left, top, left + side, top + side)).resize((128, 128), Image.Resampling.LANCZOS)
-        squares[name] = torch.from_numpy(np.asarray(square)).permute(2, 0, 1)[None].float() / 255
-    return squares
 
 
 def reconstruction(base: Base, pictures: torch.Tensor) -> torch.Tensor:
@@ -110,10 +93,10 @@ def jumps(base: Base, pairs: Sequence[tuple[Scene, Scene]], points: int) -> torc
     return torch.stack(found)
 
 
-def samples(base: Base, scenes: Sequence[Scene], guidance: float, label: str) -> torch.Tensor:
-    """What the pocket makes of the scenes' captions in 25 steps, (N, 3, 128, 128) in [0, 1]."""
+def samples(base: Base, scenes: Sequence[Scene], how: Sampling, label: str) -> torch.Tensor:
+    """What the pocket makes of the scenes' captions, (N, 3, 128, 128) in [0, 1]."""
     parts = [
-        sample_scenes(base, scenes[first : first + 50], steps=25, guidance=guidance, seed=first)
+        sample_scenes(base, scenes[first : first + 50], how, seed=first)
         for first in tqdm(range(0, len(scenes), 50), desc=label, unit="batch")
     ]
     return torch.cat(parts)
@@ -161,9 +144,10 @@ def measure_detail(base: Base) -> None:
     print(f"autoencoder, {DETAILED} unseen paintings, power: {_in_rings(power_shares(decoded, true))}")
     print(f"autoencoder, {DETAILED} unseen paintings, coherence: {_in_rings(coherences(decoded, true))}")
     described = scenes_from(MEASURED, 4 * DETAILED)
-    made = spectra(samples(base, described, 2.0, "guidance 2"))
     theirs = spectra(paintings(described).float() / 255)
-    print(f"{len(made)} samples with guidance 2, power: {_in_rings(power_shares(made, theirs))}")
+    for label, how in GUIDED.items():
+        made = spectra(samples(base, described, how, label))
+        print(f"{len(made)} samples with {label}, power: {_in_rings(power_shares(made, theirs))}")
     others = [replace(scene, seed=first.seed) for scene, first in zip(scenes_from(FIRST, WAYS), scenes, strict=False)]
     ways = torch.stack([_way(one, other) for one, other in zip(scenes, others, strict=False)])
     flat = ways.flatten(0, 1)
@@ -196,11 +180,11 @@ def measure_captions(base: Base) -> None:
     unseen = paintings(checked).float() / 255
     _print_reading("unseen paintings", accuracies(reader, unseen, checked))
     asked = scenes_from(MEASURED, CLASSIFIED)
-    for guidance in (1.0, 2.0):
-        made = samples(base, asked, guidance, f"guidance {guidance:g}")
-        _print_reading(f"{len(made)} samples, guidance {guidance:g}", accuracies(reader, made, asked))
+    for label, how in {"no guidance": Sampling(25, 1.0), **GUIDED}.items():
+        made = samples(base, asked, how, label)
+        _print_reading(f"{len(made)} samples with {label}", accuracies(reader, made, asked))
     described = scenes_from(FIRST, DISTRIBUTED)
-    theirs, made = features(reader, unseen), samples(base, described, 1.0, "distribution")
+    theirs, made = features(reader, unseen), samples(base, described, Sampling(25, 1.0), "distribution")
     others = features(reader, paintings(described).float() / 255)
     print(
         f"Frechet distance to {DISTRIBUTED} unseen paintings: {DISTRIBUTED} samples without guidance "
@@ -216,9 +200,10 @@ def _print_reading(of: str, found: dict[str, float]) -> None:
 def measure_orbs(base: Base) -> None:
     """How often a caption's one sun or moon is painted twice, or not at all."""
     scenes = [scene for scene in scenes_from(MEASURED, 4 * ORBS) if scene.orb][:ORBS]
-    painted = (paintings(scenes).float() / 255).permute(0, 2, 3, 1).numpy()
-    made = samples(base, scenes, 2.0, "suns and moons").permute(0, 2, 3, 1).numpy()
-    for label, pictures in (("paintings", painted), ("samples with guidance 2", made)):
+    painted = paintings(scenes).float() / 255
+    made = {f"samples with {label}": samples(base, scenes, how, label) for label, how in GUIDED.items()}
+    for label, shown in {"paintings": painted, **made}.items():
+        pictures = shown.permute(0, 2, 3, 1).numpy()
         counts = [count_orbs(picture, scene) for picture, scene in zip(pictures, scenes, strict=True)]
         more = sum(count > 1 for count in counts)
         print(f"of {ORBS} {label} with a sun or moon: more than one in {more}, none found in {counts.count(0)}")
