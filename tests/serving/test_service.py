@@ -112,8 +112,10 @@ def test_a_caption_is_painted_as_in_the_sets_samples(dots: Service, ran: Path) -
     adapter = read_adapter(ran / "models/adapters/dots/set.safetensors", dots.base.digest, dots.base.device)
     size = (dots.package.prepare.height, dots.package.prepare.width)
     expected = sample_grid(
-        dots.base, "a red lake", adapter, seeds=[3], weights=[1.0], size=size, steps=4, guidance=2.0
+        dots.base, "a red lake", adapter, seeds=[3], weights=[1.0], size=size, steps=4, guidance=2.0,
+        solver=dots.package.sample.solver, fresh=dots.package.sample.fresh_noise,
     )  # fmt: skip
+    assert dots.package.sample.fresh_noise > 0
     assert (pixels(answer["pictures"][0]) == to_arrays(expected[0])[0]).all()
     both = dots.answer({"captions": ["a red lake", "a blue hill"], "seed": 3, "steps": 4, "guidance": 2.0})
     assert len(both["pictures"]) == 2 and both["pictures"][0] != both["pictures"][1]

@@ -78,7 +78,9 @@ def test_it_lies_under_samples_and_edits_and_what_is_trained_later_is_bound_to_i
 def test_a_served_model_takes_it_along(distilled: Path, tmp_path: Path) -> None:
     """The file is in the package, which needs nothing else of the project; and its samples are in few steps, too."""
     train.run("dots")
-    values = {"sample.solver": "consistency", "sample.steps": 3, "sample.guidance": 1.0}
+    values = {
+        "sample.solver": "consistency", "sample.steps": 3, "sample.guidance": 1.0, "sample.fresh_noise": 0.0,
+    }  # fmt: skip
     edit(distilled / "params.yaml", lambda text: with_values(text, values))
     folder = tmp_path / "package"
     folder.mkdir()
@@ -94,6 +96,10 @@ def test_a_served_model_takes_it_along(distilled: Path, tmp_path: Path) -> None:
     (folder / "package.json").write_text(json.dumps(older))
     assert Service(folder).package.sample.fresh_noise == 1.0
     assert Service(folder).answer(asked)["pictures"] != few
+    of_ddim = {**older["sample"], "solver": "ddim"}
+    (folder / "package.json").write_text(json.dumps({**older, "sample": of_ddim}))
+    assert Service(folder).package.sample.fresh_noise == 0.0
+    (folder / "package.json").write_text(json.dumps(older))
     assert few == service.answer(asked)["pictures"] and few != service.answer({**asked, "steps": 2})["pictures"]
     with pytest.raises(UserError, match="9 steps, and this model is sampled by consistency. Ask for at most 8."):
         service.answer({**asked, "steps": 9})
