@@ -30,7 +30,7 @@ class Sampling:
 
 
 FINEST = Sampling(steps=50, guidance=3.0, solver="ddim", fresh=1.0)
-"""What suits the pocket best: fewest second suns, and most detail."""
+"""What suits the pocket best, by the figures on its card."""
 
 
 def sample_scenes(
