@@ -29,8 +29,8 @@ class Sampling:
     fresh: float = 0.0
 
 
-FINEST = Sampling(steps=25, guidance=3.5, solver="ddim", fresh=1.0)
-"""What suits the pocket best, by the figures on its card."""
+FINEST = Sampling(steps=50, guidance=3.5, solver="ddim", fresh=1.0)
+"""What params.yaml has for samples, in twice as many steps."""
 
 
 def sample_scenes(

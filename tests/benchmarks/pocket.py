@@ -37,7 +37,7 @@ CLASSIFIED, DISTRIBUTED, PAIRS, POINTS = 500, 2000, 50, 17
 DETAILED, WAYS, WAY_POINTS, ORBS, EDGED = 24, 12, 17, 100, 48
 GUIDED = {
     "guidance 2, 25 steps of the midpoint rule": Sampling(25, 2.0),
-    "guidance 3.5, 25 steps of ddim with fresh noise": FINEST,
+    "guidance 3.5, 25 steps of ddim with fresh noise": replace(FINEST, steps=25),
 }
 TO_READ = 8000
 # Apart from each other, all beyond HELD_OUT: what is measured, what the classifier learns, two sets to compare.
