@@ -106,32 +106,33 @@ def main() -> None:
     scenes = scenes_from(FIRST, max(16, arguments.adapters))
     pictures = paintings(scenes)
     captions = [caption(scene) for scene in scenes]
-    with TemporaryDirectory() as cache:
+    empty, count = base.condition([""]), arguments.adapters
+    floats = pictures[:count].float() / 255
+    with TemporaryDirectory() as cache:  # which examples are read from as they are needed
         examples = [
             encode_example(base, f"p{i}", pictures[i], captions[i], False, Path(cache)) for i in range(len(scenes))
         ]
-    empty, count = base.condition([""]), arguments.adapters
-    floats = pictures[:count].float() / 255
-    ways: dict[str, Callable[[], None]] = {
-        "plain loop": lambda: plain_loop(wrapped, floats, captions[:count], settings),
-        "plain loop from caches": lambda: cached_loop(wrapped, examples[:count], settings),
-        "ours, one by one": lambda: ours(base, examples[:count], settings, 1, empty),
-        f"ours, {count} side by side": lambda: ours(base, examples[:count], settings, count, empty),
-    }
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in tqdm(range(arguments.rounds), desc="rounds"):
-        for name, work in ways.items():  # in turns, so that a busy machine is busy for all
-            times[name].append(seconds(base, work))
-    plain = np.median(times["plain loop"])
-    print(f"{count} adapters, {arguments.steps} steps of 1 each, float32, {base.device.type}:")
-    for name, taken in times.items():
-        each = np.median(taken) / (count * arguments.steps) * 1000
-        print(f"  {name}: {each:.1f} ms an adapter's step, {plain / np.median(taken):.2f} times the plain loop's speed")
-    print("by number of adapters, against the plain loop for one:")
-    for number in (1, 2, 4, 8, 16):
-        taken = min(seconds(base, lambda n=number: ours(base, examples[:n], settings, n, empty)) for _ in range(2))
-        ratio = plain / count / (taken / number)
-        print(f"  {number}: {taken / number / arguments.steps * 1000:.1f} ms an adapter's step, {ratio:.2f} times")
+        ways: dict[str, Callable[[], None]] = {
+            "plain loop": lambda: plain_loop(wrapped, floats, captions[:count], settings),
+            "plain loop from caches": lambda: cached_loop(wrapped, examples[:count], settings),
+            "ours, one by one": lambda: ours(base, examples[:count], settings, 1, empty),
+            f"ours, {count} side by side": lambda: ours(base, examples[:count], settings, count, empty),
+        }
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in tqdm(range(arguments.rounds), desc="rounds"):
+            for name, work in ways.items():  # in turns, so that a busy machine is busy for all
+                times[name].append(seconds(base, work))
+        plain = np.median(times["plain loop"])
+        print(f"{count} adapters, {arguments.steps} steps of 1 each, float32, {base.device.type}:")
+        for name, taken in times.items():
+            each = np.median(taken) / (count * arguments.steps) * 1000
+            ratio = plain / np.median(taken)
+            print(f"  {name}: {each:.1f} ms an adapter's step, {ratio:.2f} times the plain loop's speed")
+        print("by number of adapters, against the plain loop for one:")
+        for number in (1, 2, 4, 8, 16):
+            taken = min(seconds(base, lambda n=number: ours(base, examples[:n], settings, n, empty)) for _ in range(2))
+            ratio = plain / count / (taken / number)
+            print(f"  {number}: {taken / number / arguments.steps * 1000:.1f} ms an adapter's step, {ratio:.2f} times")
 
 
 if __name__ == "__main__":
