@@ -7,12 +7,11 @@ from diffusers.schedulers import scheduling_lcm
 
 from pipeline.base.noise_path import Level
 from pipeline.base.protocol import Base
-from pipeline.editing.transfer import Transfer, Work, trail_to_noise, transferred
+from pipeline.editing.transfer import Transfer, trail_to_noise, transferred
 from pipeline.sampling.captions import sample_captions
 from pipeline.sampling.consistency import consistency_levels, sample_consistently
 from pipeline.sampling.solver import fresh_noise
 from tests.paths import PATHS
-from tests.reference import random_adapters
 
 CAPTIONS = ["a red hill", "a blue lake"]
 SEEDS = [5, 9]
@@ -138,26 +137,6 @@ def test_fresh_noise_is_a_share_of_the_variance(fresh: float) -> None:
     assert torch.allclose(made[0], (1 - fresh) ** 0.5 * noise + fresh**0.5 * drawn, atol=1e-4)
     assert float(made[0].std()) == pytest.approx(1, abs=0.02)
     assert torch.allclose(ended, clean, atol=1e-4)
-
-
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_nothing_depends_on_what_it_is_batched_with(tiny: Base, guidance: float) -> None:
-    """Samples and edits, with adapters and guidance: each its own fresh noise."""
-    captions = tiny.condition(CAPTIONS)
-    (adapter,) = random_adapters(tiny.denoiser, 1)
-    adapters = [[(adapter, 0.5)], []]
-    options = {"steps": 4, "guidance": guidance, "solver": "consistency", "fresh": 0.5}
-    both = sample_captions(tiny, noise_like(), captions, adapters, seeds=SEEDS, **options)
-    for row in range(2):
-        alone = sample_captions(
-            tiny, noise_like()[[row]], captions.take([row]), [adapters[row]], seeds=[SEEDS[row]], **options
-        )
-        assert torch.allclose(alone, both[[row]], atol=1e-3)  # of latents that a random base sends to 40
-    transfer = Transfer(4, 0.6, "noise", guidance, solver="consistency", fresh=0.5)
-    trail = trail_to_noise(tiny, noise_like(1), captions, noise_like(2), transfer)
-    whole = transferred(tiny, trail, captions, adapters, transfer, seeds=SEEDS)
-    parts = transferred(tiny, trail, captions, adapters, transfer, Work(batch=1 if guidance == 1 else 2), seeds=SEEDS)
-    assert torch.allclose(whole, parts, atol=1e-3)
 
 
 def test_outside_a_mask_the_latents_stay(tiny: Base) -> None:

@@ -1,4 +1,4 @@
-"""Noise drawn anew between steps of ddim, against diffusers' own and against Bayes' rule."""
+"""Noise drawn anew between steps, that of ddim against diffusers' own and against Bayes' rule."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from pipeline.base.noise_path import Level, NoisePath, Pair
 from pipeline.base.protocol import Base
 from pipeline.editing.transfer import Transfer, Work, trail_to_noise, transferred
 from pipeline.sampling.captions import sample_captions
+from pipeline.sampling.consistency import Sampler
 from pipeline.sampling.guidance import predictor
 from pipeline.sampling.solver import ancestral_step, fresh_noise, sample
 from tests.paths import PATHS, diffusion_path, scheduler_like
@@ -91,19 +92,21 @@ def test_nothing_is_drawn_after_the_last_step_or_for_none() -> None:
         sample(x, predict, PATHS["flow"], 3, fresh=0.1, seeds=SEEDS)
 
 
+@pytest.mark.parametrize("solver", ["ddim", "consistency"])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_nothing_depends_on_what_it_is_batched_with(tiny: Base, guidance: float) -> None:
+def test_nothing_depends_on_what_it_is_batched_with(tiny: Base, guidance: float, solver: Sampler) -> None:
+    """Samples and edits, with adapters and guidance: each its own fresh noise."""
     captions = tiny.condition(CAPTIONS)
     (adapter,) = random_adapters(tiny.denoiser, 1)
     adapters = [[(adapter, 0.5)], []]
-    options = {"steps": 4, "guidance": guidance, "solver": "ddim", "fresh": 0.5}
+    options = {"steps": 4, "guidance": guidance, "solver": solver, "fresh": 0.5}
     both = sample_captions(tiny, noise_like(), captions, adapters, seeds=SEEDS, **options)
     for row in range(2):
         alone = sample_captions(
             tiny, noise_like()[[row]], captions.take([row]), [adapters[row]], seeds=[SEEDS[row]], **options
         )
         assert torch.allclose(alone, both[[row]], atol=1e-3)  # of latents that a random base sends to 40
-    transfer = Transfer(4, 0.6, "noise", guidance, solver="ddim", fresh=0.5)
+    transfer = Transfer(4, 0.6, "noise", guidance, solver=solver, fresh=0.5)
     trail = trail_to_noise(tiny, noise_like(1), captions, noise_like(2), transfer)
     whole = transferred(tiny, trail, captions, adapters, transfer, seeds=SEEDS)
     parts = transferred(tiny, trail, captions, adapters, transfer, Work(batch=1 if guidance == 1 else 2), seeds=SEEDS)
