@@ -106,6 +106,8 @@ def test_nothing_depends_on_what_it_is_batched_with(tiny: Base, guidance: float,
             tiny, noise_like()[[row]], captions.take([row]), [adapters[row]], seeds=[SEEDS[row]], **options
         )
         assert torch.allclose(alone, both[[row]], atol=1e-3)  # of latents that a random base sends to 40
+    others = sample_captions(tiny, noise_like(), captions, adapters, seeds=[1, 2], **options)
+    assert not torch.allclose(both, others, atol=1e-3)
     transfer = Transfer(4, 0.6, "noise", guidance, solver=solver, fresh=0.5)
     trail = trail_to_noise(tiny, noise_like(1), captions, noise_like(2), transfer)
     whole = transferred(tiny, trail, captions, adapters, transfer, seeds=SEEDS)
