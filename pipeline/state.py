@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+import yaml
 
 
 def workspace() -> Path:
@@ -155,14 +154,15 @@ def _git(folder: Path, *arguments: str) -> str:
 def _load(path: Path) -> dict[str, Any]:
     try:
         return _parse(path.read_bytes())
-    except (OSError, ValueError, RecursionError, YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
 
 
 @functools.cache
 def _parse(content: bytes) -> dict[str, Any]:
-    # A stage asks several times, and a dvc.lock takes a quarter of a second.
-    parsed = YAML(typ="safe").load(content.decode("utf-8"))
+    # ruamel.yaml is in Python alone and takes a quarter of a second for a dvc.lock. Names, paths and digests are text
+    # here, so nothing is read as a number or a truth, of which YAML 1.1 knows more than DVC.
+    parsed = yaml.load(content.decode("utf-8"), Loader=getattr(yaml, "CBaseLoader", yaml.BaseLoader))
     return parsed if isinstance(parsed, dict) else {}
 
 

@@ -13,11 +13,13 @@ def test_dataset_digest_is_that_of_the_stage_which_makes_it(project: Path) -> No
     assert dataset_digest(Path("data/prepared/alps")) == "0123456789abcdef0123456789abcdef.dir"
 
 
-def test_dataset_digest_of_a_dvc_file(project: Path) -> None:
+@pytest.mark.parametrize("digest", [f"{'3' * 32}.dir", "0" * 30 + "12", "1e" + "3" * 30])
+def test_dataset_digest_of_a_dvc_file(project: Path, digest: str) -> None:
+    """Also of one that could be read as a number."""
     raw = project / "data/raw"
     raw.mkdir(parents=True)
-    (project / "data/raw.dvc").write_text("outs:\n- {md5: 33333333333333333333333333333333.dir, path: raw}\n")
-    assert dataset_digest(raw) == "33333333333333333333333333333333.dir"
+    (project / "data/raw.dvc").write_text(f"outs:\n- {{md5: {digest}, path: raw}}\n")
+    assert dataset_digest(raw) == digest
 
 
 def test_dataset_digest_of_a_folder_in_git_equals_dvcs_own(project: Path) -> None:

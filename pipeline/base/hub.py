@@ -98,7 +98,8 @@ def _require_answer() -> None:
     def ask() -> None:
         try:
             question = urllib.request.Request(address, method="HEAD")
-            urllib.request.urlopen(question, timeout=HUB_SECONDS)
+            # Longer than it is waited for below: which of the two ends first must not choose the sentence.
+            urllib.request.urlopen(question, timeout=2 * HUB_SECONDS)
         except urllib.error.HTTPError:
             failures.append(None)  # an answer all the same
         except (OSError, ValueError, http.client.HTTPException) as error:

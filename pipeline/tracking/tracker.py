@@ -57,6 +57,8 @@ class Tracker:
         self._rows: dict[str, list[Metric]] = {child: [], parent: []}
         self._flushed = time.monotonic()
         self._not_finite: dict[str, str] = {}
+        self._places: dict[str, Path] = {}
+        self._rows_of_pictures = False
         self.stop: Callable[[], object] = lambda: None
 
     def metric(self, name: str, value: float, step: int | None = None) -> None:
@@ -106,7 +108,9 @@ class Tracker:
             plain.thumbnail((256, 256))
             with self._writing(f"{stem}+compressed.webp") as path:
                 plain.save(path)
-            self.set_tags({"mlflow.loggedImages": "True"})
+            if not self._rows_of_pictures:
+                self.set_tags({"mlflow.loggedImages": "True"})
+                self._rows_of_pictures = True
 
     @_never_raises
     def table(self, key: str, columns: Mapping[str, Sequence[Path | float | str]]) -> None:
@@ -230,5 +234,8 @@ class Tracker:
 
     def _writing(self, name: str, run_id: str = "", folder: bool = False) -> Any:
         """Write an artifact, of this run unless another is named; it appears whole or not at all."""
-        path = self._store.place(self._store.client.get_run(run_id or self._child).info.artifact_uri) / name
+        run_id = run_id or self._child
+        if run_id not in self._places:  # asking takes longer than writing a frame, of which a stage has hundreds
+            self._places[run_id] = self._store.place(self._store.client.get_run(run_id).info.artifact_uri)
+        path = self._places[run_id] / name
         return atomic_folder(path) if folder else atomic_file(path)
