@@ -21,7 +21,7 @@ Adapters = Annotated[
 Captions = Annotated[list[str] | None, typer.Option(help="What a picture shows: for each in order, for all, or none.")]
 Frames = Annotated[
     int | None,
-    typer.Option(help="From a picture to the next; else as in params.yaml; of two, 31 or more.", min=3, max=9999),
+    typer.Option(help="From a picture to the next; else as in params.yaml; of two, 31 or more.", min=3, max=10_000),
 ]
 Steps = Annotated[int | None, typer.Option(help="That make a frame; else as in params.yaml.", min=2, max=1000)]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]

@@ -26,7 +26,10 @@ def fan_out(
     listed: Annotated[bool, typer.Option("--list", help="Print the keys that need work, one a line.")] = False,
     on: Annotated[Engine, typer.Option(help="What starts workers: this machine, a Ray cluster, or SLURM.")] = "local",
     workers: Annotated[
-        int | None, typer.Option("-j", "--workers", help="At once. Here: one a GPU; else as many as keys.", min=1)
+        int | None,
+        typer.Option(
+            "-j", "--workers", help="At once. Here: one a GPU, or one; on Ray and SLURM as many as keys.", min=1
+        ),
     ] = None,
     gpus: Annotated[int | None, typer.Option(help="For each worker; default: one where there are any.", min=0)] = None,
     keys_each: Annotated[int, typer.Option(help="Keys that a worker takes, one after the other.", min=1)] = 1,
