@@ -102,7 +102,7 @@ def pocket() -> None:
 
 
 def controlnet() -> None:
-    """Train the ControlNet for edges that ships beside the pocket, in twenty minutes on a CPU. `dvc repro` never does it.
+    """Train the ControlNet for edges of the pocket, in twenty minutes on a CPU. `dvc repro` never does it.
 
     Example: morphline controlnet
     """
