@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+from pipeline.base.checking import config_folder
+from pipeline.base.schedule import FILE, timesteps_of
 from pipeline.errors import Problem
+from pipeline.inputs import read_json
 from pipeline.params import Params
 from pipeline.sampling.consistency import GRID, MOST_STEPS
 from pipeline.sections import EditSection, SampleSection
@@ -21,6 +24,9 @@ def find_objective_problems(params: Params) -> list[Problem]:
         if settings.objective == "consistency" and settings.text_rate is not None:
             found = f"{settings.text_rate:g}, and the teacher of consistency reads captions as the base does"
             problems.append(Problem(f"{where}.text_rate", found, "Write null."))
+        if settings.objective == "consistency" and settings.min_snr_gamma is not None:
+            found = f"{settings.min_snr_gamma:g}, and consistency weighs all timesteps alike"
+            problems.append(Problem(f"{where}.min_snr_gamma", found, "Write null."))
         if settings.objective == "consistency" and settings.guidance_from > settings.guidance_to:
             found = f"{settings.guidance_from:g} lies above guidance_to"
             problems.append(Problem(f"{where}.guidance_from", found, "Write at most `guidance_to`."))
@@ -51,6 +57,22 @@ def find_solver_problems(params: Params) -> list[Problem]:
             found = "inversion, and consistency jumps: there is no way back"
             problems.append(Problem(f"{where}.start", found, "Write `start: noise`, or another solver."))
     return problems
+
+
+def find_grid_problems(params: Params) -> list[Problem]:
+    """Consistency over a base, in order itself, whose schedule has fewer timesteps than consistency goes over."""
+    timesteps = timesteps_of(read_json(config_folder(params.base, "scheduler") / "scheduler" / FILE))
+    if timesteps >= GRID:
+        return []
+    asked: dict[str, str] = {f"sets.{key}: train.objective": spec.train.objective for key, spec in params.sets.items()}
+    asked |= {f"sets.{key}: sample.solver": spec.sample.solver for key, spec in params.sets.items()}
+    asked |= {f"edits.{key}: edit.solver": spec.edit.solver for key, spec in params.edits.items()}
+    found = f"consistency, which goes over {GRID} timesteps, and the base's schedule has {timesteps}"
+    return [
+        Problem(f"params.yaml: {where}", found, "Write another.")
+        for where, value in asked.items()
+        if value == "consistency"
+    ]
 
 
 def distillation_warnings(params: Params) -> list[str]:

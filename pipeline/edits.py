@@ -22,7 +22,11 @@ def find_edit_problems(params: Params, caption_length: CaptionLength | None) -> 
     problems = []
     for key, spec in params.edits.items():
         where, settings = f"params.yaml: edits.{key}", spec.edit
-        if settings.strength and Transfer(settings.steps, settings.strength, solver=settings.solver).steps_taken == 0:
+        share = (settings.control.start, settings.control.end) if settings.control else (0.0, 1.0)
+        transfer = Transfer(
+            settings.steps, settings.strength, solver=settings.solver, control_from=share[0], control_until=share[1]
+        )
+        if settings.strength and transfer.steps_taken == 0:
             found = f"{settings.strength:g} of {settings.steps} steps is none at all"
             problems.append(Problem(f"{where}: edit.strength", found, "Write 0, or more of either."))
         for name in spec.adapters:
@@ -44,6 +48,9 @@ def find_edit_problems(params: Params, caption_length: CaptionLength | None) -> 
             if control.start >= control.end:
                 found = f"{control.start:g} does not lie before end"
                 problems.append(Problem(f"{at}.start", found, "Write less than `end`, or control: null."))
+            elif control.scale and (taken := transfer.steps_taken) and not any(transfer.with_control):
+                found = f"none of the {taken} steps taken lies between {control.start:g} and {control.end:g} of them"
+                problems.append(Problem(f"{at}.start", found, "Move start and end apart, or write more edit.steps."))
             problems += find_control_problems(control, params.base, at)
     return problems
 

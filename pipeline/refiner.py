@@ -22,12 +22,12 @@ PLACE = "params.yaml: refiner"
 
 @dataclass(frozen=True)
 class Asked:
-    """Steps that params ask for. taken: so many of them, the last ones; None: all. adapted: with adapters, which act in
-    the base's steps alone."""
+    """Steps that params ask for. taken: so many of them, the last ones; None: all. guided_by_more: with
+    adapters or a ControlNet, which act in the base's steps alone."""
 
     steps: int
     taken: int | None = None
-    adapted: bool = True
+    guided_by_more: bool = True
 
 
 def find_refiner_problems(
@@ -91,7 +91,7 @@ def _path(section: BaseSection) -> VariancePreserving:
 
 
 def _step_problems(start: float, path: VariancePreserving, asked: Mapping[str, Asked]) -> list[Problem]:
-    """Steps of which none is the refiner's, or all are, so that adapters would do nothing."""
+    """Steps of which none is the refiner's, or all are, so that adapters or edges would do nothing."""
     problems = []
     for where, each in asked.items():
         if each.steps > len(path):
@@ -100,8 +100,8 @@ def _step_problems(start: float, path: VariancePreserving, asked: Mapping[str, A
         taken, before = len(levels) - 1, steps_before(start, path, levels)
         if taken and before == taken:
             found, fix = f"none of {each.steps} steps is left for the refiner", "Write less, or more steps."
-        elif taken and each.adapted and not before:
-            found = f"all steps taken of {each.steps} are the refiner's, and adapters have no part in them"
+        elif taken and each.guided_by_more and not before:
+            found = f"all steps taken of {each.steps} are the refiner's, and adapters and edges have no part in them"
             fix = "Write more, or take more steps."
         else:
             continue

@@ -156,6 +156,10 @@ class SampleSection(Section):
     seed: int = Field(ge=0, lt=2**63)
 
 
+SLOWEST_FPS, FASTEST_FPS = 0.01, 120
+"""Of clips: a frame of a WebP lies at a whole millisecond, in 32 bits."""
+
+
 class MorphSection(Section):
     """How the frames between keyframes are made."""
 
@@ -174,14 +178,21 @@ class MorphSection(Section):
         Literal["linear", "perceptual"]
         | Annotated[tuple[Fraction, ...], Field(strict=False, min_length=3), AfterValidator(_rising)]
     )
-    pacing_spare: int = Field(ge=0, le=1000)
+    pacing_spare: int = Field(ge=0, le=100)
     without_adapters: bool
     style_from: float = Field(ge=-4, le=4)
     style_to: float = Field(ge=-4, le=4)
     loop: bool
     correct_ends: Fraction
-    fps: float = Field(gt=0, le=120)
+    fps: float = Field(ge=SLOWEST_FPS, le=FASTEST_FPS)
     hold: float = Field(ge=0, le=60)
+
+    @property
+    def least_batch(self) -> int:
+        """Samples that go through the denoiser at once for one frame: two under guidance, its endpoints beside it for
+        attention."""
+        beside = 2 if self.attention and self.attention_until > 0 else 0
+        return (beside + 1) * (1 if self.guidance == 1 else 2)
 
 
 class ControlSection(Section):

@@ -44,6 +44,11 @@ def test_what_goes_together_is_not_refused() -> None:
         ("woodcut", {"objective": "consistency", "text_rate": 0.1}, "train.text_rate: 0.1, and the teacher of consist"),
         (
             "woodcut",
+            {"objective": "consistency", "min_snr_gamma": 5.0},
+            "train.min_snr_gamma: 5, and consistency",
+        ),
+        (
+            "woodcut",
             {"objective": "consistency", "guidance_from": 3.0, "guidance_to": 2.0},
             "train.guidance_from: 3 lies above guidance_to. Write at most `guidance_to`.",
         ),

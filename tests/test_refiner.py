@@ -170,9 +170,7 @@ def test_steps_that_leave_one_of_both_nothing_to_do_are_refused(made: Path, base
     assert said.startswith("params.yaml: refiner.from: 0.9999: none of 10 steps is left for the refiner (here).")
     first, half = refiner_of(made / "refiner", 0.05), refiner_of(made / "refiner", 0.5)
     said = only_problem(first, base, here=Asked(10))
-    assert said.startswith(
-        "params.yaml: refiner.from: 0.05: all steps taken of 10 are the refiner's, and adapters have"
-    )
+    assert said.startswith("params.yaml: refiner.from: 0.05: all steps taken of 10 are the refiner's, and adapters and")
     assert "(here)" in only_problem(half, base, here=Asked(10, 5), there=Asked(10, 6))
     for fine in (Asked(10, 5, False), Asked(10, 0), Asked(10), Asked(5000)):
         assert find_refiner_problems(half, base, {"here": fine}) == []

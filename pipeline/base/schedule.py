@@ -41,6 +41,11 @@ def schedule_problems(path: Path) -> list[Problem]:
     if found := _other_path(config):
         fix = "Use a base that was trained on betas, as Stable Diffusion 1, 2 and XL were; flows and EDM are not read."
         return [Problem(str(path), f"{found}: a noise schedule of another kind", fix)]
+    kind = config.get("prediction_type", "epsilon")
+    if config.get("rescale_betas_zero_snr") is True and kind != "v_prediction":
+        # The picture is what is left when the noise is taken away, divided by how much of it there is: nothing.
+        found = f"rescale_betas_zero_snr is true, and prediction_type {kind!r} says nothing of a picture in pure noise"
+        return [Problem(str(path), found, "It should be false, or the base one of v_prediction: restore its own file.")]
     return [
         Problem(str(path), f"{key} is {config.get(key)!r}", f"It should be {what}: restore the base's own file.")
         for key, (fits, what) in allowed.items()

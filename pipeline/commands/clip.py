@@ -12,6 +12,7 @@ from pipeline.frames.tensors import Frame, FrameFiles, ResizedFrames, read_pictu
 from pipeline.frames.variants import frame_paths, read_facts
 from pipeline.outputs import atomic_file, atomic_folder, require_output
 from pipeline.params import load_params
+from pipeline.sections import FASTEST_FPS, SLOWEST_FPS
 
 FORMATS = (".mp4", ".webp", ".gif")
 OWN_FOLDERS = ("data", "models", "reports")
@@ -109,8 +110,8 @@ def check_output(out: Path, fps: float | None, hold: float | None, size: int | N
     above = next(folder for folder in out.absolute().parents if os.path.exists(folder))
     if not above.is_dir() or not os.access(above, os.W_OK):
         problems.append(Problem("--out", f"nothing can be written to {above}", "Use a folder that you may write to."))
-    if fps is not None and not 0 < fps <= 120:
-        problems.append(Problem("--fps", f"found {fps:g}", "Write a number above 0, up to 120."))
+    if fps is not None and not SLOWEST_FPS <= fps <= FASTEST_FPS:
+        problems.append(Problem("--fps", f"found {fps:g}", f"Write a number from {SLOWEST_FPS} to {FASTEST_FPS}."))
     if hold is not None and not 0 <= hold <= 60:
         problems.append(Problem("--hold", f"found {hold:g}", "Write seconds, 0 to 60."))
     if size is not None and size not in SIDES:

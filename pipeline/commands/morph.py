@@ -166,14 +166,20 @@ def morph_settings(
     frames: of each segment, both keyframes included; None: as in params.yaml, but for two pictures FRAMES at least.
     steps: of inversion and of sampling; None: as in params.yaml. own: other values, which win over both.
     """
-    if frames is None and len(pictures) == 2 and params.morph.frames < FRAMES:
+    asked = frames is not None
+    if not asked and len(pictures) == 2 and params.morph.frames < FRAMES:
         frames = FRAMES
     for name, value in (("frames", frames), ("steps", steps)):
         if value is not None and name in (own or {}):
             fix = "Leave one of them out."
             raise UserError(Problem(f"--{name}", f"it is also given as --set morph.{name}", fix))
     given = {"frames": frames, "steps": steps, "inversion_steps": steps}
-    return {**{name: value for name, value in given.items() if value is not None}, **(own or {})}
+    values = {**{name: value for name, value in given.items() if value is not None}, **(own or {})}
+    pacing = overridden(params.morph, "morph", values).pacing
+    if asked and not isinstance(pacing, str):
+        fix = f"Leave it out: morph.pacing says where frames lie, {len(pacing)} from a picture to the next."
+        raise UserError(Problem("--frames", f"found {frames}", fix))
+    return values
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from pipeline.adapted_base import open_adapted_base
@@ -14,6 +15,7 @@ from pipeline.commands import add, clip
 from pipeline.commands.morph import morph_settings, params_for
 from pipeline.errors import Problem, UserError
 from pipeline.film import Film, Keyframe, settings_of
+from pipeline.frames.real_ends import RealEnds
 from pipeline.frames.tensors import from_arrays, to_arrays
 from pipeline.overrides import overridden
 from pipeline.params import Params
@@ -56,14 +58,19 @@ def run(
         Row(file_name=path.name, text=text, focus=(focus[0], focus[1]) if focus else None)
         for path, text, focus in zip(pictures, texts, focuses, strict=True)
     ]
+    if (batch := params.machine.batch) is not None and batch < section.least_batch:
+        found = f"{batch} is too few for a frame of this morph"
+        raise UserError(Problem("params.yaml: machine.batch", found, f"Write at least {section.least_batch}, or null."))
     keyframes = keyframes_of(pictures, rows, size_and_crop)
     base = open_for_morphs(params)
     named = [*zip(map(str, pictures), texts, strict=True), ("params.yaml: morph.negative", section.negative)]
     require_short(named, base.caption_length)
     film = Film(base, keyframes, settings_of(section), batch=params.machine.batch, progress=_bar)
-    made = [to_arrays(frame.picture[None])[0] for frame in film]
+    made: Sequence[np.ndarray] = [to_arrays(frame.picture[None])[0] for frame in film]
     stops = [number * (film.settings.frames_per_segment - 1) for number in range(len(pictures))]
-    fps, hold = section.fps if fps is None else fps, section.hold if hold is None else hold
+    if section.correct_ends:
+        real = torch.stack([keyframe.picture for keyframe in keyframes])
+        made = RealEnds(made, real, stops, [alphas.tolist() for alphas in film.alphas], section.correct_ends)
     tqdm.write(SAID)
     return clip.write(out, made, stops, fps=fps, hold=hold, size=size)
 

@@ -52,6 +52,16 @@ class Transfer:
             return self.steps if self.strength else 0
         return int(self.steps * self.strength + 0.5)
 
+    @property
+    def with_control(self) -> list[bool]:
+        """Of each step taken, the noisiest first: whether edges have a say. All of it must lie within their share, as
+        diffusers counts steps."""
+        taken = self.steps_taken
+        return [
+            self.control_from <= number / taken and (number + 1) / taken <= self.control_until
+            for number in range(taken)
+        ]
+
     def falling_levels(self, path: NoisePath) -> tuple[Level, ...]:
         """The levels between which the steps taken lie, from the noise down to the clean end."""
         if self.solver == "consistency":
@@ -209,13 +219,7 @@ def _switched(
     if control is None or control.scale == 0:
         return without, []
     with_control = predictor(base, captions, control)
-    # A step counts where all of it lies within, as diffusers counts them.
-    inside = [
-        number < own
-        and transfer.control_from <= number / transfer.steps_taken
-        and (number + 1) / transfer.steps_taken <= transfer.control_until
-        for number in range(transfer.steps_taken)
-    ]
+    inside = [number < own and acting for number, acting in enumerate(transfer.with_control)]
 
     def predict(latents: torch.Tensor, level: Level) -> torch.Tensor:
         return (with_control if inside[step_at(level, levels)] else without)(latents, level)

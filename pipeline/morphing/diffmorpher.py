@@ -15,7 +15,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from pipeline.base.noise_path import Level
 from pipeline.morphing.attention import attend, replaced_processor
 from pipeline.morphing.interpolation import lerp
-from pipeline.sampling.solver import Predict
+from pipeline.sampling.solver import Predict, step_at
 
 Source = Literal["inputs", "keys-values"]
 
@@ -88,11 +88,14 @@ def endpoint_attention(
         yield shared
 
 
-def above(with_it: Predict, without: Predict, attention: EndpointAttention, last: Level) -> Predict:
-    """One prediction with the endpoints' attention, at levels noisier than `last` alone, and another without it."""
+def before(
+    with_it: Predict, without: Predict, attention: EndpointAttention, levels: Sequence[Level], switch: int
+) -> Predict:
+    """One prediction with the endpoints' attention, in the first `switch` steps along falling levels alone, and another
+    without it."""
 
     def switched(latents: torch.Tensor, level: Level) -> torch.Tensor:
-        attention.on = level.time > last.time
+        attention.on = step_at(level, levels) < switch
         return (with_it if attention.on else without)(latents, level)
 
     return switched

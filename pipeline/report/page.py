@@ -197,8 +197,8 @@ def file_digest(path: Path) -> str:
 
 
 def folder_digest(folder: Path) -> str:
-    """A SHA-256 over the names and the contents of a folder's files."""
+    """A SHA-256 over the names and the contents of a folder's files, those of folders in it (masks) among them."""
     total = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        total.update(f"{path.name}\0{file_digest(path)}\n".encode())
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        total.update(f"{path.relative_to(folder).as_posix()}\0{file_digest(path)}\n".encode())
     return f"sha256:{total.hexdigest()}"

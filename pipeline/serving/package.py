@@ -119,7 +119,7 @@ def set_contents(params: Params, key: str, digest: str) -> Contents:
         adapters=tuple(adapters),
         keyframes=(),
         style=style,
-        batch=params.machine.batch or BATCH,
+        batch=max(params.machine.batch or BATCH, params.morph.least_batch),
     )
     return Contents(package, _places(adapters) | _preview(Path("reports/samples", f"{key}.png")))
 
@@ -155,7 +155,7 @@ def morph_contents(params: Params, key: str, digest: str) -> Contents:
         adapters=tuple(adapters),
         keyframes=tuple(keyframes),
         style=None if spec.style == NONE else spec.style,
-        batch=params.machine.batch or BATCH,
+        batch=max(params.machine.batch or BATCH, spec.morph.least_batch),
     )
     return Contents(package, _places(adapters) | pictures | _preview(Path("data/morphs", key, "strip.png")))
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from pipeline.errors import Problem, UserError, shown
-from pipeline.sections import Section
+from pipeline.sections import FASTEST_FPS, SLOWEST_FPS, Section
 from pipeline.serving.package import Package
 from pipeline.validation import explain_errors
 
@@ -43,7 +43,7 @@ class MorphRequest(Section):
     frames: Annotated[int, Field(ge=3, le=MOST_FRAMES)] | None = None
     steps: Steps | None = None
     loop: bool | None = None
-    fps: Annotated[float, Field(gt=0, le=120)] | None = None
+    fps: Annotated[float, Field(ge=SLOWEST_FPS, le=FASTEST_FPS)] | None = None
     hold: Annotated[float, Field(ge=0, le=10)] | None = None
     format: Literal["mp4", "frames"] = "mp4"
 

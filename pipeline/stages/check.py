@@ -9,7 +9,12 @@ from pipeline.base.checking import base_warnings, config_folder, find_base_probl
 from pipeline.base.device import choose_device, find_dtype_problems
 from pipeline.base.schedule import FILE, timesteps_of
 from pipeline.base.tokens import count_tokens
-from pipeline.distillation import distillation_warnings, find_objective_problems, find_solver_problems
+from pipeline.distillation import (
+    distillation_warnings,
+    find_grid_problems,
+    find_objective_problems,
+    find_solver_problems,
+)
 from pipeline.edits import find_edit_problems, find_style_problems
 from pipeline.errors import Problem, UserError
 from pipeline.inputs import read_json
@@ -34,7 +39,7 @@ def run() -> None:
     params = load_params()
     problems = find_base_problems(params.base) or _model_problems(params)
     caption_length = None if problems else _caption_length(params)
-    problems += [] if problems else [*_target_problems(params), *_steps_problems(params), *_under_problems(params)]
+    problems += [] if problems else _fit_problems(params)
     problems += [] if problems else [*find_edit_problems(params, caption_length), *_inpainting_problems(params)]
     problems += _negative_problems(params, caption_length) if caption_length else []
     problems += _device_problems(params)
@@ -71,7 +76,8 @@ def _model_problems(params: Params) -> list[Problem]:
     asked = {f"sets.{key}: sample.steps": Asked(spec.sample.steps) for key, spec in params.sets.items()}
     for key, spec in params.edits.items():
         taken = Transfer(spec.edit.steps, spec.edit.strength, solver=spec.edit.solver).steps_taken
-        asked[f"edits.{key}: edit.steps"] = Asked(spec.edit.steps, taken, bool(spec.adapters))
+        acting = bool(spec.adapters) or (spec.edit.control is not None and spec.edit.control.scale > 0)
+        asked[f"edits.{key}: edit.steps"] = Asked(spec.edit.steps, taken, acting)
     return fit_problems(params.base, download=False) or find_refiner_problems(params.refiner, params.base, asked)
 
 
@@ -82,6 +88,28 @@ def _under_problems(params: Params) -> list[Problem]:
     from pipeline.adapted_base import find_base_adapter_problems
 
     return find_base_adapter_problems(params.base)
+
+
+def _fit_problems(params: Params) -> list[Problem]:
+    """What does not go with the base, which is in order itself."""
+    found = [*_target_problems(params), *_steps_problems(params), *_size_problems(params), *_under_problems(params)]
+    return [*found, *find_grid_problems(params)]
+
+
+def _size_problems(params: Params) -> list[Problem]:
+    """Pictures that do not end where the base's latents do: they would come back smaller."""
+    levels = read_json(config_folder(params.base, "vae") / "vae/config.json").get("block_out_channels", [64])
+    pixels = 2 ** (len(levels) - 1)
+    return [
+        Problem(
+            f"params.yaml: sets.{key}: prepare.{name}",
+            f"{side} pixels, and a latent of the base is {pixels} wide",
+            f"Write {max(side // pixels, 1) * pixels}, or another multiple of {pixels}.",
+        )
+        for key, spec in params.sets.items()
+        for name, side in (("width", spec.prepare.width), ("height", spec.prepare.height))
+        if side % pixels
+    ]
 
 
 def _steps_problems(params: Params) -> list[Problem]:
@@ -156,9 +184,7 @@ def _train_problems(params: Params) -> list[Problem]:
 def _batch_problems(params: Params) -> list[Problem]:
     """A `machine.batch` in which not even one frame or sample fits."""
     least = {"sample": max([1 if spec.sample.guidance == 1 else 2 for spec in params.sets.values()], default=1)}
-    for key, spec in params.morphs.items():
-        beside = 2 if spec.morph.attention and spec.morph.attention_until > 0 else 0
-        least[f"morphs.{key}"] = (beside + 1) * (1 if spec.morph.guidance == 1 else 2)
+    least |= {f"morphs.{key}": spec.morph.least_batch for key, spec in params.morphs.items()}
     least |= {f"edits.{key}": 1 if spec.edit.guidance == 1 else 2 for key, spec in params.edits.items()}
     batch = params.machine.batch
     return [

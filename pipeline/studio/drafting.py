@@ -11,6 +11,7 @@ from pipeline.errors import Problem, UserError
 from pipeline.overrides import overridden, parse_settings
 from pipeline.params import MorphSpec, Params, SetSpec, slugify
 from pipeline.pictures.rows import parse_row
+from pipeline.sections import FASTEST_FPS, SLOWEST_FPS
 from pipeline.studio.jobs import Kind
 from pipeline.studio.uploads import Draft
 
@@ -227,6 +228,7 @@ def _rate(seconds: str, frames: int) -> float | Problem:
         fps = (frames - 1) / float(seconds)
     except (ValueError, ZeroDivisionError):
         return Problem("seconds", f"found {seconds.strip()!r}", "Write a number of seconds, such as 2.5.")
-    if not 0 < fps <= 120:
-        return Problem("seconds", f"{frames} frames in {seconds.strip()} seconds", "At most 120 a second can be shown.")
+    if not SLOWEST_FPS <= fps <= FASTEST_FPS:
+        fix = f"From {SLOWEST_FPS} to {FASTEST_FPS} a second can be shown."
+        return Problem("seconds", f"{frames} frames in {seconds.strip()} seconds", fix)
     return fps

@@ -1,4 +1,5 @@
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,16 @@ def test_a_rate_that_is_none_is_told_at_its_option(project: Path, own: list[Path
     with pytest.raises(UserError, match=r"--set morph\.fps: found 'fast'"):
         morph.run(own, ["a", "b"], Path("hill.gif"), extras=add.Extras(settings={"morph": {"fps": "fast"}}))
     assert runs == []
+
+
+@pytest.mark.parametrize("make", [quick.run, morph.run])
+def test_frames_are_not_asked_for_where_pacing_says_where_they_lie(
+    project: Path, own: list[Path], runs: list[list[str]], make: Callable[..., Path]
+) -> None:
+    extras = add.Extras(settings={"morph": {"pacing": [0.0, 0.5, 1.0]}})
+    with pytest.raises(UserError, match=r"--frames: found 60. Leave it out: morph\.pacing says .*, 3 from a picture"):
+        make(own, ["a", "b"], Path("hill.mp4"), extras=extras, frames=60)
+    assert runs == [] and not Path("hill.mp4").exists()
 
 
 def test_frames_are_said_once(project: Path, own: list[Path], runs: list[list[str]]) -> None:

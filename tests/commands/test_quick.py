@@ -4,11 +4,15 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from pipeline.params import load_params
+from pipeline.pictures.preparing import prepare_picture
+from pipeline.pictures.rows import Row
 from tests.project import HEIGHT, WIDTH, contents, edit, paint, with_values
 from tests.tiny import build_tiny, section
 
@@ -83,3 +87,30 @@ def test_a_base_made_for_inpainting_makes_no_clip(project: Path, own: list[str])
     answer = CliRunner().invoke(app, ["morph", *own[:2], "--quick", "--steps", "2", "--out", "a"])
     assert answer.exit_code == 1 and "base.source: a base made for inpainting" in answer.output
     assert not Path("a").exists()
+
+
+def test_a_batch_without_room_for_a_frame_is_refused(project: Path, own: list[str]) -> None:
+    edit(project / "params.yaml", lambda text: with_values(text, {"machine.batch": 2}))
+    arguments = ["morph", *own[:2], "--quick", "--steps", "2", "--out", "a", "--set"]
+    answer = CliRunner().invoke(app, [*arguments, "morph.attention=[up]"])
+    assert answer.exit_code == 1 and "Traceback" not in answer.output
+    assert (
+        "params.yaml: machine.batch: 2 is too few for a frame of this morph. Write at least 3, or null."
+        in answer.stderr
+    )
+    answer = CliRunner().invoke(app, [*arguments, "morph.guidance=2"])
+    assert answer.exit_code == 0, answer.output
+
+
+def test_ends_are_corrected_where_params_ask_for_it(project: Path, own: list[str]) -> None:
+    arguments = ["morph", *own, "--quick", "--frames", "5", "--steps", "2", "--set", "morph.pacing=linear"]
+    for name, reach in (("plain", 0), ("real", 0.4)):
+        answer = CliRunner().invoke(app, [*arguments, "--set", f"morph.correct_ends={reach}", "--out", name])
+        assert answer.exit_code == 0, answer.output
+    plain, real = (sorted(Path(name).iterdir()) for name in ("plain", "real"))
+    settings = load_params().prepare
+    for frame, name in zip(real[::4], own, strict=True):
+        prepared, _ = prepare_picture(Path(name), Row(file_name=Path(name).name, text=""), settings)
+        assert np.array_equal(np.asarray(Image.open(frame)), np.asarray(prepared))
+    assert plain[0].read_bytes() != real[0].read_bytes()
+    assert plain[2].read_bytes() == real[2].read_bytes(), "beyond the reach"

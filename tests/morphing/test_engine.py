@@ -1,4 +1,5 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -6,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from torch.utils.hooks import RemovableHandle
 
 from pipeline.base.protocol import Base
-from pipeline.morphing.diffmorpher import KeyframeAttention
+from pipeline.morphing import engine
+from pipeline.morphing.diffmorpher import EndpointAttention, KeyframeAttention
 from pipeline.morphing.engine import (
     EncodedKeyframe,
     Recipe,
@@ -18,7 +21,8 @@ from pipeline.morphing.engine import (
     morph_segment,
 )
 from pipeline.sampling.guidance import predictor
-from pipeline.sampling.solver import sample
+from pipeline.sampling.solver import Solver, sample
+from tests.paths import diffusion_path
 from tests.reference import FrameByFrame, random_adapters
 from tests.tiny import in_double, open_tiny
 
@@ -220,6 +224,36 @@ def test_adapter_weights_cross_and_a_shared_adapter_stays_constant(tiny: Base) -
     assert weights.tolist() == [[1.0, 0.75, 0.0], pytest.approx([0.4, 0.4, 0.4]), pytest.approx([0.0, 0.2, 0.8])]
     plain, _ = keyframes(tiny, "none")
     assert adapter_weights_at(plain, plain, alphas)[0] == []
+
+
+@pytest.mark.parametrize("solver", ["midpoint", "ddim"])
+@pytest.mark.parametrize("schedule", [{"steps_offset": 0}, {"timestep_spacing": "linspace"}, {"steps_offset": 1}])
+def test_attention_is_on_in_its_share_of_the_steps(
+    tiny: Base, monkeypatch: pytest.MonkeyPatch, schedule: dict[str, object], solver: Solver
+) -> None:
+    """Also where the last two levels have one time."""
+    tiny = replace(tiny, path=diffusion_path(tiny.path.prediction_type, **schedule))
+    on: list[bool] = []
+
+    def told(layers: object, alphas: object, source: object) -> AbstractContextManager[EndpointAttention]:
+        attention = EndpointAttention(ALPHAS, "inputs")
+        handle = tiny.denoiser.register_forward_pre_hook(lambda *_: on.append(attention.on))
+        return closing_with(handle, attention)
+
+    @contextmanager
+    def closing_with(handle: RemovableHandle, attention: EndpointAttention) -> Iterator[EndpointAttention]:
+        yield attention
+        handle.remove()
+
+    monkeypatch.setattr(engine, "endpoint_attention", told)
+    noise = torch.zeros(2, 4, 8, 8)
+    for until, switch in ((1.0, 4), (0.5, 2)):
+        on.clear()
+        recipe = replace(PLAIN, solver=solver, attention=KeyframeAttention(("up",), until, "inputs"))
+        morph_segment(tiny, *keyframes(tiny), noise, ALPHAS, recipe)
+        asked = {"ddim": 4, "midpoint": 5 if until == 1 else 6}[solver]
+        assert len(on) == asked and sum(on) == round(asked * switch / 4), on
+        assert on == sorted(on, reverse=True)
 
 
 def test_guidance_leads_away_from_the_negative_caption(tiny: Base) -> None:

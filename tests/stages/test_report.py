@@ -1,6 +1,7 @@
 """The stage's outputs; what is on the page is tested in tests/report/test_page.py."""
 
 import csv
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -39,6 +40,22 @@ def test_an_output_that_is_missing_is_named_with_its_stage(project: Path, missin
     with pytest.raises(UserError, match=stage):
         report.run()
     assert not (project / "reports/index.html").exists() and not (project / "reports/metrics.json").exists()
+
+
+def test_masks_beside_the_prepared_pictures_are_in_the_digest(
+    ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = tmp_path / "project"
+    shutil.copytree(ran, project)
+    monkeypatch.chdir(project)
+    prepared = Path("data/prepared/hills")
+    (prepared / ".masks").mkdir()
+    (prepared / ".masks/blue.png").write_bytes(b"white")
+    names = [".masks/blue.png", *(path.name for path in sorted(prepared.iterdir()) if path.is_file())]
+    lines = [f"{name}\0sha256:{hashlib.sha256((prepared / name).read_bytes()).hexdigest()}\n" for name in names]
+    report.run()
+    page = Path("reports/index.html").read_text(encoding="utf-8")
+    assert f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}" in page
 
 
 def test_what_is_not_made_without_adapters_is_not_measured_and_not_shown(

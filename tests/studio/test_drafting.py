@@ -80,7 +80,7 @@ def test_two_of_one_name_get_two_keys(idle: Studio, browser: TestClient, dropped
     ({"frames": "many"}, "frames", "found 'many'. It should be a valid integer."),
     ({"hold": "-1"}, "hold", "found -1. It should be greater than or equal to 0."),
     ({"seconds": "0"}, "seconds", "found '0'. Write a number of seconds"),
-    ({"frames": "500", "seconds": "1"}, "seconds", "500 frames in 1 seconds. At most 120 a second"),
+    ({"frames": "500", "seconds": "1"}, "seconds", "500 frames in 1 seconds. From 0.01 to 120 a second"),
     ({"pacing": "quick"}, "pacing", "found 'quick'. It should be 'linear' or 'perceptual'"),
     ({"settings": {"morph.solver": "euler"}}, "morph.solver", "found 'euler'. It should be 'midpoint' or 'ddim'."),
     ({"settings": {"train.rank": "0"}}, "train.rank", "found 0. It should be greater than or equal to 1."),
