@@ -63,6 +63,8 @@ def parse_settings(texts: Sequence[str], sections: Sequence[str]) -> dict[str, d
             fix = f"Write SECTION.NAME=VALUE, such as morph.loop=true; sections: {', '.join(sections)}."
             problems.append(Problem("--set", f"found {shown(text)}", fix))
             continue
+        if name in found[section]:
+            problems.append(Problem(f"--set {where.strip()}", "it is given twice", "Leave one of them out."))
         try:
             found[section][name] = parse_yaml(value)
         except BadYaml as error:

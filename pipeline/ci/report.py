@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,11 @@ def run(base: str, out: Path, pictures: Path, url: str | None) -> None:
     base: a Git revision. url: where readers of the report can see that folder; None: the report names files.
 
     Raises:
-        UserError: when there is no such revision, or no dvc.lock of the present state.
+        UserError: when there is no such revision, no dvc.lock of the present state, or something else at `out`.
     """
+    with suppress(FileNotFoundError), naming(out):
+        if not out.read_bytes().startswith(MARK.encode()):
+            raise UserError(Problem(str(out), "it is there, and no report of this command", "Use another name."))
     _git("rev-parse", "--verify", "--quiet", f"{base}^{{commit}}", problem=f"there is no revision {base!r}")
     if not Path("dvc.lock").is_file():
         raise UserError(Problem("dvc.lock", "there is none", "Run `dvc repro` first."))

@@ -5,26 +5,24 @@ import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from io import StringIO
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap
-from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
-
+from pipeline.commands.entries import PARAMS, add_entries, sole_writer
 from pipeline.errors import Problem, UserError
-from pipeline.outputs import atomic_file, atomic_folder
+from pipeline.outputs import atomic_folder
 from pipeline.overrides import overridden, parse_settings
 from pipeline.params import KEY, LONGEST_KEY, NONE, MorphSpec, Params, SetSpec, load_params
+from pipeline.pictures.captions import require_short
 from pipeline.pictures.imagefolder import find_problems
 
 RAW = Path("data/raw")
-PARAMS = Path("params.yaml")
 SECTIONS = (*SetSpec.SECTIONS, *MorphSpec.SECTIONS)
 """Those of params.yaml that a set and its morph may override."""
+ALWAYS_READ = 60
+"""Letters, in bytes, of which each has one token at most: every base reads so many."""
 _SHARE = r"\s*(?:0?\.\d+|0\.?|1(?:\.0*)?)\s*"
 FOCUS = re.compile(rf"{_SHARE},{_SHARE}")
 
@@ -71,14 +69,19 @@ def run(
     """
     params, extras = load_params(PARAMS), extras or Extras()
     problems = _key_problems(key, {*params.sets, *params.morphs})
+    if adapter == "set" and extras.of_section("morph"):
+        problems.append(Problem("--set", "a set with one adapter gets no morph", "Leave out what is of `morph`."))
     problems += find_mistakes(pictures, captions, extras.focuses, least=1 if adapter == "set" else 2)
     problems += extras_problems(params, extras)
     if problems:
         raise UserError(*problems)
     captions = one_for_each(pictures, captions)
+    require_readable(params, zip(map(str, pictures), captions, strict=True))
     focuses = focus_for_each(pictures, extras.focuses)
     names = [_file_name(picture) for picture in pictures]
-    with atomic_folder(RAW / key) as folder:
+    with sole_writer(), atomic_folder(RAW / key) as folder:
+        if problems := _key_problems(key, {*load_params(PARAMS).sets, *load_params(PARAMS).morphs}):
+            raise UserError(*problems)  # somebody was faster
         for picture, name in zip(pictures, names, strict=True):
             shutil.copyfile(picture, folder / name)
         rows = [
@@ -101,6 +104,19 @@ def run(
         print(f"Added the set {key!r}. `morphline restyle SET {key}` lays its style over another set's pictures.")
     else:
         print(f"Added the set and the morph {key!r}.")
+
+
+def require_readable(params: Params, captions: Iterable[tuple[str, str]]) -> None:
+    """Let captions pass of which the base reads all; where it is not there, or not whole, `check` says so.
+
+    captions: where each stands, and its text. Raises UserError with each that is too long.
+    """
+    from pipeline.base.checking import find_base_problems, is_hub_id
+    from pipeline.base.tokens import caption_length_of
+
+    long = [(where, text) for where, text in captions if len(text.encode()) > ALWAYS_READ]
+    if long and not is_hub_id(params.base) and not find_base_problems(params.base):
+        require_short(long, caption_length_of(params.base))
 
 
 def add_morph(key: str, of: str, pictures: Sequence[Path], extras: Extras) -> None:
@@ -210,66 +226,3 @@ def _without_folder(problem: Problem, folder: Path) -> Problem:
 
 def _morph_entry(of: str, names: Sequence[str], extras: Extras) -> dict[str, object]:
     return {"set": of, "style": extras.style, "keyframes": list(names), "morph": dict(extras.of_section("morph"))}
-
-
-def add_entries(entries: Mapping[str, Mapping[str, object]], key: str) -> None:
-    """Add entries by their sections and change no other byte: the file's comments and layout are the user's."""
-    text = PARAMS.read_bytes().decode("utf-8")
-    for section, entry in entries.items():
-        text = _with_entry(text, section, key, entry)
-    with atomic_file(PARAMS) as path:
-        path.write_bytes(text.encode("utf-8"))
-        try:
-            load_params(path)
-        except UserError as error:  # of a file that nobody has seen
-            named = (replace(one, where=one.where.replace(str(path), str(PARAMS))) for one in error.problems)
-            raise UserError(*named) from None
-
-
-def _with_entry(text: str, section: str, key: str, entry: Mapping[str, object]) -> str:
-    """The YAML text with one more entry at the end of a section."""
-    sections = {name.value: node for name, node in YAML().compose(text).value}
-    node = sections[section]
-    if node.flow_style:  # `morphs: {}`
-        end = node.end_mark.index - 1
-        return f"{text[:end]}{', ' if node.value else ''}{_in_one_line({key: entry})[1:-1]}{text[end:]}"
-    newline = "\r\n" if "\r\n" in text else "\n"
-    indent = " " * node.value[-1][0].start_mark.column
-    lines = "".join(f"{indent}{line}{newline}" for line in _as_dvc_writes_it(key, entry))
-    end = text.find("\n", _end(node)) + 1
-    if not end:  # the file does not end with a newline
-        return f"{text}{newline}{lines}"
-    return f"{text[:end]}{lines}{text[end:]}"
-
-
-def _end(node: Node) -> int:
-    """Where a node's content ends. A block's own end mark lies after the comments that follow it."""
-    if isinstance(node, MappingNode) and node.value and not node.flow_style:
-        name, value = node.value[-1]
-        return max(name.end_mark.index, _end(value))
-    if isinstance(node, SequenceNode) and node.value and not node.flow_style:
-        return _end(node.value[-1])
-    return int(node.end_mark.index)
-
-
-def _in_one_line(value: object) -> str:
-    yaml = YAML()
-    yaml.default_flow_style = True
-    yaml.width = 1_000_000
-    text = StringIO()
-    yaml.dump(value, text)
-    return text.getvalue().strip()
-
-
-def _as_dvc_writes_it(key: str, entry: Mapping[str, object]) -> list[str]:
-    """The entry's lines, as `dvc exp run -S` writes them: one, or a line for each value where one would be long."""
-    for flow in (True, False):
-        mapping = CommentedMap(entry)
-        if flow:
-            mapping.fa.set_flow_style()
-        text = StringIO()
-        YAML().dump({"section": {key: mapping}}, text)
-        lines = [line.removeprefix("  ") for line in text.getvalue().splitlines()[1:]]
-        if len(lines) == 1:
-            break
-    return lines

@@ -10,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 WORK = Path(".work")
+STUDIO = WORK / "studio"
 DAY = 86_400.0
 # What lies in them, a folder each, unless it is a finished adapter.
 FOLDERS = {
@@ -37,7 +38,7 @@ def run(days: float, delete: bool) -> list[str]:
     What is deleted is made again where it is needed: pictures are encoded again, adapters trained again. What another
     process is training right now stays.
     """
-    found = list(find_unused(WORK, time.time() - days * DAY))
+    found = [item for item in find_unused(WORK, time.time() - days * DAY) if not _is_in_use(item)]
     gone = [item for item in found if _delete(item)] if delete else found
     lines = []
     for kind in sorted({item.kind for item in gone}):
@@ -67,6 +68,17 @@ def find_unused(work: Path, before: float) -> Iterator[Unused]:
             finished = (folder / "adapter.safetensors").exists()
             kind = "finished adapters" if finished else FOLDERS[folder.parent.relative_to(work).as_posix()]
             yield Unused(kind, folder, sum(path.stat().st_size for path in files))
+
+
+def _is_in_use(item: Unused) -> bool:
+    """Whether it is a studio's that serves the project: the jobs that wait there need their drafts."""
+    if not item.path.is_relative_to(STUDIO):
+        return False
+    try:
+        with FileLock(STUDIO / "studio.lock", timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def _delete(item: Unused) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.commands.places import own_problems
 from pipeline.errors import Problem, UserError
 from pipeline.frames.clips import write_frames, write_gif, write_mp4, write_webp
 from pipeline.frames.real_ends import RealEnds
@@ -15,7 +16,6 @@ from pipeline.params import load_params
 from pipeline.sections import FASTEST_FPS, SLOWEST_FPS
 
 FORMATS = (".mp4", ".webp", ".gif")
-OWN_FOLDERS = ("data", "models", "reports")
 GIF_FPS = 50
 """Players show faster GIFs at a tenth of that."""
 SIDES = range(16, 8193)
@@ -91,12 +91,9 @@ def check_output(out: Path, fps: float | None, hold: float | None, size: int | N
     Raises:
         UserError: with every problem.
     """
-    problems = []
-    own = next((folder for folder in OWN_FOLDERS if out.resolve().is_relative_to(Path(folder).resolve())), None)
-    if own is not None:
-        problems.append(
-            Problem("--out", f"{out} lies in {own}, where the pipeline's own files are", "Use another place.")
-        )
+    problems = own_problems("--out", out)
+    if problems:
+        pass  # said already
     elif out.name.lower() in FORMATS or (out.suffix and out.suffix.lower() not in FORMATS):
         fix = f"Use a file name that ends in {', '.join(FORMATS)}, or a folder for PNGs, without a dot in its name."
         problems.append(Problem("--out", f"found {str(out)!r}", fix))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pipeline.adapters.store import ADAPTERS, read_index
 from pipeline.commands.chosen import require_set
+from pipeline.commands.places import OF_STAGES, own_problems
 from pipeline.errors import Problem, UserError
 from pipeline.exchange.kohya import write_kohya
 from pipeline.outputs import atomic_file
@@ -16,6 +17,8 @@ def run(key: str, out: Path, force: bool) -> list[Path]:
         UserError: when the set has no adapters, or a file exists already and `force` is false.
     """
     require_set(key)
+    if problems := own_problems("--out", out, OF_STAGES):
+        raise UserError(*problems)
     adapters = ADAPTERS / key
     files = sorted(set(read_index(adapters).values()))
     targets = [out / file for file in files]

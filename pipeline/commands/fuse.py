@@ -12,11 +12,12 @@ from pipeline.adapted_base import open_with_adapters
 from pipeline.adapters.combining import fuse
 from pipeline.adapters.mixing import WeightedAdapter, is_of_text
 from pipeline.base.checking import base_digest, is_single_file
-from pipeline.base.families import DENOISER, family_of
+from pipeline.base.families import DENOISER, FAMILIES, family_of
 from pipeline.base.files import remove_local_path
 from pipeline.base.opening import load_single_file, root_of
 from pipeline.base.protocol import Base
 from pipeline.commands.chosen import choose, read_chosen, require_base
+from pipeline.commands.places import OF_STAGES, own_problems, require_only
 from pipeline.errors import Problem, UserError
 from pipeline.inputs import read_json
 from pipeline.outputs import atomic_folder
@@ -37,8 +38,9 @@ def run(names: list[str], out: Path, force: bool) -> str:
     """
     if out.exists() and not force:
         raise UserError(Problem(str(out), "the folder exists already", "Use another name, or --force."))
-    section = load_params().base
-    check_replaceable(out, section)
+    params = load_params()
+    section = params.base
+    check_replaceable(out, [section.source, section.config, params.refiner.source])
     chosen = choose(names)
     base, under = open_with_adapters(section, torch.device("cpu"), for_use=False)
     require_base(chosen, section, base.digest)
@@ -56,18 +58,21 @@ def run(names: list[str], out: Path, force: bool) -> str:
     return written + ("\n  adapters: []" if under else "")
 
 
-def check_replaceable(out: Path, section: BaseSection) -> None:
-    """Let --force replace a base that was written before, and nothing else.
+def check_replaceable(out: Path, used: Sequence[str | None]) -> None:
+    """Let --force replace a base that was written before, and nothing else. used: what params.yaml names.
 
     Raises:
-        UserError: when `out` is there and no base, or is the base itself.
+        UserError: when `out` is there and no base, holds other files, or is one of those, and where it is a place of
+            the pipeline's own.
     """
+    if problems := own_problems("--out", out, OF_STAGES):
+        raise UserError(*problems)
     if not out.exists():
         return
-    if not (out / "model_index.json").is_file():
-        raise UserError(Problem(str(out), "it is there, and no base", "Name a new folder, or a base to replace."))
-    if out.resolve() == Path(section.source).resolve():
+    if out.resolve() in [Path(name).resolve() for name in used if name]:
         raise UserError(Problem(str(out), "it is the base itself", "Name another folder."))
+    parts = {part for family in FAMILIES for part in family.parts}
+    require_only(out, {"model_index.json", "feature_extractor", "safety_checker", *parts}, "model_index.json", "base")
 
 
 def changed_parts(base: Base, adapters: Sequence[WeightedAdapter]) -> dict[str, Any]:

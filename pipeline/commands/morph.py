@@ -1,6 +1,7 @@
 """`morphline morph a.jpg b.jpg`: from a few pictures to a clip in one command, through the same tracked pipeline."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from itertools import count
 from pathlib import Path
 
 from pipeline.adapters.store import ADAPTERS
-from pipeline.commands import add, clip
+from pipeline.commands import add, clip, entries
 from pipeline.errors import Problem, UserError
 from pipeline.inputs import open_plain
 from pipeline.outputs import atomic_file, require_room
@@ -56,21 +57,23 @@ def run(
     own = {**extras.settings, "morph": morph_settings(params, pictures, frames, steps, extras.of_section("morph"))}
     clip.require_rate(out, overridden(params.morph, "morph", own["morph"]).fps if fps is None else fps)
     extras = replace(extras, settings=own)
-    place = find_place(params, pictures, add.one_for_each(pictures, captions), extras, key)
-    before = add.PARAMS.read_bytes()
-    if place.of is None:
-        add.run(place.key, pictures, captions, extras)
-    elif not place.known:
-        add.add_morph(place.key, place.of, pictures, extras)
-    after = add.PARAMS.read_bytes()
+    with entries.sole_writer():
+        params = load_params()  # another command may have added something since
+        place = find_place(params, pictures, add.one_for_each(pictures, captions), extras, key)
+        before = entries.PARAMS.read_bytes()
+        if place.of is None:
+            add.run(place.key, pictures, captions, extras)
+        elif not place.known:
+            add.add_morph(place.key, place.of, pictures, extras)
+        after = entries.PARAMS.read_bytes()
     if preview and not (ADAPTERS / (place.of or place.key)).exists():
         # In a process of its own, since it loads the base; whatever it finds wrong, the pipeline says in its own words.
         subprocess.run([sys.executable, "-m", "pipeline", "preview", place.key])
     target = f"{'evaluate' if measure else 'morph'}@{place.key}"
     code = reproduce(target)
     if code and before != after:
-        entries = [("morphs", place.key), *([("sets", place.key)] if place.of is None else [])]
-        take_back_if_refused(entries, before, after)
+        added = [("morphs", place.key), *([("sets", place.key)] if place.of is None else [])]
+        take_back_if_refused(added, before, after)
     if code:
         fix = f"Fix the problem that it printed above, then run `dvc repro {target}` or the same command again."
         raise UserError(Problem(f"dvc repro {target}", f"it failed (exit code {code})", fix))
@@ -99,7 +102,10 @@ def _require_room() -> None:
 
 
 def _repro(*targets: str) -> int:
-    process, stopped = subprocess.Popen([sys.executable, "-m", "dvc", "repro", *targets]), False
+    # Stages call `morphline`, which lies beside this Python, and not on the path where no environment is activated.
+    path = os.pathsep.join(filter(None, [str(Path(sys.executable).parent), os.environ.get("PATH")]))
+    command = [sys.executable, "-m", "dvc", "repro", *targets]
+    process, stopped = subprocess.Popen(command, env={**os.environ, "PATH": path}), False
     while True:
         try:
             code = process.wait()
@@ -111,10 +117,10 @@ def _repro(*targets: str) -> int:
     return code
 
 
-def take_back_if_refused(entries: Sequence[tuple[str, str]], before: bytes, after: bytes) -> None:
+def take_back_if_refused(added: Sequence[tuple[str, str]], before: bytes, after: bytes) -> None:
     """Undo what was added where `morphline check` refuses it: else it would stop all of the pipeline.
 
-    entries: group of params.yaml and key of what was added. before, after: that file, without and with it.
+    added: group of params.yaml and key of what was added. before, after: that file, without and with it.
 
     Raises:
         UserError: with what it says of that.
@@ -122,19 +128,20 @@ def take_back_if_refused(entries: Sequence[tuple[str, str]], before: bytes, afte
     try:
         check.run()
     except UserError as error:
-        parts = [f": {group}.{key}{end}" for group, key in entries for end in (":", ".")]
-        sets = [add.RAW / key for group, key in entries if group == "sets"]
+        parts = [f": {group}.{key}{end}" for group, key in added for end in (":", ".")]
+        sets = [add.RAW / key for group, key in added if group == "sets"]
         ours = [
             problem
             for problem in error.problems
             if any(part in problem.where for part in parts) or any(f"{path}/" in problem.where for path in sets)
         ]
-        if ours and add.PARAMS.read_bytes() == after:
-            with atomic_file(add.PARAMS) as path:
-                path.write_bytes(before)
-            for path in sets:
-                shutil.rmtree(path)
-            raise UserError(*ours) from None
+        with entries.sole_writer():
+            if ours and entries.PARAMS.read_bytes() == after:
+                with atomic_file(entries.PARAMS) as path:
+                    path.write_bytes(before)
+                for path in sets:
+                    shutil.rmtree(path)
+                raise UserError(*ours) from None
 
 
 def params_for(pictures: Sequence[Path], captions: Sequence[str], extras: add.Extras | None = None) -> Params:

@@ -3,8 +3,12 @@
 import os
 from pathlib import Path
 
+from pipeline.commands.places import own_problems, require_only
 from pipeline.errors import Problem, UserError
 from pipeline.params import Params, load_params
+
+OF_A_MODEL = ("MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt", "data")
+"""What MLflow writes."""
 
 
 def run(name: str, out: Path, force: bool) -> Path:
@@ -12,12 +16,16 @@ def run(name: str, out: Path, force: bool) -> Path:
 
     Raises:
         UserError: for a name that is none, results that are not made yet, and a folder that is there already, unless
-            `force` is true.
+            `force` is true and it holds a model that was packaged before, and nothing else.
     """
     params = load_params()
     stage = stage_of(params, name)
-    if os.path.lexists(out) and not force:
-        raise UserError(Problem(str(out), "it exists already", "Use another folder, or --force."))
+    if problems := own_problems("--out", out):
+        raise UserError(*problems)
+    if os.path.lexists(out):
+        if not force:
+            raise UserError(Problem(str(out), "it exists already", "Use another folder, or --force."))
+        require_only(out, OF_A_MODEL, "MLmodel", "model that was packaged before")
     from pipeline.serving.package import contents_of
     from pipeline.tracking.packages import write_model
 

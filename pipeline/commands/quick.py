@@ -46,6 +46,10 @@ def run(
         UserError: for mistakes in the command, pictures that cannot be read, and a base that cannot be opened.
     """
     extras = extras or add.Extras()
+    if extras.of_section("train") or extras.of_section("sample"):
+        raise UserError(
+            Problem("--set", "with --quick nothing is trained", "Leave out what is of `train` and `sample`.")
+        )
     clip.check_output(out, fps, hold, size, force)
     params = params_for(pictures, captions, extras)
     texts, focuses = add.one_for_each(pictures, captions), add.focus_for_each(pictures, extras.focuses)

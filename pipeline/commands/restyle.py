@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from pipeline.adapters.store import LORAS, is_file_name
-from pipeline.commands import add
+from pipeline.commands import entries
 from pipeline.commands.chosen import weighted
 from pipeline.commands.morph import reproduce, take_back_if_refused
 from pipeline.errors import Problem, UserError
@@ -35,11 +35,12 @@ def run(of: str, adapters: Sequence[str], key: str | None, settings: Sequence[st
         wanted = EditSpec(set=of, adapters=named, edit=section)
     except ValidationError as error:
         raise UserError(*explain_errors(error.errors(include_url=False), EditSpec, Path("morphline restyle"))) from None
-    found, known = _place(params, wanted, key)
-    before = add.PARAMS.read_bytes()
-    if not known:
-        add.add_entries({"edits": {"set": of, "adapters": named, "edit": own}}, found)
-    after = add.PARAMS.read_bytes()
+    with entries.sole_writer():
+        found, known = _place(load_params(), wanted, key)
+        before = entries.PARAMS.read_bytes()
+        if not known:
+            entries.add_entries({"edits": {"set": of, "adapters": named, "edit": own}}, found)
+        after = entries.PARAMS.read_bytes()
     code = reproduce(f"edit@{found}")
     if code and before != after:
         take_back_if_refused([("edits", found)], before, after)

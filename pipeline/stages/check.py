@@ -2,13 +2,12 @@
 
 import importlib.util
 import sys
-from functools import partial
 from pathlib import Path
 
 from pipeline.base.checking import base_warnings, config_folder, find_base_problems, inpaints
 from pipeline.base.device import choose_device, find_dtype_problems
 from pipeline.base.schedule import FILE, timesteps_of
-from pipeline.base.tokens import count_tokens
+from pipeline.base.tokens import caption_length_of
 from pipeline.distillation import (
     distillation_warnings,
     find_grid_problems,
@@ -38,7 +37,7 @@ def run() -> None:
     """
     params = load_params()
     problems = find_base_problems(params.base) or _model_problems(params)
-    caption_length = None if problems else _caption_length(params)
+    caption_length = None if problems else caption_length_of(params.base)
     problems += [] if problems else _fit_problems(params)
     problems += [] if problems else [*find_edit_problems(params, caption_length), *_inpainting_problems(params)]
     problems += _negative_problems(params, caption_length) if caption_length else []
@@ -221,14 +220,6 @@ def _target_problems(params: Params) -> list[Problem]:
         except UserError as error:
             problems |= {str(problem): problem for problem in error.problems}
     return list(problems.values())
-
-
-def _caption_length(params: Params) -> CaptionLength:
-    from transformers import CLIPTokenizer
-
-    tokenizer = CLIPTokenizer.from_pretrained(config_folder(params.base, "tokenizer"), subfolder="tokenizer")
-
-    return partial(count_tokens, tokenizer)
 
 
 def _negative_problems(params: Params, caption_length: CaptionLength) -> list[Problem]:

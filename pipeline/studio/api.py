@@ -63,8 +63,8 @@ def add_routes(app: FastAPI, project: Project, runner: Runner, stopping: asyncio
             async for chunk in request.stream():
                 yield chunk
 
-        part = await draft.receive(name, chunks())
         most = (await asyncio.to_thread(project.load)).prepare.max_megapixels
+        part = await draft.receive(name, chunks())
         upload = await asyncio.to_thread(draft.take, part, name, most)
         return upload.__dict__
 
@@ -89,20 +89,23 @@ def add_routes(app: FastAPI, project: Project, runner: Runner, stopping: asyncio
     @app.post("/api/drafts/{key}/morph", status_code=201)
     def make_morph(key: str, form: MorphForm) -> Any:
         draft = Draft(key)
-        made, command = command_of(form, draft, project.load(), _keys(queue))
-        draft.save(form.model_dump())
-        job = queue.add("morph", form.title.strip() or made, command, made, draft.key)
+        with queue.together():  # another's key must not be found free in the meantime
+            made, command = command_of(form, draft, project.load(), _keys(queue))
+            draft.save(form.model_dump())
+            job = queue.add("morph", form.title.strip() or made, command, made, draft.key)
         return {"job": job.id, "key": made}
 
     @app.post("/api/drafts/{key}/style", status_code=201)
     def make_style(key: str, form: StyleForm) -> Any:
         draft = Draft(key)
-        jobs = commands_of_style(form, draft, project.load(), _keys(queue))
-        draft.save(form.model_dump())
-        made = [
-            queue.add(kind, (kind == "set" and form.title.strip()) or of, command, of, draft.key)
-            for kind, of, command in jobs
-        ]
+        with queue.together():
+            jobs = commands_of_style(form, draft, project.load(), _keys(queue))
+            queue.require_room(len(jobs))
+            draft.save(form.model_dump())
+            made = [
+                queue.add(kind, (kind == "set" and form.title.strip()) or of, command, of, draft.key)
+                for kind, of, command in jobs
+            ]
         return {"job": made[-1].id, "key": made[-1].key, "jobs": [job.id for job in made]}
 
     @app.get("/api/jobs")

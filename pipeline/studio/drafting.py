@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import Problem, UserError
 from pipeline.overrides import overridden, parse_settings
-from pipeline.params import MorphSpec, Params, SetSpec, slugify
+from pipeline.params import NONE, MorphSpec, Params, SetSpec, slugify
 from pipeline.pictures.rows import parse_row
 from pipeline.sections import FASTEST_FPS, SLOWEST_FPS
 from pipeline.studio.jobs import Kind
@@ -179,7 +179,7 @@ def _weight(text: str) -> tuple[float, list[Problem]]:
 
 def free_key(key: str, params: Params, taken: Sequence[str]) -> str:
     """The key, or one with a number after it where it is another's."""
-    others = {*params.sets, *params.morphs, *params.edits, *taken}
+    others = {NONE, *params.sets, *params.morphs, *params.edits, *taken}
     number, free = 1, key
     while free in others or Path("data/raw", free).exists():
         number += 1

@@ -12,6 +12,7 @@ from PIL import Image
 from pipeline.errors import UserError
 from pipeline.frames.variants import MORPH, VARIANTS, read_facts
 from pipeline.inputs import read_json
+from pipeline.outputs import reading
 from pipeline.params import Params
 from pipeline.report.figures import Row, table
 from pipeline.report.viewer import FrameView, frame_views, stops_of, variants_of
@@ -108,15 +109,31 @@ def frame_file(key: str, folder: str, number: int) -> Path:
     """A frame of a morph. Raises KeyError where there is none."""
     if folder not in {variant.folder for variant in VARIANTS}:
         raise KeyError(folder)
-    path = MORPHS / key / folder / f"{number:04d}.png"
-    if not path.is_file():
-        raise KeyError(number)
-    return path
+    for path in (MORPHS / key / folder / f"{number:0{digits}}.png" for digits in (4, 5, 6)):
+        if path.is_file():
+            return path
+    raise KeyError(number)
+
+
+def edit_facts(key: str) -> dict[str, Any]:
+    """What the page of an edit shows.
+
+    Raises:
+        UserError: when its edit.json is damaged.
+    """
+    path = EDITS / key / "edit.json"
+    with reading(path):
+        facts = read_json(path)
+        return {"set": str(facts["set"]), "adapters": dict(facts["adapters"]), "settings": dict(facts["settings"])}
 
 
 def small(path: Path, side: int = SIDE) -> bytes:
-    """A picture as a WebP of at most `side` pixels."""
-    with Image.open(path) as image:
+    """A picture as a WebP of at most `side` pixels.
+
+    Raises:
+        UserError: when it is damaged.
+    """
+    with reading(path), Image.open(path) as image:
         picture = image.convert("RGB")
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

@@ -5,6 +5,7 @@ import secrets
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -75,6 +76,16 @@ class Queue:
         with self._lock:
             return self._jobs.get(key)
 
+    def together(self) -> AbstractContextManager[object]:
+        """While it lasts, nobody else changes the queue."""
+        return self._lock
+
+    def require_room(self, count: int) -> None:
+        """Raises UserError where so many more would be too many to wait."""
+        with self._lock:
+            if sum(job.status in WAITING for job in self._jobs.values()) + count > MOST_WAITING:
+                raise UserError(Problem("the queue", f"{MOST_WAITING} jobs are waiting", "Wait, or cancel some."))
+
     def add(
         self,
         kind: Literal["morph", "edit", "set"],
@@ -83,18 +94,17 @@ class Queue:
         key: str,
         draft: str | None = None,
     ) -> Job:
-        """Put a job at the end of the queue. `{folder}` in a part of its command stands for the job's own folder.
+        """Put a job at the end of the queue. A part of its command that begins with `{folder}/` lies in the job's own.
 
         Raises:
             UserError: when too many wait already.
         """
         with self._lock:
-            if sum(job.status in WAITING for job in self._jobs.values()) >= MOST_WAITING:
-                raise UserError(Problem("the queue", f"{MOST_WAITING} jobs are waiting", "Wait, or cancel some."))
+            self.require_room(1)
             now = time.time()
             name = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now)) + f"{now % 1:.3f}"[1:].replace(".", "-")
             job = Job(f"{name}-{secrets.token_hex(3)}", kind, title, (), key, draft, now)
-            job = replace(job, command=tuple(part.replace("{folder}", str(job.folder)) for part in command))
+            job = replace(job, command=tuple(_in_folder(part, job.folder) for part in command))
             self._store(job)
             return job
 
@@ -126,7 +136,7 @@ class Queue:
         """Put a job that has failed or was cancelled into the queue again.
 
         Raises:
-            UserError: for one that is in it, or has succeeded.
+            UserError: for one that is in it, or has succeeded, and when too many wait already.
         """
         with self._lock:
             job = self._jobs[key]
@@ -134,6 +144,7 @@ class Queue:
                 raise UserError(
                     Problem("the job", f"it is {job.status}", "Only what failed or was cancelled runs again.")
                 )
+            self.require_room(1)
             return self.change(key, status="queued", started=None, ended=None, process=None, problems=())
 
     def _store(self, job: Job) -> None:
@@ -142,6 +153,10 @@ class Queue:
             path.write_text(json.dumps(asdict(job), indent=2) + "\n", encoding="utf-8")
         self._jobs[job.id] = job
         self.version += 1
+
+
+def _in_folder(part: str, folder: Path) -> str:
+    return f"{folder}/{part.removeprefix('{folder}/')}" if part.startswith("{folder}/") else part
 
 
 def _read(path: Path) -> Job | None:

@@ -4,6 +4,7 @@ What a job prints goes to a file and not through a pipe: so it outlives the serv
 takes a job over that is still running, or runs one again that was interrupted, which goes on from where it was.
 """
 
+import logging
 import os
 import signal
 import subprocess
@@ -11,13 +12,16 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 import psutil
 
 from pipeline.studio.jobs import ENDED, Job, Queue
 from pipeline.studio.progress import LogReader, Progress, problems_in
 
-POLL = 0.2
+POLL, PAUSE = 0.2, 2.0  # seconds; the second before what a full disk has refused is tried again
+log = logging.getLogger(__name__)
+
 PATIENCE = (
     (signal.SIGINT, 30.0),
     (getattr(signal, "SIGTERM", signal.SIGINT), 10.0),
@@ -76,8 +80,23 @@ class Runner:
             if job.status == "running":
                 self._take_over(job)
         while not self._stopping.wait(POLL):
-            if taken := self.queue.take():
-                self._run(taken)
+            try:
+                if taken := self.queue.take():
+                    self._run(taken)
+            except OSError as error:  # a full disk: what waits goes on waiting until there is room
+                log.warning("No job can be started (%s)", error)
+                self._stopping.wait(PAUSE)
+
+    def _note(self, key: str, **values: Any) -> None:
+        """Change a job, and try again while the disk is full: how it ended must not be lost."""
+        while True:
+            try:
+                self.queue.change(key, **values)
+                return
+            except OSError as error:
+                log.warning("A job cannot be noted (%s)", error)
+                if self._stopping.wait(PAUSE):
+                    raise
 
     def _take_over(self, job: Job) -> None:
         """A job that a server which is no more had started: its process may still run."""
@@ -89,27 +108,32 @@ class Runner:
             self.queue.change(job.id, status="interrupted", process=None)
 
     def _run(self, job: Job) -> None:
-        job.folder.mkdir(parents=True, exist_ok=True)
-        with job.log.open("wb") as log:
+        try:
+            job.folder.mkdir(parents=True, exist_ok=True)
+            printed = job.log.open("wb")
+        except OSError:
+            self._note(job.id, status="queued", started=None)
+            raise
+        with printed:
             self._readers[job.id] = LogReader(job.log)
             try:
                 process = subprocess.Popen(
-                    [*self.morphline, *job.command], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                    [*self.morphline, *job.command], stdin=subprocess.DEVNULL, stdout=printed, stderr=subprocess.STDOUT,
                     start_new_session=True, env={**os.environ, **self.environment},
                 )  # fmt: skip
             except OSError as error:
-                self.queue.change(job.id, status="failed", ended=time.time(), problems=(str(error),))
+                self._note(job.id, status="failed", ended=time.time(), problems=(str(error),))
                 return
-        with suppress(psutil.NoSuchProcess):
+        with suppress(psutil.NoSuchProcess, OSError):  # without it a server that starts anew would not find it
             born = psutil.Process(process.pid).create_time()
             job = self.queue.change(job.id, process=(process.pid, born))
         if self._watch(job, process.pid, lambda: process.poll() is None):
             return
         if process.returncode == 0:
-            self.queue.change(job.id, status="done", ended=time.time(), process=None)
+            self._note(job.id, status="done", ended=time.time(), process=None)
         else:
             problems = problems_in(job.log) or [f"it ended with exit code {process.returncode}; the log says more"]
-            self.queue.change(job.id, status="failed", ended=time.time(), process=None, problems=tuple(problems))
+            self._note(job.id, status="failed", ended=time.time(), process=None, problems=tuple(problems))
 
     def _watch(self, job: Job, group: int, lives: Callable[[], bool]) -> bool:
         """Wait for the end of a job's process; stop it where it is cancelled or the server ends. Whether it was."""
@@ -130,7 +154,7 @@ class Runner:
         _signal(group, self.patience[-1][0])  # whatever of the group has outlived its first process
         status = "cancelled" if job.id in self._cancelled else "interrupted"
         self._cancelled.discard(job.id)
-        self.queue.change(job.id, status=status, ended=time.time(), process=None)
+        self._note(job.id, status=status, ended=time.time(), process=None)
         return True
 
 

@@ -134,8 +134,7 @@ def _add_pages(app: FastAPI, studio: Studio) -> None:
         load().get_edit(key)
         if not (gallery.EDITS / key / "edit.json").is_file():
             return studio.page("unmade.html", kind="edit", key=key, picture="")
-        facts = gallery.read_json(gallery.EDITS / key / "edit.json")
-        return studio.page("edit.html", key=key, facts=facts, tracked=is_tracked("edit", key))
+        return studio.page("edit.html", key=key, facts=gallery.edit_facts(key), tracked=is_tracked("edit", key))
 
     @app.get("/sets/{key}")
     def show_set(key: str) -> Response:

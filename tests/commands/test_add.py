@@ -4,6 +4,8 @@ import difflib
 import errno
 import json
 import os
+import subprocess
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -14,9 +16,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.commands.add import add_entries
+from pipeline.commands.entries import add_entries
 from pipeline.errors import UserError
 from pipeline.params import load_params
+from tests.declarations import ROOT
 from tests.project import SHIPPED, contents, edit, paint
 
 CAPTIONS = ("--caption", 'a red hill: "dawn" # 1', "--caption", "ein blauer See")
@@ -27,13 +30,13 @@ def add(*arguments: object) -> Result:
 
 
 def refused(*arguments: object) -> list[str]:
-    """The problems that `add` reports; nothing may have changed."""
-    before = contents(Path())
-    folders = sorted(path for path in Path().rglob("*") if path.is_dir())
+    """The problems that `add` reports; nothing may have changed but a lock in .work."""
+    before = contents(Path(), ".work")
+    folders = sorted(path for path in Path().rglob("*") if path.is_dir() and path.name != ".work")
     answer = add(*arguments)
     assert answer.exit_code == 1 and answer.stdout == "" and "Traceback" not in answer.stderr
-    assert contents(Path()) == before
-    assert sorted(path for path in Path().rglob("*") if path.is_dir()) == folders
+    assert contents(Path(), ".work") == before
+    assert sorted(path for path in Path().rglob("*") if path.is_dir() and path.name != ".work") == folders
     first, *problems = answer.stderr.splitlines()
     assert first == f"morphline add: {len(problems)} problem(s)"
     return [problem.strip() for problem in problems]
@@ -115,6 +118,11 @@ LAYOUTS = {
         text[: text.index("  hills: {set:")].removesuffix("morphs:\n")
         + "morphs: {}  # none\n"
         + text[text.index("\n# Edits:") :]
+    ),
+    "in braces, with a comma at the end": lambda text: (
+        text.replace("morphs:\n", "morphs: {\n")
+        .replace("morph: {}}\n", "morph: {}},  # one\n", 1)
+        .replace("morph: {frames: 4}}\n", "morph: {frames: 4}},  # two\n}\n")
     ),
     "morphs last": lambda text: (
         text[: text.index("# Morphs:")]
@@ -224,7 +232,7 @@ def test_an_invalid_params_file_is_reported_first(project: Path, pictures: list[
 def test_a_disk_that_refuses_leaves_nothing(
     project: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = contents(project)
+    before = contents(project, ".work")
     rename = os.replace
 
     def full(source: Path, target: Path) -> None:
@@ -236,7 +244,44 @@ def test_a_disk_that_refuses_leaves_nothing(
     assert refused("my-own", *pictures, *CAPTIONS)[0].startswith(
         "params.yaml: No space left on device. Make room there."
     )
-    assert contents(project) == before and not (project / "data/raw/my-own").exists()
+    assert contents(project, ".work") == before and not (project / "data/raw/my-own").exists()
+
+
+def test_what_several_commands_add_at_once_is_all_there(project: Path, pictures: list[Path]) -> None:
+    """And of two that ask for one key, one gets it."""
+    command = [sys.executable, "-m", "pipeline", "add"]
+    keys = ["one", "two", "three", "same", "same"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    running = [
+        subprocess.Popen([*command, key, *map(str, pictures)], env=environment, stderr=subprocess.PIPE, text=True)
+        for key in keys
+    ]
+    ended = [(key, process.communicate()[1], process.returncode) for key, process in zip(keys, running, strict=True)]
+    assert sorted(code for _, _, code in ended) == [0, 0, 0, 0, 1], ended
+    (loser,) = (said for _, said, code in ended if code)
+    assert "KEY: 'same' exists already" in loser
+    params = load_params()
+    assert set(params.sets) == set(params.morphs) == {"hills", "dots", "one", "two", "three", "same"}
+
+
+def test_a_caption_that_the_base_would_not_read_is_refused_before_it_is_in_everybodys_way(
+    project: Path, pictures: list[Path]
+) -> None:
+    problems = refused("my-own", *pictures, "--caption", "a red hill", "--caption", "hill " * 80)
+    assert [problem.partition(": ")[2] for problem in problems] == [
+        "the caption has 82 tokens, the base reads 64. Shorten it by 18 or more."
+    ]
+    assert (
+        add("my-own", *pictures, "--caption", "a hill of which there is much to say, and all of it is read").exit_code
+        == 0
+    )
+
+
+def test_settings_that_would_do_nothing_are_refused(project: Path, pictures: list[Path]) -> None:
+    (problem,) = refused("my-own", *pictures, "--adapter", "set", "--set", "morph.frames=5")
+    assert problem.startswith("--set: a set with one adapter gets no morph. Leave out what is of `morph`.")
+    (problem,) = refused("my-own", *pictures, "--set", "train.steps=5", "--set", "train.steps=6")
+    assert problem == "--set train.steps: it is given twice. Leave one of them out."
 
 
 def test_pictures_may_lie_in_the_project_itself(project: Path) -> None:

@@ -3,6 +3,7 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from pipeline.commands import clean
 from pipeline.stages import prepare, train
@@ -78,3 +79,16 @@ def test_what_a_training_uses_again_counts_as_used_and_results_do_not_depend_on_
 @pytest.mark.parametrize(("size", "said"), [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (2.5e9, "2.5 GB")])
 def test_sizes_are_readable(size: float, said: str) -> None:
     assert clean.readable(size) == said
+
+
+def test_a_studio_that_serves_keeps_its_jobs_and_drafts(work: Path) -> None:
+    for name in ("jobs/one/job.json", "drafts/one/form.json"):
+        path = work / "studio" / name
+        path.parent.mkdir(parents=True)
+        path.write_text("{}")
+    age(work / "studio")
+    with FileLock(work / "studio/studio.lock"):
+        assert not any("studio" in line for line in clean.run(30, delete=True))
+        assert (work / "studio/jobs/one/job.json").is_file() and (work / "studio/drafts/one/form.json").is_file()
+    assert "1 drafts of the studio, 2 bytes" in clean.run(30, delete=True)
+    assert not (work / "studio/jobs/one").exists() and not (work / "studio/drafts/one").exists()

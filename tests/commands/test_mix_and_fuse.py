@@ -200,7 +200,7 @@ def test_force_replaces_a_base_written_before_and_nothing_else(trained: Path) ->
     Path("photos").mkdir()
     Path("photos/one.txt").write_text("mine")
     source = Path(load_params().base.source)
-    for out, said in ((Path("photos"), "no base"), (Path("."), "no base"), (source, "the base itself")):
+    for out, said in ((Path("photos"), "no base"), (Path("."), "this project's folder"), (source, "the base itself")):
         with pytest.raises(UserError, match=said):
             fuse.run(["dots"], out, force=True)
     assert Path("photos/one.txt").read_text() == "mine" and (source / "model_index.json").is_file()

@@ -10,9 +10,11 @@ import psutil
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.studio import runner as running
 from pipeline.studio.jobs import MOST_WAITING, Queue
 from pipeline.studio.project import Project
 from pipeline.studio.runner import Runner
+from tests.hostile.disks import full_disk
 from tests.studio.conftest import runner_of, until, wait_for
 
 pytestmark = pytest.mark.usefixtures("interruptible")
@@ -137,7 +139,34 @@ def test_a_damaged_job_does_not_harm_the_others(project: Project) -> None:
 
 def test_the_queue_has_an_end(project: Project) -> None:
     queue = Queue()
+    failed = queue.add("morph", "failed", [], "failed")
+    queue.change(failed.id, status="failed")
     for number in range(MOST_WAITING):
         queue.add("morph", "many", [], f"key-{number}")
-    with pytest.raises(UserError, match=f"{MOST_WAITING} jobs are waiting"):
-        queue.add("morph", "one more", [], "key")
+    for more in (lambda: queue.add("morph", "one more", [], "key"), lambda: queue.retry(failed.id)):
+        with pytest.raises(UserError, match=f"{MOST_WAITING} jobs are waiting"):
+            more()
+    assert queue.get(failed.id).status == "failed"
+
+
+def test_a_job_has_a_folder_and_a_caption_may_name_it(project: Project) -> None:
+    job = Queue().add("morph", "a", ["--caption=a {folder} on a desk", "--out", "{folder}/clip.mp4"], "a")
+    assert job.command == ("--caption=a {folder} on a desk", "--out", f"{job.folder}/clip.mp4")
+
+
+def test_a_full_disk_loses_no_job(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends while nothing can be written; with room again it is noted, and what waits is run."""
+    monkeypatch.setattr(running, "PAUSE", 0.1)
+    runner = runner_of(project)
+    first = runner.queue.add("morph", "first", ["name=first", "steps=5"], "a")
+    second = runner.queue.add("morph", "second", ["name=second"], "b")
+    runner.start()
+    until(lambda: runner.queue.get(first.id).process)
+    process = psutil.Process(runner.queue.get(first.id).process[0])
+    with full_disk():
+        until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+        time.sleep(1)
+        assert runner.queue.get(first.id).status == "running" and runner.queue.get(second.id).status == "queued"
+    wait_for(runner.queue, first, "done")
+    wait_for(runner.queue, second, "done")
+    runner.stop()

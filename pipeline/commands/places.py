@@ -1,0 +1,40 @@
+"""What the commands may write over: never the pipeline's own files, and never a person's."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from pipeline.errors import Problem, UserError
+
+OWN_FOLDERS = ("data", "models", "reports")
+"""The pipeline's own."""
+OF_STAGES = ("data", "reports", "models/adapters", "models/pocket", "models/pocket-canny")
+"""Those that its stages write; beside them in `models` lies what a person puts there."""
+
+
+def own_problems(where: str, out: Path, own: Collection[str] = OWN_FOLDERS) -> list[Problem]:
+    """An output among the pipeline's own files, or in the place of the project. where: as the message begins."""
+    place, fix = out.resolve(), "Use another place."
+    if Path.cwd().resolve().is_relative_to(place):
+        return [Problem(where, f"{out} is this project's folder, or one that holds it", fix)]
+    inside = [folder for folder in own if place.is_relative_to(Path(folder).resolve())]
+    above = [folder for folder in own if Path(folder).resolve().is_relative_to(place)]
+    return [
+        Problem(where, f"{out} {'lies in' if inside else 'holds'} {folder}, where the pipeline's own files are", fix)
+        for folder in (inside or above)[:1]
+    ]
+
+
+def require_only(out: Path, names: Collection[str], mark: str, what: str) -> None:
+    """Let a folder be replaced that holds what was written there before, and nothing else.
+
+    names: of what may lie in it; mark: the file that must; what: such a folder is, for the message.
+
+    Raises:
+        UserError: for anything else that is there.
+    """
+    fix = "Name a new folder."
+    if not (out / mark).is_file():
+        raise UserError(Problem(str(out), f"it is there, and no {what}", fix))
+    others = sorted(path.name for path in out.iterdir() if path.name not in names)
+    if others:
+        raise UserError(Problem(str(out), f"it holds {others[0]}, which would be lost", fix))
