@@ -1,4 +1,7 @@
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,6 +45,25 @@ def runs(monkeypatch: pytest.MonkeyPatch, ran: Path) -> list[list[str]]:
 
     monkeypatch.setattr(morph, "reproduce", call)
     return called
+
+
+def test_dvc_finds_morphline_where_no_environment_is_activated(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+
+    class Started:
+        def __init__(self, command: list[str], env: dict[str, str]) -> None:
+            assert command[1:] == ["-m", "dvc", "repro", "morph@hills"]
+            started.append(env["PATH"])
+
+        def wait(self) -> int:
+            return 0
+
+    monkeypatch.setattr(subprocess, "Popen", Started)
+    for path in ("/usr/bin:/bin", None):
+        monkeypatch.delenv("PATH") if path is None else monkeypatch.setenv("PATH", path)
+        assert morph.reproduce("morph@hills") == 0
+    own = str(Path(sys.executable).parent)
+    assert started == [f"{own}{os.pathsep}/usr/bin:/bin", own]
 
 
 @pytest.mark.parametrize("given", ["the option", "morph.fps"])

@@ -1,6 +1,7 @@
 """A draft as a command of the command line, and every mistake beside its field in the words of `morphline check`."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pipeline.cli import app
 from pipeline.errors import UserError
 from pipeline.params import load_params
 from pipeline.studio.fields import comments_of, fields_of
+from pipeline.studio.jobs import MOST_WAITING
 from pipeline.studio.server import Studio
 from tests.project import SHIPPED, with_values
 from tests.studio.test_uploads import picture, put
@@ -71,8 +73,29 @@ def test_a_form_is_the_command_that_a_person_would_type(
 def test_two_of_one_name_get_two_keys(idle: Studio, browser: TestClient, dropped: tuple[str, list[str]]) -> None:
     draft, names = dropped
     keys = [browser.post(f"/api/drafts/{draft}/morph", json=form_of(names, title=title)).json()["key"]
-            for title in ("lake", "Lake", "hills", "")]  # fmt: skip
-    assert keys == ["lake", "lake-2", "hills-2", "p0-p1-p2"]
+            for title in ("lake", "Lake", "hills", "", "none")]  # fmt: skip
+    assert keys == ["lake", "lake-2", "hills-2", "p0-p1-p2", "none-2"]
+
+
+def test_of_many_at_once_each_gets_a_key_of_its_own(
+    idle: Studio, browser: TestClient, dropped: tuple[str, list[str]]
+) -> None:
+    draft, names = dropped
+    form = form_of(names, title="same")
+    with ThreadPoolExecutor(6) as threads:
+        answers = list(threads.map(lambda _: browser.post(f"/api/drafts/{draft}/morph", json=form), range(6)))
+    assert sorted(answer.json()["key"] for answer in answers) == ["same", *(f"same-{number}" for number in range(2, 7))]
+
+
+def test_a_style_is_queued_whole_or_not_at_all(
+    idle: Studio, browser: TestClient, dropped: tuple[str, list[str]]
+) -> None:
+    draft, names = dropped
+    for number in range(MOST_WAITING - 1):
+        idle.queue.add("morph", "many", [], f"key-{number}")
+    answer = browser.post(f"/api/drafts/{draft}/style", json=form_of(names, title="Ink", over="hills"))
+    assert answer.status_code == 422 and f"{MOST_WAITING} jobs are waiting" in answer.text
+    assert len(idle.queue.all()) == MOST_WAITING - 1
 
 
 @pytest.mark.parametrize(("values", "where", "message"), [

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
+from pipeline.frames.clips import frame_name
 from pipeline.params import load_params
+from pipeline.studio.gallery import frame_file
 from pipeline.studio.jobs import Queue
 from pipeline.studio.project import Project
 from pipeline.studio.runner import Runner
@@ -57,6 +59,11 @@ class Page(HTMLParser):
 
     def all(self, *tags: str) -> list[dict[str, str]]:
         return [one for one in self.elements if one["tag"] in tags]
+
+
+def studio_here() -> Studio:
+    queue = Queue()
+    return Studio(Project(load=load_params, morphline=["true"]), Runner(queue, ["true"]))
 
 
 @pytest.fixture(scope="module")
@@ -167,3 +174,27 @@ def test_words_stand_out_from_their_ground(dark: bool) -> None:
     for ink, ground in [*pairs, ("paper", "accent")]:
         light, low = sorted((luminance(colours[ink]), luminance(colours[ground])), reverse=True)
         assert (light + 0.05) / (low + 0.05) >= 4.5, f"{ink} on {ground}"
+
+
+def test_what_is_damaged_is_told_with_the_file(ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(shutil.copytree(ran, tmp_path / "project"))
+    Path("data/morphs/hills/frames/0000.png").write_text("no picture")
+    with TestClient(create_app(studio_here(), TOKEN), base_url=ORIGIN) as client:
+        client.get(f"/?token={TOKEN}")
+        answer = client.get("/media/morphs/hills/frames/0.webp")
+        assert answer.status_code == 422 and "data/morphs/hills/frames/0000.png" in answer.text
+        for content in ("[]", "{}", "nope", '{"set": "hills", "adapters": 3, "settings": {}}'):
+            Path("data/edits/hills/edit.json").write_text(content)
+            answer = client.get("/edits/hills", headers={"accept": "text/html"})
+            assert answer.status_code == 422 and "data/edits/hills/edit.json" in answer.text, content
+
+
+def test_frames_are_found_however_many_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for count in (5, 12_000):
+        path = Path("data/morphs", str(count), "frames", frame_name(3, count))
+        path.parent.mkdir(parents=True)
+        path.touch()
+        assert frame_file(str(count), "frames", 3) == path
+        with pytest.raises(KeyError):
+            frame_file(str(count), "frames", 4)
