@@ -236,7 +236,9 @@ def clean(
     Example: morphline clean --days 7 --delete
     """
     from pipeline.commands import clean
+    from pipeline.params import load_params
 
+    load_params()  # in another folder there would be nothing, which is not what is asked
     print(*clean.run(days, delete), sep="\n")
 
 

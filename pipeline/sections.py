@@ -289,7 +289,7 @@ class TrackingSection(Section):
     model_config = ConfigDict(serialize_by_alias=True)
 
     uri: str | None
-    experiment: str = Field(min_length=1)
+    experiment: str = Field(min_length=1, max_length=256)
     required: bool
     pictures_every: Annotated[int, Field(ge=1, le=1_000_000)] | None
     system_every: Annotated[float, Field(gt=0, le=86_400)] | None

@@ -64,7 +64,8 @@ def _explain(path: KeyPath, errors: Sequence[ErrorDetails], fields: Fields, file
     where = f"{file}: {'.'.join(str(part) for part in path if part != _OF_KEY)}"
     name, kind = str(path[-1]), errors[0]["type"]
     if kind == "missing":
-        return Problem(where, "the key is missing", "Add it; the comments in the shipped params.yaml explain each key.")
+        explained = "; the comments in the shipped params.yaml explain each key" if file.suffix == ".yaml" else ""
+        return Problem(where, "the key is missing", f"Add it{explained}.")
     if kind == "extra_forbidden":
         similar = difflib.get_close_matches(name, fields, n=1)
         hint = f"Did you mean {similar[0]!r}? " if similar else ""

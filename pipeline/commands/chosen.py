@@ -1,6 +1,7 @@
 """Adapters as a person names them on the command line: `woodcut`, `alps/dawn:0.5`, `path/to/file.safetensors:-0.3`."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from pipeline.adapters.store import ADAPTERS, find_adapter, is_file_name
 from pipeline.base.families import ADAPTER_PREFIX
 from pipeline.base.protocol import Adaptable
 from pipeline.errors import Problem, UserError
-from pipeline.params import load_params
+from pipeline.params import KEY, load_params
 from pipeline.sections import BaseSection
 
 
@@ -83,6 +84,8 @@ def _choose(name: str) -> Chosen:
     if not is_file_name(path):
         require_set(path.partition("/")[0])
         file = find_adapter(path)
+    elif not file.is_file():
+        raise UserError(Problem(path, "there is no such file", "Correct the path."))
     foreign = file.is_file() and is_foreign(file)
     return Chosen(file, weight, None if foreign else read_notes(file)["base"])
 
@@ -93,7 +96,7 @@ def require_set(key: str) -> None:
     Raises:
         UserError: with the sets that there are.
     """
-    if not (ADAPTERS / key).exists():
+    if not re.fullmatch(KEY, key) or not (ADAPTERS / key).exists():
         load_params().get_set(key)
 
 

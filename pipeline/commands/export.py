@@ -17,11 +17,11 @@ def run(key: str, out: Path, force: bool) -> list[Path]:
         UserError: when the set has no adapters, or a file exists already and `force` is false.
     """
     require_set(key)
-    if problems := own_problems("--out", out, OF_STAGES):
-        raise UserError(*problems)
     adapters = ADAPTERS / key
     files = sorted(set(read_index(adapters).values()))
     targets = [out / file for file in files]
+    if problems := own_problems("--out", targets[0], OF_STAGES):
+        raise UserError(*problems)
     if not force and (existing := [target for target in targets if target.exists()]):
         fix = "Use another folder, or --force."
         raise UserError(*(Problem(str(target), "the file exists already", fix) for target in existing))

@@ -1,5 +1,6 @@
 """A bound on what a server takes in, in front of an application that reads a request's whole body before it looks."""
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -10,11 +11,15 @@ Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
+SILENCE_SECONDS = 30.0
+"""How long a request that has begun may send nothing."""
+
+
 class BoundedBodies:
     """An ASGI application whose requests have at most so many bytes, and of which so many are at work at once.
 
     A longer one is answered with 413, by its Content-Length or when it has sent too much, and one too many with 503;
-    neither costs more memory than the bound.
+    neither costs more memory than the bound. One whose body stops coming is answered with 408, and makes room.
     """
 
     def __init__(self, application: Application, most_bytes: int, most_requests: int) -> None:
@@ -36,7 +41,13 @@ class BoundedBodies:
         try:
             parts, size, more = list[bytes](), 0, True
             while more:
-                message = await receive()
+                try:
+                    message = await asyncio.wait_for(receive(), SILENCE_SECONDS)
+                except TimeoutError:
+                    await _answer(
+                        send, 408, f"Nothing more of the request came for {SILENCE_SECONDS:g} s. Send it again."
+                    )
+                    return
                 if message["type"] != "http.request":  # the client is gone
                     return
                 parts.append(message.get("body", b""))
@@ -67,7 +78,7 @@ def _declared(scope: Message) -> int:
 async def _answer(send: Send, status: int, sentence: str) -> None:
     """In the form of MLflow's own errors."""
     body = json.dumps(
-        {"error_code": "BAD_REQUEST" if status == 413 else "TEMPORARILY_UNAVAILABLE", "message": sentence}
+        {"error_code": "BAD_REQUEST" if status in (408, 413) else "TEMPORARILY_UNAVAILABLE", "message": sentence}
     )
     headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": status, "headers": headers})

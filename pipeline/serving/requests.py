@@ -108,7 +108,9 @@ def _require_film(request: MorphRequest, package: Package) -> None:
         raise _wrong("captions", f"{len(captions)} for {count} pictures", "Send one for each, or none at all.")
     for number, (picture, caption) in enumerate(zip(request.pictures, captions, strict=True)):
         if caption is None and picture not in known:
-            raise _wrong(f"captions.{number}", "none, for a picture of your own", 'Write what it shows, or "".')
+            names = f"; the model's keyframes are {', '.join(sorted(known))}" if known else ""
+            fix = f'Write what it shows, or ""{names}.'
+            raise _wrong(f"captions.{number}", "none, for a picture of your own", fix)
     loop = package.morph.loop if request.loop is None else request.loop
     pacing = package.morph.pacing
     if request.frames is not None and not isinstance(pacing, str):

@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, Response
 
 from pipeline.errors import Problem, UserError
@@ -64,7 +65,10 @@ def add_routes(app: FastAPI, project: Project, runner: Runner, stopping: asyncio
                 yield chunk
 
         most = (await asyncio.to_thread(project.load)).prepare.max_megapixels
-        part = await draft.receive(name, chunks())
+        try:
+            part = await draft.receive(name, chunks())
+        except ClientDisconnect:  # nobody is there to be answered
+            return Response(status_code=400)
         upload = await asyncio.to_thread(draft.take, part, name, most)
         return upload.__dict__
 

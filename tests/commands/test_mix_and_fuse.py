@@ -50,8 +50,9 @@ def test_an_adapter_is_named_by_its_set_its_picture_or_its_file(trained: Path) -
         ("nowhere", "there is no 'nowhere'. There are: dots, hills."),
         ("dots:much", "the weight 'much' is no number"),
         ("dots:nan", "the weight 'nan' is no number"),
-        ("missing.safetensors", "the adapter is missing"),
-        ("../../etc/passwd", "the set has no adapters yet"),
+        ("missing.safetensors", "missing.safetensors: there is no such file. Correct the path."),
+        ("../../etc/passwd", "there is no '..'. There are: dots, hills"),
+        ("", "there is no ''. There are: dots, hills"),
     ],
 )
 def test_what_names_no_adapter_is_refused(trained: Path, name: str, said: str) -> None:

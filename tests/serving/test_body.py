@@ -4,6 +4,9 @@ import asyncio
 import json
 from typing import Any
 
+import pytest
+
+from pipeline.serving import body
 from pipeline.serving.body import BoundedBodies
 
 POST: dict[str, Any] = {"type": "http", "method": "POST", "headers": []}
@@ -86,3 +89,17 @@ def test_one_that_breaks_off_reaches_nobody() -> None:
     found = Connection(b"012", b"34")
     found.messages.pop()
     assert ask(found).sent == []
+
+
+def test_one_whose_body_stops_coming_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body, "SILENCE_SECONDS", 0.1)
+
+    class Silent(Connection):
+        async def receive(self) -> Any:
+            if not self.messages:
+                await asyncio.sleep(60)
+            return await super().receive()
+
+    silent = Silent(b"0", b"1")
+    del silent.messages[1]
+    assert ask(silent).status == 408 and "Nothing more of the request came for 0.1 s" in silent.text

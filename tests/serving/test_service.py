@@ -158,7 +158,7 @@ def wrong_requests(picture: str) -> list[tuple[Any, str]]:
         ({"pictures": two, "captions": ["a", "hill " * 80]}, "inputs: captions.1: the caption has 82 tokens"),
         ({"pictures": [picture]}, "at least 2 items"),
         ({"pictures": [picture] * 9}, "at most 8 items"),
-        ({"pictures": two}, "inputs: captions.0: none, for a picture of your own"),
+        ({"pictures": two}, "inputs: captions.0: none, for a picture of your own. Write what it shows"),
         ({"pictures": two, "captions": ["a"]}, "inputs: captions: 1 for 2 pictures"),
         ({"pictures": two, "captions": words, "frames": 301}, "less than or equal to 300"),
         ({"pictures": [picture] * 3, "captions": ["a"] * 3, "frames": 200}, "inputs: frames: 399 in all"),
