@@ -238,7 +238,8 @@ def clean(
     from pipeline.commands import clean
     from pipeline.params import load_params
 
-    load_params()  # in another folder there would be nothing, which is not what is asked
+    if not Path("params.yaml").exists():
+        load_params()  # says where to run it
     print(*clean.run(days, delete), sep="\n")
 
 

@@ -49,7 +49,7 @@ def find_edit_problems(params: Params, caption_length: CaptionLength | None) -> 
                 found = f"{control.start:g} does not lie before end"
                 problems.append(Problem(f"{at}.start", found, "Write less than `end`, or control: null."))
             elif control.scale and (taken := transfer.steps_taken) and not any(transfer.with_control):
-                found = f"none of the {taken} steps taken lies between {control.start:g} and {control.end:g} of them"
+                found = f"of the steps taken ({taken}) none lies between {control.start:g} and {control.end:g} of them"
                 problems.append(Problem(f"{at}.start", found, "Move start and end apart, or write more edit.steps."))
             problems += find_control_problems(control, params.base, at)
     return problems

@@ -156,6 +156,8 @@ class SampleSection(Section):
     seed: int = Field(ge=0, lt=2**63)
 
 
+FRAMES_OF_TWO = 31
+"""Of a morph through two pictures, at least, where nothing else is said: it would be over in two seconds."""
 SLOWEST_FPS, FASTEST_FPS = 0.01, 120
 """Of clips: a frame of a WebP lies at a whole millisecond, in 32 bits."""
 

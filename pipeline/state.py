@@ -160,7 +160,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 @functools.cache
 def _parse(content: bytes) -> dict[str, Any]:
-    # ruamel.yaml is in Python alone and takes a quarter of a second for a dvc.lock. Names, paths and digests are text
+    # In C where there is libyaml: in Python a dvc.lock takes a quarter of a second. Names, paths and digests are text
     # here, so nothing is read as a number or a truth, of which YAML 1.1 knows more than DVC.
     parsed = yaml.load(content.decode("utf-8"), Loader=getattr(yaml, "CBaseLoader", yaml.BaseLoader))
     return parsed if isinstance(parsed, dict) else {}

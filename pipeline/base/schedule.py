@@ -41,7 +41,7 @@ def schedule_problems(path: Path) -> list[Problem]:
     if found := _other_path(config):
         fix = "Use a base that was trained on betas, as Stable Diffusion 1, 2 and XL were; flows and EDM are not read."
         return [Problem(str(path), f"{found}: a noise schedule of another kind", fix)]
-    kind = config.get("prediction_type", "epsilon")
+    kind = config.get("prediction_type") or "epsilon"
     if config.get("rescale_betas_zero_snr") is True and kind != "v_prediction":
         # The picture is what is left when the noise is taken away, divided by how much of it there is: nothing.
         found = f"rescale_betas_zero_snr is true, and prediction_type {kind!r} says nothing of a picture in pure noise"

@@ -39,7 +39,7 @@ def run(base: str, out: Path, pictures: Path, url: str | None) -> None:
         UserError: when there is no such revision, no dvc.lock of the present state, or something else at `out`.
     """
     with suppress(FileNotFoundError), naming(out):
-        if not out.read_bytes().startswith(MARK.encode()):
+        if (there := out.read_bytes()) and not there.startswith(MARK.encode()):
             raise UserError(Problem(str(out), "it is there, and no report of this command", "Use another name."))
     _git("rev-parse", "--verify", "--quiet", f"{base}^{{commit}}", problem=f"there is no revision {base!r}")
     if not Path("dvc.lock").is_file():

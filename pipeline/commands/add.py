@@ -80,7 +80,8 @@ def run(
     focuses = focus_for_each(pictures, extras.focuses)
     names = [_file_name(picture) for picture in pictures]
     with sole_writer(), atomic_folder(RAW / key) as folder:
-        if problems := _key_problems(key, {*load_params(PARAMS).sets, *load_params(PARAMS).morphs}):
+        now = load_params(PARAMS)
+        if problems := _key_problems(key, {*now.sets, *now.morphs}):
             raise UserError(*problems)  # somebody was faster
         for picture, name in zip(pictures, names, strict=True):
             shutil.copyfile(picture, folder / name)

@@ -4,6 +4,7 @@ import errno
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,24 +37,27 @@ def run(days: float, delete: bool) -> list[str]:
     """Find what nothing has used for `days` days, and delete it if asked; a line for each kind, and what they come to.
 
     What is deleted is made again where it is needed: pictures are encoded again, adapters trained again. What another
-    process is training right now stays.
+    process is training right now stays, and so does what a studio holds that serves the project.
     """
-    found = [item for item in find_unused(WORK, time.time() - days * DAY) if not _is_in_use(item)]
-    gone = [item for item in found if _delete(item)] if delete else found
+    found = list(find_unused(WORK, time.time() - days * DAY))
+    with ExitStack() as held:
+        served = _is_served(held)
+        free = [item for item in found if not (served and item.path.is_relative_to(STUDIO))]
+        gone = [item for item in free if _delete(item)] if delete else free
     lines = []
     for kind in sorted({item.kind for item in gone}):
         sizes = [item.size for item in gone if item.kind == kind]
         lines.append(f"{len(sizes)} {kind}, {readable(sum(sizes))}")
     total = readable(sum(item.size for item in gone))
-    if not gone:
+    if not found:
         lines.append(f"nothing in {WORK} has been unused for {days:g} days")
-    elif delete:
+    elif gone and delete:
         lines.append(f"freed {total}")
-    else:
+    elif gone:
         command = f"morphline clean --days {days:g} --delete"
         lines.append(f"{total} in {WORK} have been unused for {days:g} days: `{command}` frees them")
     if busy := len(found) - len(gone):
-        lines.append(f"{busy} left alone: another process is training them")
+        lines.append(f"{busy} left alone: another process needs them")
     return lines
 
 
@@ -70,15 +74,19 @@ def find_unused(work: Path, before: float) -> Iterator[Unused]:
             yield Unused(kind, folder, sum(path.stat().st_size for path in files))
 
 
-def _is_in_use(item: Unused) -> bool:
-    """Whether it is a studio's that serves the project: the jobs that wait there need their drafts."""
-    if not item.path.is_relative_to(STUDIO):
+def _is_served(held: ExitStack) -> bool:
+    """Whether a studio serves the project: the jobs that wait there need their drafts. Else none can begin to until
+    `held` is left."""
+    lock = STUDIO / "studio.lock"
+    if not STUDIO.is_dir():
         return False
     try:
-        with FileLock(STUDIO / "studio.lock", timeout=0):
-            return False
+        held.enter_context(FileLock(lock, timeout=0))
     except Timeout:
         return True
+    except OSError:  # no room for a lock that is not there
+        return lock.exists()
+    return False
 
 
 def _delete(item: Unused) -> bool:

@@ -20,8 +20,8 @@ def run(key: str, out: Path, force: bool) -> list[Path]:
     adapters = ADAPTERS / key
     files = sorted(set(read_index(adapters).values()))
     targets = [out / file for file in files]
-    if problems := own_problems("--out", targets[0], OF_STAGES):
-        raise UserError(*problems)
+    if problems := [one for target in targets[:1] for one in own_problems("--out", target, OF_STAGES)]:
+        raise UserError(*problems)  # files may lie beside the pipeline's folders, as in `models`
     if not force and (existing := [target for target in targets if target.exists()]):
         fix = "Use another folder, or --force."
         raise UserError(*(Problem(str(target), "the file exists already", fix) for target in existing))

@@ -17,10 +17,8 @@ from pipeline.inputs import open_plain
 from pipeline.outputs import atomic_file, require_room
 from pipeline.overrides import overridden
 from pipeline.params import Params, load_params, slugify
+from pipeline.sections import FRAMES_OF_TWO
 from pipeline.stages import check
-
-FRAMES = 31
-"""Of two pictures, at least: with fewer the clip would be over in two seconds."""
 
 
 def run(
@@ -170,12 +168,12 @@ def morph_settings(
 ) -> dict[str, object]:
     """What a morph through the pictures overrides of the section `morph`.
 
-    frames: of each segment, both keyframes included; None: as in params.yaml, but for two pictures FRAMES at least.
+    frames: of each segment, both keyframes included; None: as in params.yaml, but of two FRAMES_OF_TWO at least.
     steps: of inversion and of sampling; None: as in params.yaml. own: other values, which win over both.
     """
     asked = frames is not None
-    if not asked and len(pictures) == 2 and params.morph.frames < FRAMES:
-        frames = FRAMES
+    if not asked and "frames" not in (own or {}) and len(pictures) == 2 and params.morph.frames < FRAMES_OF_TWO:
+        frames = FRAMES_OF_TWO
     for name, value in (("frames", frames), ("steps", steps)):
         if value is not None and name in (own or {}):
             fix = "Leave one of them out."

@@ -10,6 +10,9 @@ OWN_FOLDERS = ("data", "models", "reports")
 OF_STAGES = ("data", "reports", "models/adapters", "models/pocket", "models/pocket-canny")
 """Those that its stages write; beside them in `models` lies what a person puts there."""
 
+OF_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")
+"""What file managers leave in any folder."""
+
 
 def own_problems(where: str, out: Path, own: Collection[str] = OWN_FOLDERS) -> list[Problem]:
     """An output among the pipeline's own files, or in the place of the project. where: as the message begins."""
@@ -25,9 +28,9 @@ def own_problems(where: str, out: Path, own: Collection[str] = OWN_FOLDERS) -> l
 
 
 def require_only(out: Path, names: Collection[str], mark: str, what: str) -> None:
-    """Let a folder be replaced that holds what was written there before, and nothing else.
+    """Let a folder be replaced that holds what was written there before, and nothing beside it.
 
-    names: of what may lie in it; mark: the file that must; what: such a folder is, for the message.
+    names: of what may lie at its top; mark: the file that must; what: such a folder is, for the message.
 
     Raises:
         UserError: for anything else that is there.
@@ -35,6 +38,6 @@ def require_only(out: Path, names: Collection[str], mark: str, what: str) -> Non
     fix = "Name a new folder."
     if not (out / mark).is_file():
         raise UserError(Problem(str(out), f"it is there, and no {what}", fix))
-    others = sorted(path.name for path in out.iterdir() if path.name not in names)
+    others = sorted({path.name for path in out.iterdir()} - {*names, *OF_SYSTEMS})
     if others:
         raise UserError(Problem(str(out), f"it holds {others[0]}, which would be lost", fix))

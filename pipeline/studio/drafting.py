@@ -11,7 +11,7 @@ from pipeline.errors import Problem, UserError
 from pipeline.overrides import overridden, parse_settings
 from pipeline.params import NONE, MorphSpec, Params, SetSpec, slugify
 from pipeline.pictures.rows import parse_row
-from pipeline.sections import FASTEST_FPS, SLOWEST_FPS
+from pipeline.sections import FASTEST_FPS, FRAMES_OF_TWO, SLOWEST_FPS
 from pipeline.studio.jobs import Kind
 from pipeline.studio.uploads import Draft
 
@@ -205,10 +205,12 @@ def _settings(form: MorphForm, params: Params) -> tuple[list[str], list[Problem]
         except UserError as error:
             problems += [Problem(fields.get(name, name), one.found, one.fix) for one in error.problems]
     frames = params.morph.frames
+    if len(form.pictures) == 2 and "frames" not in values.get("morph", {}):
+        frames = max(frames, FRAMES_OF_TWO)  # as the command has it
     for section, own in values.items():
         try:
             merged = overridden(getattr(params, section), section, own)
-            frames = getattr(merged, "frames", frames)
+            frames = merged.frames if "frames" in own else frames
         except UserError as error:
             for one in error.problems:
                 name = one.where.removeprefix("--set ")

@@ -4,6 +4,7 @@ What a job prints goes to a file and not through a pipe: so it outlives the serv
 takes a job over that is still running, or runs one again that was interrupted, which goes on from where it was.
 """
 
+import errno
 import logging
 import os
 import signal
@@ -19,7 +20,9 @@ import psutil
 from pipeline.studio.jobs import ENDED, Job, Queue
 from pipeline.studio.progress import LogReader, Progress, problems_in
 
-POLL, PAUSE = 0.2, 2.0  # seconds; the second before what a full disk has refused is tried again
+POLL = 0.2  # seconds
+PAUSE = 2.0  # before what a full disk has refused is tried again
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 log = logging.getLogger(__name__)
 
 PATIENCE = (
@@ -78,13 +81,16 @@ class Runner:
     def _loop(self) -> None:
         for job in self.queue.all():
             if job.status == "running":
-                self._take_over(job)
+                try:
+                    self._take_over(job)
+                except OSError as error:  # the server ends while nothing can be noted
+                    log.warning("The queue waits (%s)", error)
         while not self._stopping.wait(POLL):
             try:
                 if taken := self.queue.take():
                     self._run(taken)
             except OSError as error:  # a full disk: what waits goes on waiting until there is room
-                log.warning("No job can be started (%s)", error)
+                log.warning("The queue waits (%s)", error)
                 self._stopping.wait(PAUSE)
 
     def _note(self, key: str, **values: Any) -> None:
@@ -105,15 +111,18 @@ class Runner:
             self._watch(job, process.pid, lambda: _alive(job) is not None)
         if self.queue.get(job.id) == job:  # neither cancelled nor interrupted now
             # How it ended, nobody was there to see: the same command again is quick where it had succeeded.
-            self.queue.change(job.id, status="interrupted", process=None)
+            self._note(job.id, status="interrupted", process=None)
 
     def _run(self, job: Job) -> None:
         try:
             job.folder.mkdir(parents=True, exist_ok=True)
             printed = job.log.open("wb")
-        except OSError:
-            self._note(job.id, status="queued", started=None)
-            raise
+        except OSError as error:
+            if error.errno in NO_ROOM:  # it goes on waiting
+                self._note(job.id, status="interrupted", started=None)
+                raise
+            self._note(job.id, status="failed", ended=time.time(), problems=(str(error),))
+            return
         with printed:
             self._readers[job.id] = LogReader(job.log)
             try:

@@ -109,7 +109,7 @@ class Tracker:
             with self._writing(f"{stem}+compressed.webp") as path:
                 plain.save(path)
             if not self._rows_of_pictures:
-                self.set_tags({"mlflow.loggedImages": "True"})
+                self._tag({"mlflow.loggedImages": "True"})
                 self._rows_of_pictures = True
 
     @_never_raises
@@ -185,6 +185,9 @@ class Tracker:
     @_never_raises
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Tags of this stage's run; values longer than 8000 characters are cut."""
+        self._tag(tags)
+
+    def _tag(self, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
 
         items = [RunTag(legal_key(key), cut(str(text), LONGEST_TAG)) for key, text in tags.items()]

@@ -4,8 +4,6 @@ import difflib
 import errno
 import json
 import os
-import subprocess
-import sys
 import unicodedata
 from pathlib import Path
 
@@ -16,10 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.commands.entries import add_entries
-from pipeline.errors import UserError
 from pipeline.params import load_params
-from tests.declarations import ROOT
 from tests.project import SHIPPED, contents, edit, paint
 
 CAPTIONS = ("--caption", 'a red hill: "dawn" # 1', "--caption", "ein blauer See")
@@ -247,23 +242,6 @@ def test_a_disk_that_refuses_leaves_nothing(
     assert contents(project, ".work") == before and not (project / "data/raw/my-own").exists()
 
 
-def test_what_several_commands_add_at_once_is_all_there(project: Path, pictures: list[Path]) -> None:
-    """And of two that ask for one key, one gets it."""
-    command = [sys.executable, "-m", "pipeline", "add"]
-    keys = ["one", "two", "three", "same", "same"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    running = [
-        subprocess.Popen([*command, key, *map(str, pictures)], env=environment, stderr=subprocess.PIPE, text=True)
-        for key in keys
-    ]
-    ended = [(key, process.communicate()[1], process.returncode) for key, process in zip(keys, running, strict=True)]
-    assert sorted(code for _, _, code in ended) == [0, 0, 0, 0, 1], ended
-    (loser,) = (said for _, said, code in ended if code)
-    assert "KEY: 'same' exists already" in loser
-    params = load_params()
-    assert set(params.sets) == set(params.morphs) == {"hills", "dots", "one", "two", "three", "same"}
-
-
 def test_a_caption_that_the_base_would_not_read_is_refused_before_it_is_in_everybodys_way(
     project: Path, pictures: list[Path]
 ) -> None:
@@ -289,11 +267,3 @@ def test_pictures_may_lie_in_the_project_itself(project: Path) -> None:
     assert answer.exit_code == 0
     with Image.open("data/raw/my-own/blue.png") as ours, Image.open("data/raw/hills/blue.png") as theirs:
         assert ours.tobytes() == theirs.tobytes()
-
-
-def test_what_params_yaml_refuses_is_said_of_it_and_of_no_file_that_is_gone(project: Path) -> None:
-    before = (project / "params.yaml").read_bytes()
-    with pytest.raises(UserError) as refused:
-        add_entries({"edits": {"set": "hills", "adapters": {"no-such": 1.0}, "edit": {}}}, "new")
-    assert str(refused.value).startswith("params.yaml: edits.new.adapters: no-such: there is no set 'no-such'")
-    assert (project / "params.yaml").read_bytes() == before

@@ -87,6 +87,14 @@ def test_a_rate_that_is_none_is_told_at_its_option(project: Path, own: list[Path
     assert runs == []
 
 
+def test_two_pictures_have_as_many_frames_as_the_settings_say(project: Path) -> None:
+    params, two = load_params(), [Path("a"), Path("b")]
+    assert morph.morph_settings(params, two, None, None, {"frames": 5}) == {"frames": 5}
+    assert morph.morph_settings(params, two, None, None) == {"frames": 31}
+    assert morph.morph_settings(params, [*two, Path("c")], None, None) == {}
+    assert morph.morph_settings(params, two, 7, 3) == {"frames": 7, "steps": 3, "inversion_steps": 3}
+
+
 @pytest.mark.parametrize("make", [quick.run, morph.run])
 def test_frames_are_not_asked_for_where_pacing_says_where_they_lie(
     project: Path, own: list[Path], runs: list[list[str]], make: Callable[..., Path]
@@ -155,7 +163,7 @@ def test_other_settings_are_another_morph_of_the_same_set(
     assert {spec.set for spec in made} == {"one-hill-two"}
     shared = params.morph.steps
     assert [(spec.morph.frames, spec.morph.steps, spec.morph.inversion_steps) for spec in made] == [
-        (morph.FRAMES, shared, shared), (40, shared, shared), (40, 4, 4),
+        (31, shared, shared), (40, shared, shared), (40, 4, 4),
     ]  # fmt: skip
 
 

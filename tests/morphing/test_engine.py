@@ -242,8 +242,10 @@ def test_attention_is_on_in_its_share_of_the_steps(
 
     @contextmanager
     def closing_with(handle: RemovableHandle, attention: EndpointAttention) -> Iterator[EndpointAttention]:
-        yield attention
-        handle.remove()
+        try:
+            yield attention
+        finally:
+            handle.remove()
 
     monkeypatch.setattr(engine, "endpoint_attention", told)
     noise = torch.zeros(2, 4, 8, 8)

@@ -91,9 +91,9 @@ def test_the_refiner_is_told_of_all_that_acts_in_the_bases_steps(
         (
             "start: 0.0, end: 0.5",
             "steps: 2, strength: 0.7, start: noise",
-            "none of the 1 steps taken lies betw",
+            "of the steps taken (1) none lies betw",
         ),
-        ("start: 0.45, end: 0.55", "steps: 20, strength: 0.7, start: noise", "none of the 14 steps taken lies between"),
+        ("start: 0.45, end: 0.55", "steps: 20, strength: 0.7, start: noise", "of the steps taken (14) none lies betw"),
         ("start: 0.0, end: 0.5", "steps: 4, strength: 0.5, start: noise", ""),
         ("start: 0.45, end: 0.55", "steps: 2, strength: 0.0, start: noise", ""),
     ],

@@ -158,15 +158,44 @@ def test_a_full_disk_loses_no_job(project: Project, monkeypatch: pytest.MonkeyPa
     """It ends while nothing can be written; with room again it is noted, and what waits is run."""
     monkeypatch.setattr(running, "PAUSE", 0.1)
     runner = runner_of(project)
-    first = runner.queue.add("morph", "first", ["name=first", "steps=5"], "a")
+    first = runner.queue.add("morph", "first", ["name=first", "steps=30"], "a")
     second = runner.queue.add("morph", "second", ["name=second"], "b")
     runner.start()
-    until(lambda: runner.queue.get(first.id).process)
-    process = psutil.Process(runner.queue.get(first.id).process[0])
+    try:
+        until(lambda: runner.queue.get(first.id).process)
+        process = psutil.Process(runner.queue.get(first.id).process[0])
+        with full_disk():
+            until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+            time.sleep(1)
+            assert runner.queue.get(first.id).status == "running" and runner.queue.get(second.id).status == "queued"
+        wait_for(runner.queue, first, "done")
+        wait_for(runner.queue, second, "done")
+    finally:
+        runner.stop()
+
+
+def test_a_full_disk_at_the_start_loses_no_job(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that was killed has left one running, whose process is gone."""
+    monkeypatch.setattr(running, "PAUSE", 0.1)
+    queue = Queue()
+    job = queue.add("morph", "gone", ["name=gone"], "a")
+    queue.change(job.id, status="running", process=(1, 0.0))
+    runner = runner_of(project)
     with full_disk():
-        until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+        runner.start()
         time.sleep(1)
-        assert runner.queue.get(first.id).status == "running" and runner.queue.get(second.id).status == "queued"
-    wait_for(runner.queue, first, "done")
-    wait_for(runner.queue, second, "done")
+        assert runner.queue.get(job.id).status == "running"
+    wait_for(runner.queue, job, "done")
+    runner.stop()
+
+
+def test_a_job_whose_folder_cannot_be_written_to_fails_and_the_next_one_runs(project: Project) -> None:
+    runner = runner_of(project)
+    wrong = runner.queue.add("morph", "wrong", [], "a")
+    right = runner.queue.add("morph", "right", ["name=right"], "b")
+    wrong.log.mkdir()
+    runner.start()
+    failed = wait_for(runner.queue, wrong, "failed")
+    assert "Is a directory" in failed.problems[0]
+    wait_for(runner.queue, right, "done")
     runner.stop()
