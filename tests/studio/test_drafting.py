@@ -77,11 +77,11 @@ def test_two_of_one_name_get_two_keys(idle: Studio, browser: TestClient, dropped
     assert keys == ["lake", "lake-2", "hills-2", "p0-p1-p2", "none-2"]
 
 
-@pytest.mark.parametrize(("count", "own", "fps"), [(2, {}, "12"), (2, {"frames": "16"}, "6"), (3, {}, "6")])
+@pytest.mark.parametrize(("count", "own", "fps"), [(2, {}, "12"), (2, {"frames": "16"}, "6"), (3, {}, "0.8")])
 def test_seconds_are_those_of_the_clip_that_is_made(
     idle: Studio, browser: TestClient, dropped: tuple[str, list[str]], count: int, own: dict[str, str], fps: str
 ) -> None:
-    """Two pictures get 31 frames, where nothing else is said; the project's params say 16."""
+    """Two pictures get 31 frames, where nothing else is said; the project's params say 3."""
     draft, names = dropped
     form = form_of(names[:count], title="t", seconds="2.5", **own)
     assert browser.post(f"/api/drafts/{draft}/morph", json=form).status_code == 201
