@@ -22,12 +22,12 @@ PLACE = "params.yaml: refiner"
 
 @dataclass(frozen=True)
 class Asked:
-    """Steps that params ask for. taken: so many of them, the last ones; None: all. guided_by_more: with
+    """Steps that params ask for. taken: so many of them, the last ones; None: all. needs_base: with
     adapters or a ControlNet, which act in the base's steps alone."""
 
     steps: int
     taken: int | None = None
-    guided_by_more: bool = True
+    needs_base: bool = True
 
 
 def find_refiner_problems(
@@ -100,7 +100,7 @@ def _step_problems(start: float, path: VariancePreserving, asked: Mapping[str, A
         taken, before = len(levels) - 1, steps_before(start, path, levels)
         if taken and before == taken:
             found, fix = f"none of {each.steps} steps is left for the refiner", "Write less, or more steps."
-        elif taken and each.guided_by_more and not before:
+        elif taken and each.needs_base and not before:
             found = f"all steps taken of {each.steps} are the refiner's, and adapters and edges have no part in them"
             fix = "Write more, or take more steps."
         else:

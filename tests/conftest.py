@@ -139,6 +139,14 @@ def ran(tmp_path_factory: pytest.TempPathFactory, tiny_folders: dict[str, Path],
 
 
 @pytest.fixture
+def made(ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of a finished project as the working folder."""
+    project = Path(shutil.copytree(ran, tmp_path / "project"))
+    monkeypatch.chdir(project)
+    return project
+
+
+@pytest.fixture
 def project(tmp_path: Path, tiny_folders: dict[str, Path], database: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A fresh project as the working folder, with nothing made yet."""
     folder = make_project(tmp_path / "project", tiny_folders["epsilon"], database)

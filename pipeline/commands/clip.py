@@ -85,25 +85,26 @@ def require_rate(out: Path, fps: float) -> None:
         raise UserError(Problem("--fps", f"GIFs play at most {GIF_FPS} frames a second, found {fps:g}", fix))
 
 
+def _name_problems(out: Path, force: bool) -> list[Problem]:
+    """What is wrong with the name of a clip, and with replacing what is there."""
+    if out.name.lower() in FORMATS or (out.suffix and out.suffix.lower() not in FORMATS):
+        fix = f"Use a file name that ends in {', '.join(FORMATS)}, or a folder for PNGs, without a dot in its name."
+        return [Problem("--out", f"found {str(out)!r}", fix)]
+    if os.path.exists(out) and (not force or out.is_dir() == bool(out.suffix)):
+        fix = "Use another name, or --force." if out.is_dir() != bool(out.suffix) else "Use another name."
+        return [Problem("--out", f"{out} exists already", fix)]
+    if out.is_dir() and any(path.suffix != ".png" or not path.is_file() for path in out.iterdir()):
+        return [Problem("--out", f"{out} contains other files than PNGs, which would be lost", "Use another folder.")]
+    return []
+
+
 def check_output(out: Path, fps: float | None, hold: float | None, size: int | None, force: bool) -> None:
     """Refuse a clip that could not be written as asked, or that would replace a file without `force`.
 
     Raises:
         UserError: with every problem.
     """
-    problems = own_problems("--out", out)
-    if problems:
-        pass  # said already
-    elif out.name.lower() in FORMATS or (out.suffix and out.suffix.lower() not in FORMATS):
-        fix = f"Use a file name that ends in {', '.join(FORMATS)}, or a folder for PNGs, without a dot in its name."
-        problems.append(Problem("--out", f"found {str(out)!r}", fix))
-    elif os.path.exists(out) and (not force or out.is_dir() == bool(out.suffix)):
-        fix = "Use another name, or --force." if out.is_dir() != bool(out.suffix) else "Use another name."
-        problems.append(Problem("--out", f"{out} exists already", fix))
-    elif out.is_dir() and any(path.suffix != ".png" or not path.is_file() for path in out.iterdir()):
-        problems.append(
-            Problem("--out", f"{out} contains other files than PNGs, which would be lost", "Use another folder.")
-        )
+    problems = own_problems("--out", out) or _name_problems(out, force)
     above = next(folder for folder in out.absolute().parents if os.path.exists(folder))
     if not above.is_dir() or not os.access(above, os.W_OK):
         problems.append(Problem("--out", f"nothing can be written to {above}", "Use a folder that you may write to."))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pipeline.adapters.store import ADAPTERS, read_index
 from pipeline.commands.chosen import require_set
-from pipeline.commands.places import OF_STAGES, own_problems
+from pipeline.commands.places import OF_STAGES, require_not_own
 from pipeline.errors import Problem, UserError
 from pipeline.exchange.kohya import write_kohya
 from pipeline.outputs import atomic_file
@@ -20,8 +20,8 @@ def run(key: str, out: Path, force: bool) -> list[Path]:
     adapters = ADAPTERS / key
     files = sorted(set(read_index(adapters).values()))
     targets = [out / file for file in files]
-    if problems := [one for target in targets[:1] for one in own_problems("--out", target, OF_STAGES)]:
-        raise UserError(*problems)  # files may lie beside the pipeline's folders, as in `models`
+    for target in targets:  # and not `out`: files may lie beside the pipeline's folders, as in `models`
+        require_not_own(target, OF_STAGES)
     if not force and (existing := [target for target in targets if target.exists()]):
         fix = "Use another folder, or --force."
         raise UserError(*(Problem(str(target), "the file exists already", fix) for target in existing))

@@ -17,7 +17,7 @@ from pipeline.base.files import remove_local_path
 from pipeline.base.opening import load_single_file, root_of
 from pipeline.base.protocol import Base
 from pipeline.commands.chosen import choose, read_chosen, require_base
-from pipeline.commands.places import OF_STAGES, own_problems, require_only
+from pipeline.commands.places import OF_STAGES, require_not_own, require_only
 from pipeline.errors import Problem, UserError
 from pipeline.inputs import read_json
 from pipeline.outputs import atomic_folder
@@ -65,8 +65,7 @@ def check_replaceable(out: Path, used: Sequence[str | None]) -> None:
         UserError: when `out` is there and no base, holds other files, or is one of those, and where it is a place of
             the pipeline's own.
     """
-    if problems := own_problems("--out", out, OF_STAGES):
-        raise UserError(*problems)
+    require_not_own(out, OF_STAGES)
     if not out.exists():
         return
     if out.resolve() in [Path(name).resolve() for name in used if name]:

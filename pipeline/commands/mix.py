@@ -12,7 +12,7 @@ from pipeline.base.digests import file_sha256
 from pipeline.base.families import ADAPTER_PREFIX
 from pipeline.base.opening import adapters_digest, layers_without_weights
 from pipeline.commands.chosen import choose, read_chosen, require_base
-from pipeline.commands.places import OF_STAGES, own_problems
+from pipeline.commands.places import OF_STAGES, require_not_own
 from pipeline.errors import Problem, UserError
 from pipeline.outputs import atomic_file
 from pipeline.params import load_params
@@ -26,8 +26,7 @@ def run(names: list[str], out: Path, rank: int | None, force: bool) -> str:
     """
     if out.suffix != ".safetensors":
         raise UserError(Problem(str(out), "an adapter is a .safetensors file", f"Write to {out.name}.safetensors."))
-    if problems := own_problems("--out", out, OF_STAGES):
-        raise UserError(*problems)
+    require_not_own(out, OF_STAGES)
     if out.exists() and not force:
         raise UserError(Problem(str(out), "the file exists already", "Use another name, or --force."))
     chosen = choose(names)

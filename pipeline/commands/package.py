@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from pipeline.commands.places import own_problems, require_only
+from pipeline.commands.places import require_not_own, require_only
 from pipeline.errors import Problem, UserError
 from pipeline.params import Params, load_params
 
@@ -20,8 +20,7 @@ def run(name: str, out: Path, force: bool) -> Path:
     """
     params = load_params()
     stage = stage_of(params, name)
-    if problems := own_problems("--out", out):
-        raise UserError(*problems)
+    require_not_own(out)
     if os.path.lexists(out):
         if not force:
             raise UserError(Problem(str(out), "it exists already", "Use another folder, or --force."))

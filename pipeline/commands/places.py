@@ -27,6 +27,12 @@ def own_problems(where: str, out: Path, own: Collection[str] = OWN_FOLDERS) -> l
     ]
 
 
+def require_not_own(out: Path, own: Collection[str] = OWN_FOLDERS) -> None:
+    """Raises UserError with the `own_problems` of a command's --out."""
+    if problems := own_problems("--out", out, own):
+        raise UserError(*problems)
+
+
 def require_only(out: Path, names: Collection[str], mark: str, what: str) -> None:
     """Let a folder be replaced that holds what was written there before, and nothing beside it.
 

@@ -88,7 +88,7 @@ def endpoint_attention(
         yield shared
 
 
-def before(
+def in_first_steps(
     with_it: Predict, without: Predict, attention: EndpointAttention, levels: Sequence[Level], switch: int
 ) -> Predict:
     """One prediction with the endpoints' attention, in the first `switch` steps along falling levels alone, and another

@@ -16,7 +16,7 @@ from pipeline.adapters.mixing import Adapter, WeightedAdapter, mixed_adapters, m
 from pipeline.base.conditioning import Conditioning
 from pipeline.base.protocol import Base
 from pipeline.morphing.attention import cached_captions
-from pipeline.morphing.diffmorpher import KeyframeAttention, adain, before, endpoint_attention
+from pipeline.morphing.diffmorpher import KeyframeAttention, adain, endpoint_attention, in_first_steps
 from pipeline.morphing.interpolation import lerp, slerp
 from pipeline.processes.chunks import in_chunks
 from pipeline.sampling.adapted import adapted_conditioning
@@ -164,7 +164,7 @@ def _sample_rows(
             layers = base.self_attention(recipe.attention.blocks)
             endpoints = stack.enter_context(endpoint_attention(layers, alphas, recipe.attention.source))
             switch = min(recipe.steps, math.ceil(recipe.attention.until * recipe.steps))
-            predict = before(predict, prediction(), endpoints, falling_levels(base.path, recipe.steps), switch)
+            predict = in_first_steps(predict, prediction(), endpoints, falling_levels(base.path, recipe.steps), switch)
             restarts = [switch]
         return sample(start, predict, base.path, recipe.steps, progress, recipe.solver, restarts)
 

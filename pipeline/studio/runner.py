@@ -23,8 +23,6 @@ from pipeline.studio.progress import LogReader, Progress, problems_in
 POLL = 0.2  # seconds
 PAUSE = 2.0  # before what a full disk has refused is tried again
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-log = logging.getLogger(__name__)
-
 PATIENCE = (
     (signal.SIGINT, 30.0),
     (getattr(signal, "SIGTERM", signal.SIGINT), 10.0),
@@ -34,6 +32,8 @@ PATIENCE = (
 which a training saves where it is."""
 # Nothing in a job may wait for an answer, and its words come out as they are written, twice a second at most.
 ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", "TQDM_MININTERVAL": "0.5", "COLUMNS": "120", "NO_COLOR": "1"}
+
+log = logging.getLogger(__name__)
 
 
 class Runner:

@@ -12,14 +12,6 @@ from pipeline.params import load_params
 from tests.project import contents
 
 
-@pytest.fixture
-def made(ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of a finished project as the working folder."""
-    shutil.copytree(ran, tmp_path / "project")
-    monkeypatch.chdir(tmp_path / "project")
-    return tmp_path / "project"
-
-
 @pytest.mark.parametrize("out", ["data", "data/raw/hills", "models/adapters/hills", ".", "..", "models", "reports/new"])
 def test_the_pipelines_own_files_stay(made: Path, out: str) -> None:
     before = contents(made)

@@ -82,7 +82,7 @@ def test_the_refiner_is_told_of_all_that_acts_in_the_bases_steps(
     entry = f"set: hills, adapters: {adapters or '{dots: 1.0}'}, edit: {{control: {{{control}, scale: {scale}}}}}"
     edit(project / "params.yaml", lambda text: with_entries(text, "edits", f"  hills: {{{entry}}}\n"))
     checked()
-    assert told[0]["edits.hills: edit.steps"].guided_by_more is acting
+    assert told[0]["edits.hills: edit.steps"].needs_base is acting
 
 
 @pytest.mark.parametrize(

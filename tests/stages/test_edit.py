@@ -23,14 +23,6 @@ from tests.tiny import build_tiny, section
 NAMES = ("red hill", "großer See", "blue")
 
 
-@pytest.fixture
-def made(ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of a finished project as the working folder."""
-    project = Path(shutil.copytree(ran, tmp_path / "project"))
-    monkeypatch.chdir(project)
-    return project
-
-
 def with_edits(project: Path, entries: str) -> None:
     edit(project / "params.yaml", lambda text: with_entries(text, "edits", entries))
 

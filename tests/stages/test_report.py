@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -42,12 +41,7 @@ def test_an_output_that_is_missing_is_named_with_its_stage(project: Path, missin
     assert not (project / "reports/index.html").exists() and not (project / "reports/metrics.json").exists()
 
 
-def test_masks_beside_the_prepared_pictures_are_in_the_digest(
-    ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    project = tmp_path / "project"
-    shutil.copytree(ran, project)
-    monkeypatch.chdir(project)
+def test_masks_beside_the_prepared_pictures_are_in_the_digest(made: Path) -> None:
     prepared = Path("data/prepared/hills")
     (prepared / ".masks").mkdir()
     (prepared / ".masks/blue.png").write_bytes(b"white")
@@ -58,25 +52,20 @@ def test_masks_beside_the_prepared_pictures_are_in_the_digest(
     assert f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}" in page
 
 
-def test_what_is_not_made_without_adapters_is_not_measured_and_not_shown(
-    ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    project = tmp_path / "project"
-    shutil.copytree(ran, project)
-    monkeypatch.chdir(project)
-    edit(project / "params.yaml", lambda text: with_values(text, {"morph.without_adapters": "false"}))
-    frames = [path.read_bytes() for path in sorted((project / "data/morphs/hills/frames").iterdir())]
+def test_what_is_not_made_without_adapters_is_not_measured_and_not_shown(ran: Path, made: Path) -> None:
+    edit(made / "params.yaml", lambda text: with_values(text, {"morph.without_adapters": "false"}))
+    frames = [path.read_bytes() for path in sorted((made / "data/morphs/hills/frames").iterdir())]
     morph.run("hills")
-    assert [path.read_bytes() for path in sorted((project / "data/morphs/hills/frames").iterdir())] == frames
-    assert not (project / "data/morphs/hills/no-lora").exists()
+    assert [path.read_bytes() for path in sorted((made / "data/morphs/hills/frames").iterdir())] == frames
+    assert not (made / "data/morphs/hills/no-lora").exists()
     evaluate.run("hills")
-    figures = json.loads((project / "reports/metrics/hills.json").read_text(encoding="utf-8"))
+    figures = json.loads((made / "reports/metrics/hills.json").read_text(encoding="utf-8"))
     before = json.loads((ran / "reports/metrics/hills.json").read_text(encoding="utf-8"))
     assert figures == {name: before[name] for name in ("morph", "cross_fade")}
-    with (project / "reports/curves/morphs/hills.csv").open(encoding="utf-8", newline="") as file:
+    with (made / "reports/curves/morphs/hills.csv").open(encoding="utf-8", newline="") as file:
         assert next(csv.reader(file)) == ["position", "morph", "cross_fade"]
     report.run()
-    of_hills, of_dots = (project / "reports/index.html").read_text(encoding="utf-8").split('id="figures-dots"')
+    of_hills, of_dots = (made / "reports/index.html").read_text(encoding="utf-8").split('id="figures-dots"')
     assert "without adapters, frame" not in of_hills.partition('id="figures-hills"')[0]
     assert 'data-variant="without adapters"' not in of_hills and 'data-variant="cross-fade"' in of_hills
     assert 'data-variant="without adapters"' in of_dots

@@ -176,8 +176,7 @@ def test_words_stand_out_from_their_ground(dark: bool) -> None:
         assert (light + 0.05) / (low + 0.05) >= 4.5, f"{ink} on {ground}"
 
 
-def test_what_is_damaged_is_told_with_the_file(ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(shutil.copytree(ran, tmp_path / "project"))
+def test_what_is_damaged_is_told_with_the_file(made: Path) -> None:
     Path("data/morphs/hills/frames/0000.png").write_text("no picture")
     with TestClient(create_app(studio_here(), TOKEN), base_url=ORIGIN) as client:
         client.get(f"/?token={TOKEN}")
